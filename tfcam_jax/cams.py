@@ -1,0 +1,111 @@
+"""Class activation maps (CAMs): which places of a feature map speak for which class.
+
+Pure functions of arrays that need jax alone. Notation: `h, w` places, `C` feature channels, `K` classes;
+leading dimensions are free. Computation is float32 (float64 if that comes in).
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import jax
+import jax.numpy as jnp
+
+if TYPE_CHECKING:
+    from jaxtyping import Array, Bool, Float, Int
+
+# A map whose range is below this share of its largest magnitude is float32 rounding noise around a constant.
+CONSTANT_TOLERANCE = 1e-5
+
+
+def at_least_float32(array: Array) -> Array:
+    """Casts bfloat16, float16, integers and booleans to float32; keeps float32 and float64."""
+    array = jnp.asarray(array)
+    return array.astype(jnp.promote_types(array.dtype, jnp.float32))
+
+
+def class_activation_maps(
+    features: Float[Array, "*batch h w C"], kernel: Float[Array, "C K"]
+) -> Float[Array, "*batch h w K"]:
+    """Raw CAM of every class: `M_k = F W[:, k]`, without bias and without ReLU (Zhou et al., CVPR 2016).
+
+    Args:
+      features: the feature maps exactly as they are pooled, any float dtype.
+      kernel: weights of the linear head on the pooled features.
+
+    Returns:
+      The maps, at least float32. If `logits = mean_hw(features) @ kernel + bias`, then
+      `mean_hw(maps[..., k]) + bias[k] == logits[..., k]`.
+    """
+    features, kernel = at_least_float32(features), at_least_float32(kernel)
+    return jnp.einsum("...c,ck->...k", features, kernel, precision=jax.lax.Precision.HIGHEST)
+
+
+def split_true_false(
+    maps: Float[Array, "*batch h w K"],
+    labels: Int[Array, "*batch"],
+    logits: Float[Array, "*batch K"] | None = None,
+) -> tuple[Float[Array, "*batch h w"], Float[Array, "*batch h w"]]:
+    """Splits the class maps into the true-class map T and the false-class map U.
+
+    Args:
+      maps: raw CAMs of all classes.
+      labels: true class, 0..K-1. A label outside that range gives a true map of zeros (it can't be seen under jit).
+      logits: needed for K > 2 only. There U is the sum of the other classes' maps weighted by their
+        softmax among themselves; no gradient flows through the weights.
+
+    Returns:
+      `(true_map, false_map)`, at least float32. For K = 2, U is the other class's map.
+
+    Raises:
+      ValueError: fewer than two classes, or more than two without logits.
+    """
+    num_classes = maps.shape[-1]
+    if num_classes < 2:
+        raise ValueError(f"split_true_false needs maps of at least 2 classes; maps has shape {maps.shape}")
+    if num_classes > 2 and logits is None:
+        raise ValueError(
+            f"split_true_false needs logits to weigh the {num_classes - 1} false classes of maps {maps.shape}"
+        )
+    maps = at_least_float32(maps)
+    is_true = jax.nn.one_hot(labels, num_classes, dtype=bool)
+    if num_classes == 2:
+        false_weights = (~is_true).astype(maps.dtype)
+    else:
+        others = jnp.where(is_true, -jnp.inf, at_least_float32(logits))
+        false_weights = jax.lax.stop_gradient(jax.nn.softmax(others, axis=-1)).astype(maps.dtype)
+    select = lambda weights: jnp.einsum("...hwk,...k->...hw", maps, weights, precision=jax.lax.Precision.HIGHEST)
+    return select(is_true.astype(maps.dtype)), select(false_weights)
+
+
+def difference_salience(
+    true_map: Float[Array, "*batch h w"], false_map: Float[Array, "*batch h w"]
+) -> Float[Array, "*batch h w"]:
+    """Raw, signed difference `D = T - U`, at least float32.
+
+    For K = 2 its mean over places is the decision margin less the bias difference:
+    `mean_hw(D) = (z_y - z_f) - (b_y - b_f)`.
+    """
+    return at_least_float32(true_map) - at_least_float32(false_map)
+
+
+def is_constant(maps: Float[Array, "*batch h w"]) -> Bool[Array, "*batch"]:
+    """True where a map's range is within float32 rounding of zero, so that min-max normalisation has no meaning."""
+    maps = at_least_float32(maps)
+    span = maps.max(axis=(-2, -1)) - maps.min(axis=(-2, -1))
+    largest = jnp.abs(maps).max(axis=(-2, -1))
+    return span <= CONSTANT_TOLERANCE * largest + jnp.finfo(maps.dtype).tiny
+
+
+def normalize(maps: Float[Array, "*batch h w"]) -> Float[Array, "*batch h w"]:
+    """Min-max normalisation of each map to [0, 1]; the gradient flows through minimum and maximum.
+
+    A constant map (see `is_constant`) gives value 0 and gradient 0. At least float32.
+    """
+    maps = at_least_float32(maps)
+    low = maps.min(axis=(-2, -1), keepdims=True)
+    high = maps.max(axis=(-2, -1), keepdims=True)
+    constant = is_constant(maps)[..., None, None]
+    # Two `where`s: with one, the division that is not taken still sends NaN into the gradient.
+    span = jnp.where(constant, 1, high - low)
+    return jnp.where(constant, 0, (maps - low) / span)

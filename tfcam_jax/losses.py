@@ -1,0 +1,143 @@
+"""Guidance losses on class activation maps: `[..., h, w]` in, one value per example, `[...]`, out.
+
+Pure functions of arrays that need jax alone; the caller masks and reduces. `true_map` and `false_map` are *raw*
+CAMs (see `tfcam_jax.cams`), `saliency` is the human map in [0, 1] at the CAM's resolution. Any float dtype comes
+in, computation is float32 (float64 if that comes in). N(x) is `cams.normalize`.
+
+`opposed_loss`, `difference_loss` and `contrast_loss` are **reconstructions** from the hypothesis stated in the
+abstract of "Divisive Decisions" (Piland, Sweet, Czajka, arXiv 2507.17000), not formulas printed there.
+
+Degenerate cases are finite in value and gradient: N of a constant map is 0 with gradient 0. Such an example says
+nothing and belongs masked out: `cams.is_constant` finds it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import jax
+import jax.numpy as jnp
+
+from .cams import at_least_float32, difference_salience, normalize
+from .divergences import mse
+from .saliency import border_ring
+
+if TYPE_CHECKING:
+    from jaxtyping import Array, Float
+
+Divergence = Callable[[jax.Array, jax.Array], jax.Array]
+
+_PLACES = (-2, -1)
+
+
+def cyborg_loss(
+    true_map: Float[Array, "*batch h w"], saliency: Float[Array, "*batch h w"], divergence: Divergence = mse
+) -> Float[Array, "*batch"]:
+    """`d(N(T), S)`: the true-class map like the human's (Boyd et al., WACV 2023, arXiv 2112.00686).
+
+    In [0, 1] for mse and l1. Hand over the predicted class's map to reproduce the CYBORG code.
+    """
+    return divergence(normalize(true_map), at_least_float32(saliency))
+
+
+def opposed_loss(
+    true_map: Float[Array, "*batch h w"],
+    false_map: Float[Array, "*batch h w"],
+    saliency: Float[Array, "*batch h w"],
+    divergence: Divergence = mse,
+) -> Float[Array, "*batch"]:
+    """`1/2 d(N(T), S) + 1/2 d(N(U), 1 - S)`: the false-class map like the complement. Reconstruction 1.
+
+    Equals `cyborg_loss` (for mse and l1) where N(U) = 1 - N(T), as with an antisymmetric head.
+    """
+    saliency = at_least_float32(saliency)
+    return 0.5 * divergence(normalize(true_map), saliency) + 0.5 * divergence(normalize(false_map), 1 - saliency)
+
+
+def difference_loss(
+    true_map: Float[Array, "*batch h w"],
+    false_map: Float[Array, "*batch h w"],
+    saliency: Float[Array, "*batch h w"],
+    divergence: Divergence = mse,
+) -> Float[Array, "*batch"]:
+    """`d(N(T - U), S)`: the margin's own map like the human's. Reconstruction 2.
+
+    Blind to whatever both maps share, hence to a vector added to every column of the head's kernel.
+    """
+    return divergence(normalize(difference_salience(true_map, false_map)), at_least_float32(saliency))
+
+
+def contrast_loss(
+    true_map: Float[Array, "*batch h w"], false_map: Float[Array, "*batch h w"], saliency: Float[Array, "*batch h w"]
+) -> Float[Array, "*batch"]:
+    """With `V = N(T) - N(U)`: `mean(S (1 - V)^2) / mean(S) / 2 + mean((1 - S) V^2) / mean(1 - S) / 2`.
+
+    A contrastive loss over places: the maps diverge (margin 1) where people looked and agree elsewhere; both
+    regions weigh the same. Reconstruction 3. In [0, 2.5]. A region of weight 0 (S all 0, or all 1) contributes 0.
+    """
+    saliency = at_least_float32(saliency)
+    divide = normalize(true_map) - normalize(false_map)
+    apart = _weighted_mean(jnp.square(1 - divide), saliency)
+    together = _weighted_mean(jnp.square(divide), 1 - saliency)
+    return 0.5 * apart + 0.5 * together
+
+
+def energy_loss(maps: Float[Array, "*batch h w"], saliency: Float[Array, "*batch h w"]) -> Float[Array, "*batch"]:
+    """`1 - sum(S A+) / sum(A+)`: share of positive attribution outside the human map (Rao et al., ICCV 2023).
+
+    `maps` is T or D, raw. In [0, 1]. Without any positive attribution: value 1, gradient 0.
+    """
+    positive = jax.nn.relu(at_least_float32(maps))
+    return 1 - _weighted_mean(at_least_float32(saliency), positive)
+
+
+def outside_loss(maps: Float[Array, "*batch h w"], saliency: Float[Array, "*batch h w"]) -> Float[Array, "*batch"]:
+    """`sum((1 - S) A^2)`: attribution outside the human map, nothing asked inside (RRR* in Rao et al., ICCV 2023).
+
+    `maps` is T or D, raw. Not bounded above; 0 where S is 1 everywhere.
+    """
+    return ((1 - at_least_float32(saliency)) * jnp.square(at_least_float32(maps))).sum(_PLACES)
+
+
+def entropy_loss(true_map: Float[Array, "*batch h w"]) -> Float[Array, "*batch"]:
+    """Attention entropy `-sum p ln p` of `p = N(T) / sum N(T)`, in nats, in [0, ln(h w)] (Piland et al., 2303.00818).
+
+    Needs no human map. A constant map gives value 0, gradient 0.
+    """
+    mass = normalize(true_map)
+    total = mass.sum(_PLACES, keepdims=True)
+    p = mass / jnp.where(total == 0, 1, total)
+    # The minimum's place has p = 0 exactly, where p ln p is 0 but its derivative is not finite.
+    return -(p * jnp.log(jnp.where(p == 0, 1, p))).sum(_PLACES)
+
+
+def hard_negative_loss(false_map: Float[Array, "*batch h w"]) -> Float[Array, "*batch"]:
+    """`mean(U^2)`: CAMs of absent classes pushed to 0 (after Sun et al., ECCV 2020). Needs no human map."""
+    return jnp.square(at_least_float32(false_map)).mean(_PLACES)
+
+
+def sham_loss(true_map: Float[Array, "*batch h w"], divergence: Divergence = mse) -> Float[Array, "*batch"]:
+    """`cyborg_loss` towards the border ring instead of a human map: an adversarial control.
+
+    Whatever it gains is not owed to what people found important.
+    """
+    ring = border_ring(true_map.shape[-2:])
+    return cyborg_loss(true_map, jnp.broadcast_to(ring, true_map.shape), divergence)
+
+
+def input_gradient_loss(
+    input_gradient: Float[Array, "*batch H W channels"], saliency: Float[Array, "*batch H W"]
+) -> Float[Array, "*batch"]:
+    """`sum((1 - S) g^2)`, g the gradient of `sum_k log p_k` by the image: RRR (Ross et al., IJCAI 2017).
+
+    `saliency` is in [0, 1] at the *image's* resolution. Not bounded above.
+    """
+    outside = 1 - at_least_float32(saliency)
+    return (outside[..., None] * jnp.square(at_least_float32(input_gradient))).sum((-3, -2, -1))
+
+
+def _weighted_mean(values: Array, weights: Array) -> Array:
+    """Mean over places with non-negative weights; 0, with gradient 0, if all weights are 0."""
+    total = weights.sum(_PLACES)
+    return (weights * values).sum(_PLACES) / jnp.where(total == 0, 1, total)

@@ -1,0 +1,49 @@
+"""Human saliency maps at the resolution of a CAM, and the control map that no human drew.
+
+Pure functions of arrays that need jax alone.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import jax
+import jax.numpy as jnp
+
+from .cams import at_least_float32, is_constant, normalize
+
+if TYPE_CHECKING:
+    from jaxtyping import Array, Bool, Float
+
+# Normalised distance from the centre beyond which a place belongs to the border ring. It is the value that yields
+# the 28 of 49 places at 7x7 of the control's description, and the plain ring of border places at 3x3 and 4x4.
+RING_RADIUS = 0.65
+
+
+def to_cam_resolution(
+    human_maps: Float[Array, "*batch H W"], size: tuple[int, int]
+) -> tuple[Float[Array, "*batch h w"], Bool[Array, "*batch"]]:
+    """Resizes human maps to the CAM's `size = (h, w)` and normalises each to [0, 1].
+
+    The filter is the antialiased triangle of the CYBORG code (Boyd et al., WACV 2023; Pillow's "bilinear"), on
+    floats: it agrees with Pillow's float resize to 1e-7, while Pillow on uint8 rounds faint maps away.
+
+    Args:
+      human_maps: any non-negative range.
+      size: places of the CAM.
+
+    Returns:
+      `(saliency, usable)`: maps in [0, 1], at least float32, and False for a map that is all zero or constant,
+      before or after resizing; there the saliency is 0 everywhere.
+    """
+    human_maps = at_least_float32(human_maps)
+    resized = jax.image.resize(human_maps, (*human_maps.shape[:-2], *size), "linear", antialias=True)
+    usable = ~(is_constant(human_maps) | is_constant(resized))
+    return jnp.where(usable[..., None, None], normalize(resized), 0), usable
+
+
+def border_ring(size: tuple[int, int]) -> Float[Array, "h w"]:
+    """1 on the ring of places near the border, 0 inside: a map that says nothing about any image. float32."""
+    centred = lambda n: (2 * jnp.arange(n) + 1) / n - 1
+    distance = jnp.hypot(centred(size[0])[:, None], centred(size[1])[None, :])
+    return (distance > RING_RADIUS).astype(jnp.float32)
