@@ -1,0 +1,78 @@
+"""Encoded image files to arrays: any mode and bit depth that Pillow reads.
+
+Images become uint8, human maps float32 in [0, 1]. Both follow their EXIF orientation, as every viewer that an
+annotator may have used does.
+"""
+
+from __future__ import annotations
+
+import io
+
+import numpy as np
+from jaxtyping import Float, UInt8
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+_SIXTEEN_BIT = 65535
+_INTEGER_MODES = ("I", "I;16", "I;16B", "I;16L", "I;16N")
+
+
+def decode_image(encoded: bytes, channels: int) -> UInt8[np.ndarray, "H W channels"]:
+    """Decodes an image to RGB (`channels=3`) or grey (`channels=1`, ITU-R 601 luma).
+
+    Palettes are resolved, CMYK and other colour spaces converted, 16-bit values divided by 257 and rounded.
+    Transparent pixels are laid over black: their hidden colour is arbitrary, and black is what lies outside the
+    object in the images at hand.
+
+    Raises:
+      ValueError: not an image, a broken or truncated one, or of a kind without a known brightness (floats, 32-bit
+        integers beyond 16 bits).
+    """
+    image = _open(encoded)
+    if image.mode in (*_INTEGER_MODES, "F"):
+        grey = Image.fromarray(np.rint(255 * _unit_range(image)).astype(np.uint8))
+        image = grey
+    image = _over_black(image).convert("RGB" if channels == 3 else "L")
+    return np.asarray(image).reshape(image.height, image.width, channels)
+
+
+def decode_map(encoded: bytes) -> Float[np.ndarray, "h w"]:
+    """Decodes a human map to floats in [0, 1], where 1 is the brightest value of the file's bit depth.
+
+    Colours become luma. Transparent pixels are laid over black: nobody marked them. 16-bit maps keep their depth;
+    float files hold values in [0, 1] already.
+
+    Raises:
+      ValueError: as in `decode_image`.
+    """
+    image = _open(encoded)
+    if image.mode in (*_INTEGER_MODES, "F"):
+        return _unit_range(image)
+    return np.asarray(_over_black(image).convert("L"), np.float32) / 255
+
+
+def _open(encoded: bytes) -> Image.Image:
+    try:
+        image = Image.open(io.BytesIO(encoded))
+        image.load()
+        return ImageOps.exif_transpose(image)
+    except UnidentifiedImageError as error:
+        raise ValueError("not an image that Pillow can read") from error
+    except Exception as error:  # Pillow's parsers raise whatever they stumble over.
+        raise ValueError(f"broken image ({error})") from error
+
+
+def _unit_range(image: Image.Image) -> Float[np.ndarray, "h w"]:
+    values = np.asarray(image).astype(np.float32)
+    if image.mode != "F":
+        values /= _SIXTEEN_BIT
+    if not (np.isfinite(values).all() and values.min() >= 0 and values.max() <= 1):
+        bounds = "0 to 1" if image.mode == "F" else f"0 to {_SIXTEEN_BIT}"
+        raise ValueError(f"values outside {bounds} in a file of Pillow mode {image.mode}; save it with 8 or 16 bits")
+    return values
+
+
+def _over_black(image: Image.Image) -> Image.Image:
+    if not image.has_transparency_data:
+        return image
+    rgba = image.convert("RGBA")
+    return Image.alpha_composite(Image.new("RGBA", rgba.size, "black"), rgba).convert("RGB")
