@@ -99,3 +99,24 @@ class Dataset:
     name: str
     class_names: tuple[str, ...]
     splits: Mapping[str, Source]
+
+
+class Subset:
+    """Some rows of a source, in the order given."""
+
+    def __init__(self, source: Source, rows: Sequence[int]):
+        self._source, self._rows = source, [int(row) for row in rows]
+        of = source.records
+        self.records = Records(
+            ids=tuple(of.ids[row] for row in self._rows),
+            labels=of.labels[self._rows],
+            domains=tuple(of.domains[row] for row in self._rows),
+            groups=tuple(of.groups[row] for row in self._rows),
+            has_map=of.has_map[self._rows],
+        )
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, index: int) -> Example:
+        return self._source[self._rows[index]]

@@ -1,0 +1,78 @@
+"""Every key that a run has, with its default: the CYBORG recipe (Boyd et al., WACV 2023) on 224 px images.
+
+Other configs start from this one and change a few lines. A key set to a placeholder is unset (None): its owner's
+default holds, and setting it where its owner has no such option is refused.
+"""
+
+from ml_collections import ConfigDict
+from ml_collections.config_dict import placeholder
+
+
+def get_config() -> ConfigDict:
+    config = ConfigDict()
+    config.seed = 0  # of initial weights, order of examples and augmentation
+    config.epochs = 50
+    config.batch_size = 20
+    config.strategy = "cross_entropy"  # a key of tfcam_jax.strategies.STRATEGIES
+
+    # Options of the strategy.
+    config.guidance = ConfigDict()
+    config.guidance.alpha = placeholder(float)  # total = alpha * cross-entropy + (1 - alpha) * guidance
+    config.guidance.divergence = placeholder(str)  # mse, l1, bce, kl or pearson
+    config.guidance.cam_class = placeholder(str)  # cyborg: "true" or "predicted"
+    config.guidance.attribution = placeholder(str)  # energy, outside: "true" or "difference"
+
+    config.data = ConfigDict()
+    config.data.source = "manifest"  # a key of tfcam_jax.data.SOURCES
+    config.data.image_size = 224  # pixels
+    config.data.channels = 3  # 1 for grayscale: repeated to three on the device
+    config.data.mean = (0.485, 0.456, 0.406)  # of RGB in [0, 1]; these are ImageNet's
+    config.data.std = (0.229, 0.224, 0.225)
+    config.data.num_threads = 2  # that decode and augment
+    config.data.num_workers = 0  # processes that decode and augment; 0: threads of this one
+
+    # Options of the sources, each under its name.
+    config.data.manifest = ""  # path of the CSV, for source "manifest"
+    config.data.labels = placeholder(tuple)  # class names in order of their index; unset: training's, sorted
+    config.data.demo = ConfigDict()
+    config.data.demo.data_dir = ""  # "": TFDS's own default
+    config.data.demo.seed = 0
+    config.data.demo.num_train = 1200
+    config.data.demo.num_val = 300
+    config.data.demo.num_test = 400  # of each of the two parts, closed and open
+    config.data.demo.shortcut_agreement = 0.97  # in training, validation and closed test
+
+    # Joint augmentation of image and human map in training: none in the recipe.
+    config.augment = ConfigDict()
+    config.augment.flip = 0.0  # probability of a horizontal flip
+    config.augment.crop = 0.0  # largest share of each side cut off
+    config.augment.rotate = 0.0  # largest angle, degrees
+    config.augment.translate = 0.0  # largest shift, as a share of the side
+    config.augment.scale = 0.0  # largest relative change of size
+    config.augment.shear = 0.0  # largest angle, degrees
+
+    config.model = ConfigDict()
+    config.model.name = "resnet18"  # a key of tfcam_jax.models.MODELS
+
+    config.optimizer = ConfigDict()
+    config.optimizer.name = "sgd"  # sgd, adam or adamw
+    config.optimizer.learning_rate = 0.005
+    config.optimizer.momentum = placeholder(float)  # sgd: 0.9
+    config.optimizer.weight_decay = 1e-6
+    config.optimizer.clip_norm = 0.0  # 0: no clipping
+    config.optimizer.schedule = "step"  # step, cosine or constant
+    config.optimizer.step_epochs = placeholder(int)  # step: 12
+    config.optimizer.step_factor = placeholder(float)  # step: 0.1
+    config.optimizer.warmup_epochs = 0.0
+
+    config.evaluation = ConfigDict()
+    config.evaluation.batch_size = 64
+    config.evaluation.select_by = "accuracy"  # best checkpoint: accuracy, auroc or cross_entropy on validation
+
+    config.log_every_steps = 10
+
+    # For launch/compare.py: the runs to compare.
+    config.compare = ConfigDict()
+    config.compare.strategies = ("cross_entropy", "cyborg", "opposed", "difference", "contrast")
+    config.compare.seeds = (0,)
+    return config

@@ -1,0 +1,40 @@
+"""What the launch scripts share: the path to `configs`, and errors that a user can mend without their traceback."""
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from absl import app, flags, logging
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # config files import `configs.default`
+
+from tfcam_jax.data.source import DataError
+
+from tfcam_jax.checkpoints import CheckpointError
+from tfcam_jax.experiment import ConfigError
+from tfcam_jax.train import NonFiniteError
+from tfcam_jax.workdir import WorkdirError
+
+EXPECTED = (CheckpointError, ConfigError, DataError, NonFiniteError, WorkdirError)
+
+
+def run(main: Callable[[], object]) -> None:
+    """Parses flags and calls `main`. An expected error goes to stderr as one message, with exit status 1."""
+
+    def guarded(argv: list[str]) -> None:
+        if len(argv) > 1:
+            raise app.UsageError(f"unexpected argument {argv[1]!r}; a config value is set as --config.key=value")
+        logging.set_verbosity(logging.WARNING)  # Orbax tells each file at the level above
+        try:
+            main()
+        except EXPECTED as error:
+            sys.exit(f"error: {error}")
+
+    app.run(guarded, flags_parser=_parse)
+
+
+def _parse(argv: list[str]) -> list[str]:
+    try:
+        return flags.FLAGS(argv)
+    except (flags.Error, AttributeError, KeyError, TypeError, ValueError) as error:
+        sys.exit(f"error: {error}\nRun with --help for the flags; configs/default.py holds every config key.")
