@@ -35,6 +35,12 @@ def run(main: Callable[[], object]) -> None:
 
 def _parse(argv: list[str]) -> list[str]:
     try:
-        return flags.FLAGS(argv)
-    except (flags.Error, AttributeError, KeyError, TypeError, ValueError) as error:
-        sys.exit(f"error: {error}\nRun with --help for the flags; configs/default.py holds every config key.")
+        remaining = flags.FLAGS(argv)
+        for name in flags.FLAGS:
+            # A config file that could not be loaded says so only when something is asked of it.
+            getattr(flags.FLAGS[name].value, "is_locked", None)
+    except (flags.Error, AttributeError, KeyError, OSError, TypeError, ValueError) as error:
+        # ml_collections hands on the repr of a message, which hides its line end.
+        message = str(error).strip("\"'").replace("\\n", "\n").replace("\\'", "'")
+        sys.exit(f"error: {message}\nRun with --help for the flags; configs/default.py holds every config key.")
+    return remaining

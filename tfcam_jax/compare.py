@@ -99,7 +99,7 @@ def draw_comparison(arms: dict[tuple[str, int], ConfigDict], workdir: Path, num_
             rows = [[Panel("input", i), Panel("human map", h)] for i, h in zip(images, human, strict=True)]
         for row, true, false in zip(rows, predictions.true_map, predictions.false_map, strict=True):
             row += [Panel(f"{strategy}\nT", true), Panel(f"{strategy}\nT - U", true - false)]
-    title = "True-class map T and difference T - U: red speaks for the true class, blue against; own scale per panel"
+    title = "True-class map T and difference T - U, each panel on its own scale, red highest, blue lowest"
     draw_panels([Row(c, r) for c, r in zip(captions, rows, strict=True)], workdir / "maps.png", title)
 
 

@@ -101,7 +101,7 @@ def explain(workdir: str | Path, split: str = "val", num_images: int = 8, out: s
     rows = explained_rows(experiment, restored[0], source)
     path = Path(out) if out else workdir / f"explain_{split}.png"
     draw_panels(
-        rows, path, title=f"{config.strategy}, {split}: red speaks for, blue against; each panel on its own scale"
+        rows, path, title=f"{config.strategy}, {split}: each panel on its own scale, red highest, blue lowest"
     )
     return path
 
