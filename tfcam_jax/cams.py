@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
 # A map whose range is below this share of its largest magnitude is float32 rounding noise around a constant.
 CONSTANT_TOLERANCE = 1e-5
+# Quotients have the gradient 1 / divisor^2, which overflows float32 for a divisor below 1e-19.
+SMALLEST_DIVISOR = 1e-18
 
 
 def at_least_float32(array: Array) -> Array:
@@ -90,11 +92,14 @@ def difference_salience(
 
 
 def is_constant(maps: Float[Array, "*batch h w"]) -> Bool[Array, "*batch"]:
-    """True where a map's range is within float32 rounding of zero, so that min-max normalisation has no meaning."""
+    """True where a map's range is within float32 rounding of zero, so that min-max normalisation has no meaning.
+
+    That is a range of at most 1e-5 of the map's largest magnitude, or of at most 1e-18.
+    """
     maps = at_least_float32(maps)
     span = maps.max(axis=(-2, -1)) - maps.min(axis=(-2, -1))
     largest = jnp.abs(maps).max(axis=(-2, -1))
-    return span <= CONSTANT_TOLERANCE * largest + jnp.finfo(maps.dtype).tiny
+    return span <= CONSTANT_TOLERANCE * largest + SMALLEST_DIVISOR
 
 
 def normalize(maps: Float[Array, "*batch h w"]) -> Float[Array, "*batch h w"]:
