@@ -8,9 +8,8 @@ from absl import app, flags, logging
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # config files import `configs.default`
 
-from tfcam_jax.data.source import DataError
-
 from tfcam_jax.checkpoints import CheckpointError
+from tfcam_jax.data.source import DataError
 from tfcam_jax.experiment import ConfigError
 from tfcam_jax.train import NonFiniteError
 from tfcam_jax.workdir import WorkdirError

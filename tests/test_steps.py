@@ -60,7 +60,7 @@ def test_update_is_the_gradient_of_the_loss_written_out():
     """`difference` at alpha = 0.3, from the equations alone: plain formulas, no masks, only the rows that count."""
     batch, alpha = make_batch(), 0.3
     state = make_state(optax.sgd(1.0))
-    images = (batch["image"] / np.float32(255) - np.float32(MEAN)) / np.float32(STD)
+    images = jnp.asarray((batch["image"] / 255 - np.array(MEAN)) / np.array(STD), jnp.float32)
 
     def loss(params):
         variables = {"params": params, "batch_stats": state.batch_stats}
@@ -189,8 +189,9 @@ def test_input_gradient_is_that_of_the_log_probabilities():
     @jax.jit
     def total(x):
         variables = {"params": state.params, "batch_stats": state.batch_stats}
-        mask = jnp.asarray(batch["mask"] > 0)
-        output, _ = make_model().apply(variables, x, train=True, mask=mask, mutable=["batch_stats"])
+        output, _ = make_model().apply(
+            variables, x, train=True, mask=jnp.asarray(batch["mask"]), mutable=["batch_stats"]
+        )
         return jax.nn.log_softmax(output.logits)[:7].sum()
 
     direction = jax.grad(total)(images)

@@ -24,7 +24,7 @@ def make_evidence(classes=2, batch=6, seed=0):
     human = rng.uniform(size=(batch, 16, 20)).astype(np.float32)
     human[0] = 0
     return Evidence(
-        output=ModelOutput(features.mean((1, 2)) @ kernel + bias, features, kernel, bias),
+        output=ModelOutput(features.mean((1, 2)) @ kernel + bias[None], features, kernel, bias),
         labels=jnp.asarray(rng.integers(0, classes, batch)),
         mask=jnp.arange(batch) != 1,
         human_maps=jnp.asarray(human),

@@ -51,10 +51,7 @@ def evaluate_source(experiment: Experiment, state: TrainState, source: Source) -
         output = experiment.eval_step(state.params, state.batch_stats, {k: v for k, v in batch.items() if k != "index"})
         outputs.append(jax.tree.map(lambda leaf, real=real: np.asarray(leaf)[real], output))
     merged = jax.tree.map(lambda *leaves: np.concatenate(leaves), *outputs)
-    return Predictions(
-        labels=source.records.labels,
-        **{f.name: getattr(merged, f.name) for f in dataclasses.fields(merged)},
-    )
+    return Predictions(labels=source.records.labels, **merged._asdict())
 
 
 def evaluate_best(experiment: Experiment, checkpoints: Checkpoints) -> dict[str, Any]:

@@ -52,12 +52,12 @@ def decompose(
       the mean of the others weighted by their softmax among themselves, as in the false map.
     """
     maps = cams.class_activation_maps(features, kernel)
-    logits = maps.mean((-3, -2)) + bias
+    logits = maps.mean((-3, -2)) + bias[None]
     true_map, false_map = cams.split_true_false(maps, labels, logits)
     # The same weights on maps of one place turn logits and biases into true and false ones.
     per_class = lambda values: cams.split_true_false(values[:, None, None, :], labels, logits)
     (true_logit, false_logit), (true_bias, false_bias) = (
-        per_class(values) for values in (logits, jnp.broadcast_to(bias, logits.shape))
+        per_class(values) for values in (logits, jnp.broadcast_to(bias[None], logits.shape))
     )
     flat = lambda values: values[:, 0, 0]
     return Decomposition(
@@ -100,9 +100,7 @@ def explain(workdir: str | Path, split: str = "val", num_images: int = 8, out: s
     source = Subset(source, choose_rows(source.records, num_images))
     rows = explained_rows(experiment, restored[0], source)
     path = Path(out) if out else workdir / f"explain_{split}.png"
-    draw_panels(
-        rows, path, title=f"{config.strategy}, {split}: each panel on its own scale, red highest, blue lowest"
-    )
+    draw_panels(rows, path, title=f"{config.strategy}, {split}: each panel on its own scale, red highest, blue lowest")
     return path
 
 

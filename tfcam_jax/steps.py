@@ -7,9 +7,8 @@ caller, with `jax.jit` (also over a mesh) or, with an `axis_name`, with `jax.pma
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
-import flax.struct
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, UInt8
@@ -20,8 +19,7 @@ from .evidence import Evidence, Strategy, Total, reduce_terms
 Batch = dict[str, Array]
 
 
-@flax.struct.dataclass
-class TrainState:
+class TrainState(NamedTuple):
     """Everything that a step changes."""
 
     step: Int[Array, ""]
@@ -30,8 +28,7 @@ class TrainState:
     opt_state: Any
 
 
-@flax.struct.dataclass
-class StepMetrics:
+class StepMetrics(NamedTuple):
     """What one train step reports, over all devices.
 
     Attributes:
@@ -45,8 +42,7 @@ class StepMetrics:
     grad_norm: Float[Array, ""]
 
 
-@flax.struct.dataclass
-class EvalOutput:
+class EvalOutput(NamedTuple):
     """What the eval step says of each example, float32.
 
     The maps are raw, for the true label; `saliency` is the human map at their resolution and `usable` is False
@@ -66,7 +62,8 @@ def standardize(
     """`(images / 255 - mean) / std` in float32; one channel is repeated to three, here on the device."""
     images = images.astype(jnp.float32) / 255
     images = jnp.broadcast_to(images, (*images.shape[:-1], 3))
-    return (images - jnp.asarray(mean, jnp.float32)) / jnp.asarray(std, jnp.float32)
+    per_channel = lambda values: jnp.asarray(values, jnp.float32).reshape(1, 1, 1, 3)
+    return (images - per_channel(mean)) / per_channel(std)
 
 
 def create_train_state(model: Any, tx: Any, key: Array, image_size: int) -> TrainState:
@@ -102,7 +99,7 @@ def make_train_step(
 
         def loss(params: Any):
             variables = {"params": params, "batch_stats": state.batch_stats}
-            forward = lambda x: model.apply(variables, x, train=True, mask=mask, mutable=["batch_stats"])
+            forward = lambda x: model.apply(variables, x, train=True, mask=batch["mask"], mutable=["batch_stats"])
             output, updated = forward(images)
             input_gradient = lambda: jax.grad(lambda x: _sum_log_probabilities(forward(x)[0].logits, mask))(images)
             evidence = Evidence(output, batch["label"], mask, batch["saliency"], input_gradient)
