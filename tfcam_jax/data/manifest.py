@@ -121,7 +121,7 @@ def read_rows(path: Path) -> list[Row]:
     except UnicodeDecodeError as error:
         raise DataError([f"{path}: not UTF-8 ({error.reason} at byte {error.start}); save it as UTF-8"]) from error
     except csv.Error as error:
-        raise DataError([f"{path}, row {reader.line_num}: not CSV ({error}); mend the quotes"]) from error
+        raise DataError([f"{path}, row {reader.reader.line_num}: not CSV ({error}); mend the quotes"]) from error
     ragged = [number for number, cells in lines if None in cells or None in cells.values()]
     if ragged:
         wanted = f"as many cells as the header has columns ({len(header)}); quote cells that hold a comma"
@@ -213,7 +213,7 @@ def _read(path: Path, row: Row, column: str, decode, problems: list[str]) -> np.
 
 def _same_aspect(image: tuple[int, int], saliency: tuple[int, int]) -> bool:
     """Equal but for the rounding of the map's sides to whole pixels."""
-    return abs(saliency[0] * image[1] - saliency[1] * image[0]) <= max(image)
+    return abs(saliency[0] * image[1] - saliency[1] * image[0]) < max(image)
 
 
 def check_leakage(path: Path, rows: Sequence[Row], checks: Sequence[Check]) -> list[str]:
