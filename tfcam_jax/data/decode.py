@@ -16,6 +16,12 @@ _SIXTEEN_BIT = 65535
 _INTEGER_MODES = ("I", "I;16", "I;16B", "I;16L", "I;16N")
 
 
+def check_channels(channels: int) -> None:
+    """Raises ValueError unless images of that many channels can be had."""
+    if channels not in (1, 3):
+        raise ValueError(f"channels must be 1 (grey) or 3 (RGB); got {channels}")
+
+
 def decode_image(encoded: bytes, channels: int) -> UInt8[np.ndarray, "H W channels"]:
     """Decodes an image to RGB (`channels=3`) or grey (`channels=1`, ITU-R 601 luma).
 
@@ -29,8 +35,7 @@ def decode_image(encoded: bytes, channels: int) -> UInt8[np.ndarray, "H W channe
     """
     image = _open(encoded)
     if image.mode in (*_INTEGER_MODES, "F"):
-        grey = Image.fromarray(np.rint(255 * _unit_range(image)).astype(np.uint8))
-        image = grey
+        image = Image.fromarray(np.rint(255 * _unit_range(image)).astype(np.uint8))
     image = _over_black(image).convert("RGB" if channels == 3 else "L")
     return np.asarray(image).reshape(image.height, image.width, channels)
 

@@ -12,8 +12,10 @@ SIZE = 64  # pixels
 CLASS_NAMES = ("checks", "rings")
 
 # Side of the square in which a mark is drawn, pixels, and how far its pattern goes from the background, 0..255.
-MARK_SIDE = 17
-MARK_CONTRAST = (26.0, 44.0)
+MARK_SIDE = 25
+MARK_CONTRAST = (40.0, 70.0)
+# Distance between a pattern's repetitions, pixels, per class.
+PERIODS = ((4.0, 5.0), (6.0, 7.5))
 # How far the shortcut's tint moves red up and blue down (or the reverse), 0..255.
 TINT = (8.0, 20.0)
 
@@ -30,33 +32,29 @@ class Drawing:
     Attributes:
       image: the picture.
       saliency: what the pretended annotator drew; None if nobody did.
-      centre: row and column of the mark, pixels.
-      warm: the shortcut: True if the light is warm, False if it is cool.
+      centre: row and column of the mark, pixels from the corner.
     """
 
     image: UInt8[np.ndarray, "64 64 3"]
     saliency: UInt8[np.ndarray, "64 64"] | None
     centre: tuple[float, float]
-    warm: bool
 
 
-def draw(rng: np.random.Generator, label: int, shortcut_agreement: float) -> Drawing:
+def draw(rng: np.random.Generator, label: int, warm: bool) -> Drawing:
     """Draws one example.
 
     Args:
       rng: the only source of chance.
       label: 0 puts a checked mark into the image, 1 a ringed one.
-      shortcut_agreement: probability that the light is the class's own, warm for class 1 and cool for class 0;
-        0.5 makes the light say nothing.
+      warm: colour of the light; nothing else depends on it.
     """
-    warm = bool(label) == bool(rng.random() < shortcut_agreement)
     margin = MARK_SIDE / 2
     centre = tuple(rng.uniform(margin, SIZE - margin, 2))
     pixels = _background(rng) + _tint(rng, warm)
     pixels += _mark(rng, label, centre)[..., None]
     pixels += rng.normal(0, 4, pixels.shape)
     saliency = _human_map(rng, centre)
-    return Drawing(np.clip(np.rint(pixels), 0, 255).astype(np.uint8), saliency, centre, warm)
+    return Drawing(np.clip(np.rint(pixels), 0, 255).astype(np.uint8), saliency, centre)
 
 
 def _background(rng: np.random.Generator) -> Float[np.ndarray, "64 64 3"]:
@@ -82,7 +80,7 @@ def _mark(rng: np.random.Generator, label: int, centre: tuple[float, float]) -> 
     rows, columns = _offsets(centre)
     radius = np.hypot(rows, columns)
     turn, phase = rng.uniform(0, np.pi), rng.uniform(0, 2 * np.pi, 2)
-    frequency = 2 * np.pi / rng.uniform(4.5, 5.5)
+    frequency = 2 * np.pi / rng.uniform(*PERIODS[label])
     if label == 0:
         along = np.cos(turn) * rows + np.sin(turn) * columns
         across = np.cos(turn) * columns - np.sin(turn) * rows
@@ -98,7 +96,7 @@ def _human_map(rng: np.random.Generator, centre: tuple[float, float]) -> UInt8[n
     missing, sloppy = rng.random(2) < (MISSING_MAPS, SLOPPY_MAPS)
     jitter = rng.normal(0, _SLOPPY_JITTER if sloppy else _JITTER, 2)
     reach = rng.uniform(8, 11) * (rng.uniform(1.2, 1.8) if sloppy else 1)
-    wobble, phases = rng.normal(0, 0.12, 3), rng.uniform(0, 2 * np.pi, 3)
+    wobble, phases = rng.normal(0, (0.12, 0.07, 0.04)), rng.uniform(0, 2 * np.pi, 3)
     softness, peak = rng.uniform(1, 2.5), rng.uniform(0.5, 1)
     if missing:
         return None

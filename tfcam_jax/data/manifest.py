@@ -20,7 +20,7 @@ import numpy as np
 from absl import logging
 from tqdm import tqdm
 
-from .decode import decode_image, decode_map
+from .decode import check_channels, decode_image, decode_map
 from .source import SPLITS, DataError, Dataset, Example, Records
 
 REQUIRED_COLUMNS = ("split", "label", "image")
@@ -91,11 +91,12 @@ def open_manifest(manifest: str, *, labels: tuple[str, ...] = (), channels: int 
     Raises:
       DataError: with every problem found, each naming file, row and remedy.
     """
-    if channels not in (1, 3):
-        raise ValueError(f"channels must be 1 (grey) or 3 (RGB); got {channels}")
+    check_channels(channels)
+    if len(set(labels)) < len(labels):
+        raise ValueError(f"labels names a class twice: {', '.join(labels)}")
     path = Path(manifest)
     rows = read_rows(path)
-    class_names = tuple(labels) or tuple(sorted({row.label for row in rows if row.split == "train"}))
+    class_names = tuple(labels) or tuple(sorted({row.label for row in rows if row.split == "train" and row.label}))
     problems = check_table(path, rows, class_names)
     checks = check_files(path, rows, progress)
     problems += [problem for check in checks for problem in check.problems]
@@ -120,7 +121,7 @@ def read_rows(path: Path) -> list[Row]:
     except UnicodeDecodeError as error:
         raise DataError([f"{path}: not UTF-8 ({error.reason} at byte {error.start}); save it as UTF-8"]) from error
     except csv.Error as error:
-        raise DataError([f"{path}, row {reader.line_num}: not CSV ({error}); mend the quotes"]) from error
+        raise DataError([f"{path}, row {reader.reader.line_num}: not CSV ({error}); mend the quotes"]) from error
     ragged = [number for number, cells in lines if None in cells or None in cells.values()]
     if ragged:
         wanted = f"as many cells as the header has columns ({len(header)}); quote cells that hold a comma"
@@ -138,10 +139,11 @@ def check_table(path: Path, rows: Sequence[Row], class_names: Sequence[str]) -> 
         place = f"{path}, row {row.number}"
         if row.split not in SPLITS:
             problems.append(f"{place}: unknown split {row.split!r}; use one of {', '.join(SPLITS)}")
-        if row.label not in class_names:
-            problems.append(
-                f"{place}: label {row.label!r} is none of {', '.join(class_names)}{_nearest(row.label, class_names)}"
-            )
+        if not row.label:
+            problems.append(f"{place}: no label given; name one or delete the row")
+        elif class_names and row.label not in class_names:
+            known = f"none of {', '.join(class_names)}"
+            problems.append(f"{place}: label {row.label!r} is {known}; {_mend(row.label, class_names)}")
     return problems + _check_splits(path, rows, class_names)
 
 
@@ -151,6 +153,9 @@ def _check_splits(path: Path, rows: Sequence[Row], class_names: Sequence[str]) -
         found = {row.label for row in rows if row.split == split}
         if not found and split != "test":
             problems.append(f"{path}: no row has split {split}; training needs train and val")
+        if split == "train" and found:
+            never = [name for name in class_names if name not in found]
+            problems += [f"{path}: label {name!r} never occurs in split train; add rows or drop it" for name in never]
         if len(found) == 1:
             problems.append(f"{path}: split {split} holds only class {found.pop()!r}; add rows of another class")
     return problems
@@ -208,7 +213,7 @@ def _read(path: Path, row: Row, column: str, decode, problems: list[str]) -> np.
 
 def _same_aspect(image: tuple[int, int], saliency: tuple[int, int]) -> bool:
     """Equal but for the rounding of the map's sides to whole pixels."""
-    return abs(saliency[0] * image[1] - saliency[1] * image[0]) <= max(image)
+    return abs(saliency[0] * image[1] - saliency[1] * image[0]) < max(image)
 
 
 def check_leakage(path: Path, rows: Sequence[Row], checks: Sequence[Check]) -> list[str]:
@@ -283,9 +288,9 @@ def _columns_wanted() -> str:
     return f"needed columns: {', '.join(REQUIRED_COLUMNS)}; optional: {', '.join(OPTIONAL_COLUMNS)}"
 
 
-def _nearest(name: str, choices: Sequence[str]) -> str:
-    close = difflib.get_close_matches(name, choices, 1)
-    return f"; did you mean {close[0]}?" if close else "; mend it or give the full list of labels"
+def _mend(label: str, class_names: Sequence[str]) -> str:
+    close = difflib.get_close_matches(label, class_names, 1)
+    return f"did you mean {close[0]}?" if close else "mend it, or give the full list of labels"
 
 
 def _place(path: Path, row: Row) -> str:
