@@ -16,22 +16,26 @@ PACKAGE = "tfcam_jax"
 LAYERS = (
     ("data", "models"),
     ("cams", "divergences", "saliency", "losses"),
+    ("evidence",),
     ("strategies",),
     ("optimizers", "steps"),
-    ("checkpoints", "metrics", "writers", "panels", "provenance"),
+    ("state_dicts", "weights", "parity", "checkpoints", "metrics", "protocol", "writers", "panels", "provenance"),
+    ("workdir", "experiment"),
     ("train", "evaluate", "explain", "compare"),
 )
 RANK = {name: rank for rank, layer in enumerate(LAYERS) for name in layer}
 CORE = frozenset(LAYERS[1])
-EDGE = frozenset(LAYERS[-1])
+# Where configs are read and unpacked into plain keyword arguments.
+EDGE = frozenset(LAYERS[-2] + LAYERS[-1])
 
 # What a module may import of the package, where that is less than all that comes before it.
 WITHIN = dict.fromkeys(CORE, CORE) | {
     "data": frozenset({"data"}),
     "models": frozenset({"models"}),
-    "strategies": CORE | {"strategies", "models"},  # models: for the type of their output
+    "evidence": CORE,
+    "strategies": CORE | {"evidence"},
     "optimizers": frozenset(),
-    "steps": CORE,  # it is handed a model, an optimiser and a strategy
+    "steps": CORE | {"evidence"},  # it is handed a model, an optimiser and a strategy
 }
 STANDARD_LIBRARY = frozenset(sys.stdlib_module_names)
 # The libraries that one part of the package keeps to itself, or does without.
