@@ -6,13 +6,14 @@ This is the seam between `steps` and `strategies`; neither imports the other.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 
+@runtime_checkable
 class Output(Protocol):
     """What is used of a model's output; `tfcam_jax.models.ModelOutput` is one."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Bool, Float, Int
 from scipy.special import log_softmax
@@ -46,5 +47,5 @@ def map_correlation(
     x, y = (np.asarray(a[usable], np.float64).reshape(usable.sum(), -1) for a in (maps, saliency))
     x, y = x - x.mean(1, keepdims=True), y - y.mean(1, keepdims=True)
     norms = np.linalg.norm(x, axis=1) * np.linalg.norm(y, axis=1)
-    varies = ~np.asarray(is_constant(maps[usable]))
+    varies = ~np.asarray(is_constant(jnp.asarray(maps[usable])))
     return float(np.divide((x * y).sum(1), norms, out=np.zeros_like(norms), where=varies).mean())

@@ -88,7 +88,7 @@ def make_optimizer(
     return optax.chain(*chain)
 
 
-def _refuse(owner: str, **options: float | None) -> None:
+def _refuse(owner: str, **options: float | int | None) -> None:
     for key, value in options.items():
         if value is not None:
             raise ValueError(f"{owner} has no option {key!r} (set to {value!r}); leave it unset")

@@ -24,7 +24,7 @@ class MetricWriter:
         self._lines = self._path.open("a", encoding="utf-8")
         self._events = SummaryWriter(str(workdir / "tensorboard"), purge_step=after_step + 1)
 
-    def write(self, step: int, scalars: dict[str, float | None]) -> None:
+    def write(self, step: int, scalars: dict[str, float | int | None]) -> None:
         """Writes one line; a None (a figure that does not exist) is `null` there and left out of TensorBoard."""
         self._lines.write(json.dumps({"step": step, **scalars}) + "\n")
         for name, value in scalars.items():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Bool, Float, Int, UInt8
@@ -76,6 +76,7 @@ class Records:
         return len(self.ids)
 
 
+@runtime_checkable
 class Source(Protocol):
     """One split, with random access. Safe to read from several threads, and pickles for worker processes."""
 

@@ -1,0 +1,66 @@
+"""The launch scripts as users call them, on real files."""
+
+import pathlib
+import subprocess
+import sys
+
+import pytest
+from PIL import Image
+from tiny_manifest import write_manifest
+
+REPO = pathlib.Path(__file__).parent.parent
+
+
+def launch(script, *arguments):
+    """Runs a script from another folder than the repository's, as a user may."""
+    command = [sys.executable, "-W", "error::DeprecationWarning:tfcam_jax", REPO / "launch" / script, *arguments]
+    return subprocess.run(command, capture_output=True, text=True, cwd=REPO.parent, timeout=240)
+
+
+@pytest.mark.end_to_end
+def test_train_evaluate_explain(tmp_path):
+    manifest, workdir = write_manifest(tmp_path / "data"), tmp_path / "run"
+    trained = launch(
+        "train.py",
+        f"--config={REPO / 'configs/manifest.py'}",
+        f"--config.data.manifest={manifest}",
+        "--config.data.labels=('dark', 'bright')",
+        "--config.data.image_size=32",
+        "--config.model.name=small_cnn",
+        "--config.strategy=difference",
+        "--config.epochs=2",
+        f"--workdir={workdir}",
+    )
+    assert trained.returncode == 0, trained.stderr
+    figures = [line for line in trained.stdout.splitlines() if line.startswith(("val", "closed", "open"))]
+    assert len(figures) == 3
+    evaluated = launch("evaluate.py", f"--workdir={workdir}")
+    assert evaluated.returncode == 0, evaluated.stderr
+    assert [line for line in evaluated.stdout.splitlines() if line.startswith(("val", "closed", "open"))] == figures
+    explained = launch(
+        "explain.py", f"--workdir={workdir}", "--split=test", "--images=3", f"--out={tmp_path / 'a.png'}"
+    )
+    assert explained.returncode == 0, explained.stderr
+    with Image.open(tmp_path / "a.png") as picture:
+        picture.load()
+        assert picture.width > 400 and picture.height > 400
+
+
+@pytest.mark.end_to_end
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--config.stratgy=opposed"], 'Did you mean "strategy"'),
+        (["--config.epochs=many"], "--config.epochs=many"),
+        (["--config.data.manifest=absent.csv"], "absent.csv"),
+        (["--config.strategy=oposed"], "Did you mean 'opposed'"),
+        (["extra"], "unexpected argument 'extra'"),
+    ],
+)
+def test_mistakes_are_told_in_one_message(tmp_path, arguments, message):
+    config = f"--config={REPO / 'configs/manifest.py'}"
+    result = launch("train.py", config, f"--workdir={tmp_path / 'run'}", "--config.data.manifest=none.csv", *arguments)
+    assert result.returncode != 0
+    assert message in result.stderr + result.stdout
+    assert "Traceback" not in result.stderr
+    assert not (tmp_path / "run").exists()
