@@ -110,8 +110,6 @@ def _move_image(image: np.ndarray, size: int, geometry: _Geometry) -> np.ndarray
 
 
 def _move_map(saliency: np.ndarray, size: int, geometry: _Geometry) -> np.ndarray:
-    if saliency.min() == saliency.max():
-        return np.zeros((size, size), np.float32)
     values = np.asarray(_crop_and_resize(Image.fromarray(np.asarray(saliency, np.float32)), size, geometry))
     if values.min() == values.max():
         # Before the affine part, whose zeros outside would turn a constant piece into a map of the border.
