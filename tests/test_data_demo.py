@@ -44,7 +44,9 @@ def test_splits_domains_and_classes(dataset):
         assert set(domains) == ({"shortcut_agrees", "shortcut_random"} if split == "test" else {"shortcut_agrees"})
         for domain in set(domains):
             assert source.records.labels[domains == domain].mean() == 0.5
-        assert len(set(source.records.ids)) == len(source)
+        assert source.records.ids == tuple(f"{split}_{i:06d}" for i in range(len(source)))
+        np.testing.assert_array_equal(source.records.labels, np.arange(len(source)) % 2)
+        np.testing.assert_array_equal([example.saliency is not None for example in source], source.records.has_map)
         assert source[0].image.shape == (64, 64, 3) and source[0].image.dtype == np.uint8
     assert sum(np.array(dataset.splits["test"].records.domains) == "shortcut_random") == 100
 
@@ -69,7 +71,7 @@ def test_the_share_of_agreeing_images_is_exact_per_class(agreement):
 
 
 def test_agreement_is_an_option(data_dir):
-    source = open_demo(data_dir=data_dir, num_train=200, num_val=2, num_test=2, shortcut_agreement=0.0).splits["train"]
+    source = open_demo(data_dir=data_dir, shortcut_agreement=0.0, **SIZES).splits["train"]
     batch = pixels(source)
     assert roc_auc_score(batch["label"], warmth(batch["image"])) < 0.05
 
@@ -104,6 +106,14 @@ def test_marks_differ_by_class_and_light_changes_nothing_else():
     assert shift[inside].mean(0)[0] > 10 and shift[inside].mean(0)[2] < -10
     np.testing.assert_array_equal(warm.saliency, cool.saliency)
     assert warm.centre == cool.centre
+
+
+def test_rings_look_the_same_from_all_sides_and_checks_do_not():
+    mark = lambda label: drawing._mark(np.random.default_rng(label), label, (32.0, 32.0))
+    turned = lambda label: ndimage.rotate(mark(label), 45, reshape=False, order=3)
+    likeness = lambda label: np.corrcoef(mark(label).ravel(), turned(label).ravel())[0, 1]
+    assert likeness(1) > 0.95
+    assert likeness(0) < 0.5
 
 
 def test_marks_lie_anywhere_and_inside():

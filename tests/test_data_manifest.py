@@ -101,6 +101,9 @@ def test_labels_give_the_order_of_classes(folder):
     dataset = open_manifest(str(folder / "manifest.csv"), labels=("dog", "cat"))
     assert dataset.class_names == ("dog", "cat")
     np.testing.assert_array_equal(dataset.splits["train"].records.labels, [1, 0, 1, 0])
+    rows = [[row[0], "dbca"[i % 4], *row[2:]] for i, row in enumerate(read_rows(folder))]
+    write_manifest(folder, rows)
+    assert open_manifest(str(folder / "manifest.csv")).class_names == ("a", "b", "c", "d")
     with pytest.raises(ValueError, match="twice"):
         open_manifest(str(folder / "manifest.csv"), labels=("dog", "dog"))
 

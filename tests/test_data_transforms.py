@@ -47,7 +47,7 @@ def test_a_faint_dot_survives_resizing():
     assert np.unravel_index(moved.argmax(), moved.shape) == (14, 14)
 
 
-@pytest.mark.parametrize("saliency", [None, np.zeros((8, 8), np.float32), np.ones((8, 8), np.float32)])
+@pytest.mark.parametrize("saliency", [None, *(np.full((29, 31), value, np.float32) for value in (0, 0.3, 0.7, 1))])
 @pytest.mark.parametrize("augment", [Augment(), AFFINE])
 def test_no_map_and_constant_map_give_zeros(saliency, augment):
     # A constant map, turned, would otherwise become a picture of the border.

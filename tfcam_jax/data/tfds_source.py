@@ -36,6 +36,8 @@ class TfdsSource:
         return len(self.encoded)
 
     def __getitem__(self, index: int) -> Example:
+        if not 0 <= index < len(self):  # array_record raises a ValueError, which `for` doesn't stop at.
+            raise IndexError(f"row {index} of {len(self)}")
         example = self.encoded[index]
         saliency = decode_map(example["saliency"]) if self.records.has_map[index] else None
         return Example(decode_image(example["image"], self.channels), saliency)

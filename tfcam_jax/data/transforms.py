@@ -20,11 +20,14 @@ class Augment:
 
     Attributes:
       flip: probability of a left-right flip, 0..1.
-      crop: largest share of each side that is cut off, 0 <= crop < 1; sides and place are drawn independently.
-      rotate: largest rotation, degrees, either way.
-      translate: largest shift along each axis, as a share of the side.
-      scale: largest change of size, as a share, either way, 0 <= scale < 1.
-      shear: largest shear along x, degrees, either way, below 90.
+      crop: largest share of each side that is cut off, 0..0.9; both sides and the place are drawn independently.
+      rotate: largest rotation, degrees, either way, 0..180.
+      translate: largest shift along each axis, as a share of the side, either way, 0..0.5.
+      scale: largest change of size, as a share, either way, 0..0.5.
+      shear: largest shear along x, degrees, either way, 0..45.
+
+    Raises:
+      ValueError: a value beyond its limits.
     """
 
     flip: float = 0.0
@@ -34,8 +37,9 @@ class Augment:
     scale: float = 0.0
     shear: float = 0.0
 
+    # Beyond these limits no image is left to learn from, and what must be padded grows without bound.
     def __post_init__(self):
-        limits = {"flip": 1, "crop": 0.99, "rotate": 180, "translate": 1, "scale": 0.99, "shear": 89}
+        limits = {"flip": 1, "crop": 0.9, "rotate": 180, "translate": 0.5, "scale": 0.5, "shear": 45}
         for name, limit in limits.items():
             if not 0 <= getattr(self, name) <= limit:
                 raise ValueError(f"augment.{name} must be in [0, {limit}]; got {getattr(self, name)}")
@@ -84,10 +88,10 @@ def apply(
 
 def _draw(augment: Augment, rng: np.random.Generator) -> _Geometry:
     # Always the same number of draws, so that switching one part on leaves the others as they were.
-    flip, *unit = rng.random(9)
+    flip, *unit = rng.random(10)
     width, height = 1 - augment.crop * unit[0], 1 - augment.crop * unit[1]
     left, top = (1 - width) * unit[2], (1 - height) * unit[3]
-    angle, shear, scale, *shift = 2 * np.asarray([*unit[4:7], *rng.random(2)]) - 1
+    angle, shear, scale, *shift = 2 * np.asarray(unit[4:]) - 1
     matrix = shift_xy = None
     if augment.rotate or augment.shear or augment.scale or augment.translate:
         radians = math.radians(augment.rotate * angle)
@@ -110,8 +114,6 @@ def _move_image(image: np.ndarray, size: int, geometry: _Geometry) -> np.ndarray
 
 
 def _move_map(saliency: np.ndarray, size: int, geometry: _Geometry) -> np.ndarray:
-    if saliency.min() == saliency.max():
-        return np.zeros((size, size), np.float32)
     values = np.asarray(_crop_and_resize(Image.fromarray(np.asarray(saliency, np.float32)), size, geometry))
     if values.min() == values.max():
         # Before the affine part, whose zeros outside would turn a constant piece into a map of the border.
