@@ -230,5 +230,3 @@ def test_rows_to_look_at_alternate_classes_and_prefer_maps(finished):
     np.testing.assert_array_equal(records.labels[rows], [0, 1, 0, 1, 0, 1])
     assert records.has_map[rows].all()
     assert len(choose_rows(records, 100)) == len(records)
-
-

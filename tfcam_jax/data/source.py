@@ -105,7 +105,7 @@ class Dataset:
 class Subset:
     """Some rows of a source, in the order given."""
 
-    def __init__(self, source: Source, rows: Sequence[int]):
+    def __init__(self, source: Source, rows: Sequence[int] | Int[np.ndarray, " m"]):
         self._source, self._rows = source, [int(row) for row in rows]
         of = source.records
         self.records = Records(
