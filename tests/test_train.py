@@ -14,8 +14,10 @@ from tfcam_jax.checkpoints import CheckpointError, Checkpoints
 from tfcam_jax.compare import compare
 from tfcam_jax.data.source import DataError
 from tfcam_jax.evaluate import Predictions, evaluate, evaluate_source
+from tfcam_jax.evidence import Total
 from tfcam_jax.experiment import ConfigError, build_experiment
 from tfcam_jax.explain import choose_rows
+from tfcam_jax.steps import StepMetrics
 from tfcam_jax.workdir import WorkdirError, load_config
 
 
@@ -221,6 +223,28 @@ def test_arms_of_a_seed_start_from_the_same_weights_and_batches(manifest):
     jax.tree.map(np.testing.assert_array_equal, one.initial_state().params, other.initial_state().params)
     for a, b in zip(one.train_epoch(1), other.train_epoch(1), strict=True):
         jax.tree.map(np.testing.assert_array_equal, a, b)
+
+
+def test_seed_decides_weights_and_order(manifest):
+    one, other = (build_experiment(make_config(manifest, seed=seed)) for seed in (0, 1))
+    assert (next(iter(one.train_epoch(0)))["index"] != next(iter(other.train_epoch(0)))["index"]).any()
+    kernels = [built.initial_state().params["head"]["kernel"] for built in (one, other)]
+    assert (kernels[0] != kernels[1]).any()
+
+
+def test_means_over_steps_add_before_they_divide():
+    entries = [
+        StepMetrics({"a": Total(6.0, 4.0), "b": Total(0.0, 0.0)}, Total(3, 4), 1.0),
+        StepMetrics({"a": Total(4.0, 1.0), "b": Total(0.0, 0.0)}, Total(1, 1), 2.0),
+    ]
+    assert train.summarize(entries) == {
+        "train/a": 2.0,
+        "train/a_examples": 5.0,
+        "train/b": None,
+        "train/b_examples": 0.0,
+        "train/accuracy": 0.8,
+        "train/grad_norm": 1.5,
+    }
 
 
 def test_rows_to_look_at_alternate_classes_and_prefer_maps(finished):
