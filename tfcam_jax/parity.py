@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import importlib
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from types import ModuleType
+from types import MappingProxyType, ModuleType
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -30,7 +30,7 @@ class Reference(NamedTuple):
     module: str
     constructor: str
     pooled: str
-    options: dict[str, Any] = {}
+    options: Mapping[str, Any] = MappingProxyType({})
 
 
 REFERENCES = {
@@ -179,7 +179,9 @@ def build_reference(name: str, seed: int, num_classes: int = 1000) -> Any:
     """The PyTorch network with random weights, random BatchNorm statistics and no dropout."""
     torch = import_torch()
     entry = REFERENCES[name]
-    network = getattr(importlib.import_module(entry.module), entry.constructor)(num_classes=num_classes, **entry.options)
+    network = getattr(importlib.import_module(entry.module), entry.constructor)(
+        num_classes=num_classes, **entry.options
+    )
     torch.manual_seed(seed)
     for module in network.modules():
         if isinstance(module, torch.nn.Conv2d):

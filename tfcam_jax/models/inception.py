@@ -94,19 +94,19 @@ _REDUCE_8 = (
     [_maximum],
 )
 
-_MODULES = {
-    "Mixed_5b": _mixed_35(32),
-    "Mixed_5c": _mixed_35(64),
-    "Mixed_5d": _mixed_35(64),
-    "Mixed_6a": _REDUCE_17,
-    "Mixed_6b": _mixed_17(128),
-    "Mixed_6c": _mixed_17(160),
-    "Mixed_6d": _mixed_17(160),
-    "Mixed_6e": _mixed_17(192),
-    "Mixed_7a": _REDUCE_8,
-    "Mixed_7b": _MIXED_8,
-    "Mixed_7c": _MIXED_8,
-}
+_MODULES = (
+    ("Mixed_5b", _mixed_35(32)),
+    ("Mixed_5c", _mixed_35(64)),
+    ("Mixed_5d", _mixed_35(64)),
+    ("Mixed_6a", _REDUCE_17),
+    ("Mixed_6b", _mixed_17(128)),
+    ("Mixed_6c", _mixed_17(160)),
+    ("Mixed_6d", _mixed_17(160)),
+    ("Mixed_6e", _mixed_17(192)),
+    ("Mixed_7a", _REDUCE_8),
+    ("Mixed_7b", _MIXED_8),
+    ("Mixed_7c", _MIXED_8),
+)
 
 
 class ConvNorm(nn.Module):
@@ -150,13 +150,18 @@ class Mixed(nn.Module):
 
 
 class InceptionV3(Backbone):
-    """Five convolutions and eleven modules of parallel branches. The CAM is 8x8 at 299 px; the least input is 75 px."""
+    """Five convolutions, then modules of parallel branches. The CAM is 8x8 at 299 px; the least image size is 75 px.
 
+    Attributes:
+      modules: the branches of each module, by name.
+    """
+
+    modules: tuple[tuple[str, tuple], ...] = _MODULES
     kernel_init: nn.initializers.Initializer = nn.initializers.truncated_normal(0.1)
     epsilon: float = 1e-3
 
     def feature_maps(self, x: Array, train: bool, mask: Array | None) -> Array:
-        unit = lambda name, features, size, stride=1, padding="VALID": ConvNorm(
+        unit = lambda name, features, size, stride=1, padding="VALID": self.block(ConvNorm)(
             features, (size, size), stride, padding, self.conv, self.norm, name=name
         )
         x = unit("Conv2d_1a_3x3", 32, 3, stride=2)(x, train, mask)
@@ -166,7 +171,6 @@ class InceptionV3(Backbone):
         x = unit("Conv2d_3b_1x1", 80, 1)(x, train, mask)
         x = unit("Conv2d_4a_3x3", 192, 3)(x, train, mask)
         x = _maximum(x)
-        mixed = self.block(Mixed)
-        for name, branches in _MODULES.items():
-            x = mixed(branches, self.conv, self.norm, name=name)(x, train, mask)
+        for name, branches in self.modules:
+            x = self.block(Mixed)(branches, self.conv, self.norm, name=name)(x, train, mask)
         return x
