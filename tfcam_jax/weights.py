@@ -9,12 +9,13 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-import zlib
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import huggingface_hub
+import huggingface_hub.errors
 import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
@@ -33,6 +34,8 @@ _LEAVES = {"bias": ("params", "bias"), "running_mean": ("batch_stats", "mean"), 
 _WEIGHTS = {1: ("scale", (0,)), 2: ("kernel", (1, 0)), 4: ("kernel", (2, 3, 1, 0))}
 # Part of the cache's keys: to be raised when the conversion or a network's names change.
 _CONVERSION = 1
+# In a folder of the cache: an Orbax checkpoint, and a digest of its files.
+_VARIABLES, _DIGEST = "variables", "sha256"
 
 
 class WeightsError(ValueError):
@@ -183,34 +186,40 @@ def merge(
 def _convert_once(name: str, file: Path, cache_dir: Path) -> dict[str, Any]:
     """The converted file, from the cache if the same bytes were converted before."""
     with file.open("rb") as opened:
-        digest = hashlib.file_digest(opened, "sha256").hexdigest()
-    cached = cache_dir / "converted" / f"{name}-{digest[:32]}-{_CONVERSION}"
-    with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
-        if cached.is_dir():
-            try:
-                return _restore(checkpointer, cached)
-            except Exception as error:
-                logging.warning("cached weights %s are damaged (%s); converting %s again", cached, error, file)
-        converted = convert(read_state_dict(file), MODEL_CARDS[name].torch_names)
-        args = ocp.args.Composite(
-            variables=ocp.args.StandardSave(converted), checksum=ocp.args.JsonSave({"crc32": _checksum(converted)})
-        )
-        # Orbax writes into another folder and renames that, so a process that dies here leaves no half checkpoint.
-        checkpointer.save(cached.absolute(), args, force=True)
+        content = hashlib.file_digest(opened, "sha256").hexdigest()
+    cached = cache_dir.absolute() / "converted" / f"{name}-{content[:32]}-{_CONVERSION}"
+    if (cached / _DIGEST).is_file():
+        # Orbax restores overwritten bytes without a word, so the files are compared with what was written.
+        if (cached / _DIGEST).read_text() == _digest(cached / _VARIABLES):
+            with ocp.StandardCheckpointer() as checkpointer:
+                return checkpointer.restore(cached / _VARIABLES)
+        logging.warning("cached weights %s are damaged; %s is converted again", cached, file)
+    converted = convert(read_state_dict(file), MODEL_CARDS[name].torch_names)
+    _save(converted, cached)
     return converted
 
 
-def _restore(checkpointer: ocp.Checkpointer, cached: Path) -> dict[str, Any]:
-    args = ocp.args.Composite(variables=ocp.args.StandardRestore(), checksum=ocp.args.JsonRestore())
-    restored = checkpointer.restore(cached.absolute(), args)
-    if _checksum(restored["variables"]) != restored["checksum"]["crc32"]:
-        raise WeightsError("checksum differs")
-    return restored["variables"]
+def _save(converted: dict[str, Any], cached: Path) -> None:
+    """Writes beside `cached` and renames, so that a process that dies here leaves no half checkpoint under its name."""
+    unfinished = cached.with_name(f"{cached.name}.{os.getpid()}")
+    with ocp.StandardCheckpointer() as checkpointer:
+        checkpointer.save(unfinished / _VARIABLES, converted, force=True)
+    (unfinished / _DIGEST).write_text(_digest(unfinished / _VARIABLES))
+    if cached.exists():
+        shutil.rmtree(cached)
+    try:
+        unfinished.rename(cached)
+    except OSError:
+        # Another process that loads the same weights was faster.
+        if not cached.is_dir():
+            raise
+        shutil.rmtree(unfinished)
 
 
-def _checksum(variables: Mapping[str, Any]) -> int:
-    """CRC-32 over all arrays by name: Orbax restores overwritten bytes without a word."""
-    checksum = 0
-    for path, array in sorted(traverse_util.flatten_dict(variables).items()):
-        checksum = zlib.crc32(np.ascontiguousarray(array), zlib.crc32("/".join(path).encode(), checksum))
-    return checksum
+def _digest(folder: Path) -> str:
+    """SHA-256 over the names and contents of all files in a folder."""
+    digest = hashlib.sha256()
+    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+        digest.update(str(path.relative_to(folder)).encode())
+        digest.update(path.read_bytes())
+    return digest.hexdigest()
