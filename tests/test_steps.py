@@ -39,7 +39,7 @@ def make_batch(seed=0, batch=BATCH):
 
 
 def make_state(tx, seed=0):
-    return steps.create_train_state(make_model(), tx, jax.random.key(seed), SIZE)
+    return steps.create_train_state(steps.initialize(make_model(), jax.random.key(seed), SIZE), tx)
 
 
 def run_steps(strategy, batches, tx=None, seed=0):
@@ -223,7 +223,10 @@ def test_eval_step_gives_each_example_what_it_would_get_alone():
 
 def test_eval_step_weighs_the_false_classes_by_the_logits():
     model = SmallCNN(num_classes=3, widths=(4, 8))
-    state, batch = steps.create_train_state(model, optax.sgd(0.1), jax.random.key(0), SIZE), make_batch()
+    state, batch = (
+        steps.create_train_state(steps.initialize(model, jax.random.key(0), SIZE), optax.sgd(0.1)),
+        make_batch(),
+    )
     output = jax.jit(steps.make_eval_step(model, PREPROCESS))(state.params, state.batch_stats, batch)
     maps = model.apply(
         {"params": state.params, "batch_stats": state.batch_stats}, PREPROCESS(jnp.asarray(batch["image"])), train=False

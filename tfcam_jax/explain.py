@@ -93,7 +93,7 @@ def explain(workdir: str | Path, split: str = "val", num_images: int = 8, out: s
     if split not in experiment.dataset.splits:
         raise ValueError(f"no split {split!r} in these data; there are {', '.join(experiment.dataset.splits)}")
     with Checkpoints(workdir) as checkpoints:
-        restored = checkpoints.restore("best", experiment.initial_state())
+        restored = checkpoints.restore("best", experiment.random_state())
     if restored is None:
         raise CheckpointError(f"{workdir} has no best checkpoint: the run ended before its first validation")
     source = experiment.dataset.splits[split]
