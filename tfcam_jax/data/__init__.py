@@ -8,7 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from .chest_xray import open_chest_xray
+from .cyborg_faces import open_cyborg_faces
 from .demo import open_demo
+from .iris_pad import open_iris_pad
 from .manifest import open_manifest
 from .pipeline import Batch, eval_batches, train_batches
 from .source import DataError, Dataset, Example, Records, Source
@@ -24,9 +27,18 @@ __all__ = [
     "Records",
     "Source",
     "eval_batches",
+    "open_chest_xray",
+    "open_cyborg_faces",
     "open_demo",
+    "open_iris_pad",
     "open_manifest",
     "train_batches",
 ]
 
-SOURCES: dict[str, Callable[..., Dataset]] = {"demo": open_demo, "manifest": open_manifest}
+SOURCES: dict[str, Callable[..., Dataset]] = {
+    "demo": open_demo,
+    "manifest": open_manifest,
+    "cyborg_faces": open_cyborg_faces,
+    "iris_pad": open_iris_pad,
+    "chest_xray": open_chest_xray,
+}

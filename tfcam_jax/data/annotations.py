@@ -1,7 +1,7 @@
 """Human annotations in the forms people keep, rendered to maps.
 
     pictures      PNG, JPEG, TIFF... of any mode and bit depth, and NPY arrays
-    tables        CSV with a row per box, polygon or fixation; JSON of the same; COCO (boxes, polygons, both kinds of RLE)
+    tables        CSV with a row per box, polygon or fixation; JSON of the same; COCO (boxes, polygons, RLE)
 
 A table serves many images: its entries are found by the image's path, its file name or its file name without the
 suffix. Coordinates are pixels of the image, (0, 0) being the outer corner of the first pixel.
@@ -61,7 +61,8 @@ def render(marks: Marks, height: int, width: int, sigma: float) -> Float[np.ndar
     """Draws marks as a map of the image's shape, its longer side at most 512.
 
     Boxes, polygons and masks give the share of each map pixel that any of them covers; fixations give Gaussians,
-    weighted by duration, added up and divided by their peak. Marks of both kinds are joined by the maximum.
+    weighted by duration, added up and divided by their peak; those off the image are left out. Marks of both kinds are
+    joined by the maximum.
 
     Args:
       marks: of one annotator.
@@ -382,14 +383,13 @@ def _mask_coverage(
 def _fixation_density(
     fixations: Sequence[Fixation], shape: tuple[int, int], height: int, width: int, sigma: float
 ) -> Float[np.ndarray, "h w"]:
-    # Fixations off the image are usual: they only leave the Gaussian's flank in it.
     x, y, duration = np.asarray(fixations, np.float64).T
+    # Eyes also rest beside the image; owners then write -1.
+    kept = (x >= 0) & (x <= width) & (y >= 0) & (y <= height)
+    x, y, duration = x[kept], y[kept], duration[kept]
     along = lambda at, count, size: np.exp(
         -0.5 * (((np.arange(count) + 0.5) * size / count - at[:, None]) / sigma) ** 2
     )
     density = (duration[:, None] * along(y, shape[0], height)).T @ along(x, shape[1], width)
     peak = density.max()
-    # A gaze that never came near leaves no map, rather than the far tail of a Gaussian blown up to 1.
-    if peak < 1e-3 * max(duration.max(), np.finfo(float).tiny):
-        return np.zeros(shape, np.float32)
-    return (density / peak).astype(np.float32)
+    return (density / peak if peak > 0 else density).astype(np.float32)

@@ -87,7 +87,8 @@ def _open_dicom(encoded: bytes) -> Image.Image:
         raise ValueError(f"a DICOM file of shape {values.shape}; only single grey images are read")
     low, high = values.min(), values.max()
     # 8-bit files are taken as they are, deeper ones from their darkest to their brightest pixel.
-    grey = values if file.BitsStored == 8 and 0 <= low and high <= 255 else 255 * (values - low) / max(high - low, 1e-9)
+    eight_bit = file.BitsStored == 8 and low >= 0 and high <= 255
+    grey = values if eight_bit else 255 * (values - low) / max(high - low, 1e-9)
     return Image.fromarray(np.rint(255 - grey if inverted else grey).astype(np.uint8))
 
 

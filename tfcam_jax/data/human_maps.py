@@ -22,6 +22,8 @@ PLACEBOS = ("none", "other_image", "mean_map", "border_ring")
 # Of a map that stands for a whole class, pixels: 16 for each of the 7 x 7 places of the usual CAM.
 _PLACEBO_SIDE = 112
 _PLACES = 7
+# As in tfcam_jax.saliency, which knows arrays of jax only.
+_RING_RADIUS = 0.65
 
 
 def combine(maps: Mapping[str, Float[np.ndarray, "_ _"]], how: str) -> Float[np.ndarray, "h w"] | None:
@@ -120,7 +122,7 @@ def placebo_maps(source: Source, kind: str, seed: int) -> Source:
       it would also change what a class's maps look like.
     mean_map: the mean over the class's maps, each first divided by its peak. It knows where the class's objects lie
       on average, and nothing of the image. An image's own map is in it with 1/n.
-    border_ring: 1 on the outermost of 7 x 7 places, 0 within; says nothing even of the class.
+    border_ring: 1 on the 28 outer ones of 7 x 7 places, 0 within; says nothing even of the class.
 
     Args:
       source: training data; maps of validation and test are left alone, as they measure.
@@ -184,7 +186,9 @@ def deal_maps(records: Records, seed: int) -> Int[np.ndarray, " n"]:
         order = rows[np.lexsort((rng.random(len(rows)), rng.permutation(len(sizes))[group]))]
         step = sizes.max()
         if 2 * step > len(rows):
-            what = f"group {names[int(np.argmax(group == sizes.argmax()))]!r} holds {step}" if step > 1 else "there is one"
+            what = (
+                f"group {names[int(np.argmax(group == sizes.argmax()))]!r} holds {step}" if step > 1 else "there is one"
+            )
             problems.append(
                 f"placebo other_image: of the {len(rows)} maps of class {label}, {what}; more than half can't be dealt "
                 "to other groups. Use mean_map or border_ring"
@@ -209,10 +213,11 @@ def mean_maps(source: Source) -> dict[int, Float[np.ndarray, "112 112"]]:
 
 
 def border_ring() -> Float[np.ndarray, "112 112"]:
-    """1 on the border, as wide as one of 7 places a side, 0 within."""
-    ring, width = np.ones((_PLACEBO_SIDE, _PLACEBO_SIDE), np.float32), _PLACEBO_SIDE // _PLACES
-    ring[width:-width, width:-width] = 0
-    return ring
+    """1 on the 28 of 7 x 7 places that lie beyond 0.65 of the way to the border, 0 within: strategy `sham`'s ring."""
+    centred = (2 * np.arange(_PLACES) + 1) / _PLACES - 1
+    ring = np.hypot(centred[:, None], centred) > _RING_RADIUS
+    side = _PLACEBO_SIDE // _PLACES
+    return np.kron(ring, np.ones((side, side))).astype(np.float32)
 
 
 def _resize(saliency: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:

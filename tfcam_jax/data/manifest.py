@@ -54,9 +54,7 @@ def open_manifest(
       DataError: with every problem found, each naming file, row and remedy.
     """
     check_channels(channels)
-    listing = list_manifest(
-        manifest, labels=labels, combine=combine, sigma=sigma, pixels_per_degree=pixels_per_degree
-    )
+    listing = list_manifest(manifest, labels=labels, combine=combine, sigma=sigma, pixels_per_degree=pixels_per_degree)
     listing, checks, skipped = usable_rows(inspect(listing, progress), skip_unreadable)
     _log_maps(manifest, listing.rows, checks)
     return Dataset(listing.name, listing.class_names, rows_sources(listing, checks, channels), skipped)

@@ -216,9 +216,7 @@ def check_splits(place: str, listing: Listing) -> list[str]:
 
 def check_files(listing: Listing, progress: bool) -> list[Check]:
     """Decodes every image and map, in threads; one `Check` per row."""
-    bar = tqdm(
-        total=len(listing.rows), desc=f"checking {listing.name}", unit=" images", delay=3, disable=not progress
-    )
+    bar = tqdm(total=len(listing.rows), desc=f"checking {listing.name}", unit=" images", delay=3, disable=not progress)
     with bar, ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as executor:
         checks = []
         for check in executor.map(lambda row: check_row(listing.reader, row), listing.rows):
