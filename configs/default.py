@@ -83,7 +83,7 @@ def get_config() -> ConfigDict:
     config.data.chest_xray.collections = ()  # of nih, rsna, mimic; empty: those that are there
     config.data.chest_xray.annotated_only = False  # True: without abnormal films that nobody annotated
 
-    # Joint augmentation of image and human map in training: none in the recipe.
+    # Augmentation in training, of image and human map jointly but for colour: none in the recipe.
     config.augment = ConfigDict()
     config.augment.flip = 0.0  # probability of a horizontal flip
     config.augment.crop = 0.0  # largest share of each side cut off
@@ -91,6 +91,9 @@ def get_config() -> ConfigDict:
     config.augment.translate = 0.0  # largest shift, as a share of the side
     config.augment.scale = 0.0  # largest relative change of size
     config.augment.shear = 0.0  # largest angle, degrees
+    config.augment.brightness = 0.0  # of the image alone: largest shift, as a share of the range
+    config.augment.contrast = 0.0  # largest relative change
+    config.augment.saturation = 0.0  # largest relative change
 
     config.model = ConfigDict()
     config.model.name = "resnet18"  # a key of tfcam_jax.models.MODELS

@@ -82,7 +82,7 @@ def assign_splits(
       ValueError: an unknown name, or options that don't go with the protocol.
       DataError: an unknown domain, a split left without a class, leakage; names the rows.
     """
-    _check_options(name, domains, num_folds, fold, leakage)
+    check_options(name, domains, num_folds, fold, seed, leakage)
     split = np.array(published, dtype="<U5")
     if name in ("open", "leave_one_domain_out"):
         split[np.isin(records.domains, _known_domains(records, domains))] = "test"
@@ -138,7 +138,15 @@ def _published(dataset: Dataset) -> list[str]:
     return [split for split, source in dataset.splits.items() for _ in range(len(source))]
 
 
-def _check_options(name: str, domains: Sequence[str], num_folds: int, fold: int, leakage: str) -> None:
+def check_options(
+    name: str = "published",
+    domains: Sequence[str] = (),
+    num_folds: int = 5,
+    fold: int = 0,
+    seed: int = 0,
+    leakage: str = "refuse",
+) -> None:
+    """Raises ValueError for options of `assign_splits` that don't go together; needs no data."""
     if name not in PROTOCOLS:
         raise ValueError(f"protocol.name must be one of {', '.join(PROTOCOLS)}; got {name!r}")
     if leakage not in LEAKAGE:
@@ -147,6 +155,8 @@ def _check_options(name: str, domains: Sequence[str], num_folds: int, fold: int,
     fits = {"one or more": len(domains) > 0, "one": len(domains) == 1, "no": not domains}[wanted]
     if not fits:
         raise ValueError(f"protocol {name} takes {wanted} protocol.domains; got {', '.join(domains) or 'none'}")
+    if seed < 0:
+        raise ValueError(f"protocol.seed must not be negative; got {seed}")
     if name == "k_fold" and not (num_folds >= 3 and 0 <= fold < num_folds):
         raise ValueError(f"k_fold needs num_folds >= 3 and 0 <= fold < num_folds; got {num_folds} and {fold}")
 

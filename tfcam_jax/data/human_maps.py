@@ -15,7 +15,7 @@ from jaxtyping import Float, Int
 from PIL import Image
 from scipy import ndimage
 
-from .source import DataError, Example, Records, Source
+from .source import DataError, Dataset, Example, Records, Source
 
 PLACEBOS = ("none", "other_image", "mean_map", "border_ring")
 
@@ -113,6 +113,16 @@ def smooth_maps(source: Source, blur: float, threshold: float) -> Source:
     return WithMaps(source, change) if blur or threshold else source
 
 
+def process_maps(dataset: Dataset, *, blur: float, threshold: float, placebo: str, seed: int) -> Dataset:
+    """The data set with all maps blurred and thresholded, and training's replaced by placebos.
+
+    Placebos are made of the smoothed maps. Validation and test keep their maps, as they measure. Arguments as in
+    `Smooth` and `placebo_maps`.
+    """
+    splits = {split: smooth_maps(source, blur, threshold) for split, source in dataset.splits.items()}
+    return replace(dataset, splits={**splits, "train": placebo_maps(splits["train"], placebo, seed)})
+
+
 def placebo_maps(source: Source, kind: str, seed: int) -> Source:
     """The source with placebos in place of its maps, where it has maps.
 
@@ -125,7 +135,7 @@ def placebo_maps(source: Source, kind: str, seed: int) -> Source:
     border_ring: 1 on the 28 outer ones of 7 x 7 places, 0 within; says nothing even of the class.
 
     Args:
-      source: training data; maps of validation and test are left alone, as they measure.
+      source: training data.
       kind: one of `PLACEBOS`.
       seed: of the dealing.
 

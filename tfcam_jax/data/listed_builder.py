@@ -106,6 +106,13 @@ def find_listing(builder: type[ListedBuilder], manual_dir: str | os.PathLike, co
     return builder.list_rows(folder, config)
 
 
+def list_owner_files(
+    builder: type[ListedBuilder], config: type[ListedConfig], *, manual_dir: str, data_dir: str = "", **options
+) -> Listing:
+    """`find_listing` with the options of `open_listed`; `data_dir` makes no difference to it."""
+    return find_listing(builder, manual_dir, config(**options))
+
+
 def no_rows(builder: type[ListedBuilder], folder: Path, wanted: str) -> DataError:
     """What to raise where a folder holds nothing of the layout; names a zip that nobody unpacked."""
     packed = sorted(path.name for path in folder.iterdir() if path.suffix == ".zip")

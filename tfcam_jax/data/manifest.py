@@ -67,8 +67,9 @@ def list_manifest(
     combine: str = "mean",
     sigma: float = 50.0,
     pixels_per_degree: float = 0.0,
+    skip_unreadable: bool = False,
 ) -> Listing:
-    """The manifest's rows, no image opened; arguments as in `open_manifest`.
+    """The manifest's rows, no image opened; arguments as in `open_manifest` (`skip_unreadable` makes no difference).
 
     Raises:
       DataError: the file is missing or can't be parsed.
