@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+import jaxtyping
 import numpy as np
 import pytest
 import references
@@ -52,6 +53,22 @@ def test_smallest_where_the_maps_are_equal(name):
     assert (DIVERGENCES[name](others, jnp.broadcast_to(target, others.shape)) > least).all()
     assert least == pytest.approx(0 if name != "bce" else scipy.stats.bernoulli(target[0]).entropy().mean(), abs=1e-6)
     np.testing.assert_allclose(jax.grad(lambda m: DIVERGENCES[name](m, target).sum())(target), 0, atol=1e-6)
+
+
+@over_divergences
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+def test_half_precision_is_computed_in_float32(name, dtype):
+    rng = np.random.default_rng(2)
+    maps, target = (jnp.asarray(unit_maps(rng, (4, 3, 4)), dtype) for _ in range(2))
+    value = DIVERGENCES[name](maps, target)
+    assert value.dtype == jnp.float32
+    np.testing.assert_array_equal(value, DIVERGENCES[name](maps.astype(jnp.float32), target.astype(jnp.float32)))
+
+
+@over_divergences
+def test_wrong_shapes_are_refused(name):
+    with pytest.raises(jaxtyping.TypeCheckError):
+        DIVERGENCES[name](jnp.zeros((2, 3, 4)), jnp.zeros((3, 4)))
 
 
 def test_bce_is_the_same_for_both_complements():
