@@ -153,7 +153,8 @@ def epoch_order(labels: Int[np.ndarray, " n"], *, epoch: int, seed: int, balance
     # The remainder goes to other classes in other epochs.
     shares = len(labels) // len(classes) + (rng.permutation(len(classes)) < len(labels) % len(classes))
     drawn = [
-        _draw_rows(rng, np.flatnonzero(labels == label), share) for label, share in zip(classes, shares, strict=True)
+        _draw_rows(rng, np.flatnonzero(labels == label), share)
+        for label, share in zip(classes, shares.tolist(), strict=True)
     ]
     return rng.permutation(np.concatenate(drawn))
 
