@@ -17,7 +17,7 @@ MAX_DISTANCE = 4
 _PARTS = ((0, 13), (13, 13), (26, 13), (39, 13), (52, 12))
 # Candidates count as alike if their thumbnails correlate so highly: films of two chests, or two faces cropped alike,
 # can share a hash, and re-encoding, resizing or a change of brightness leaves the correlation above this.
-MIN_CORRELATION = 0.99
+MIN_CORRELATION = 0.97
 
 
 def perceptual_hash(image: UInt8[np.ndarray, "H W channels"]) -> int:
@@ -68,4 +68,4 @@ def _correlate(one: np.ndarray, other: np.ndarray) -> bool:
 
 def _grey(image: np.ndarray, side: int) -> np.ndarray:
     picture = Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image).convert("L")
-    return np.asarray(picture.resize((side, side), Image.Resampling.BOX, reducing_gap=2.0))
+    return np.asarray(picture.resize((side, side), Image.Resampling.BILINEAR, reducing_gap=3.0))
