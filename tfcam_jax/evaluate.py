@@ -58,7 +58,8 @@ def evaluate_best(experiment: Experiment, checkpoints: Checkpoints) -> dict[str,
     """Figures of the best checkpoint.
 
     Returns:
-      `{"epoch", "class_names", "sets"}`; `sets` holds `val` and, where there is a test split, `closed` and `open` (see
+      `{"epoch", "class_names", "skipped", "sets"}`; `skipped` counts unreadable rows left out, `sets`
+      holds `val` and, where there is a test split, `closed` and `open` (see
       `protocol.split_by_protocol`), each with `images`, `maps`, `accuracy`, `auroc`, `cross_entropy` and
       `map_agreement`.
 
@@ -75,7 +76,13 @@ def evaluate_best(experiment: Experiment, checkpoints: Checkpoints) -> dict[str,
         test = evaluate_source(experiment, state, splits["test"])
         parts = split_by_protocol(splits["train"].records.domains, splits["test"].records.domains, test.labels)
         sets |= {name: figures(test[rows]) for name, rows in parts.items()}
-    return {"epoch": record["epoch"], "class_names": list(experiment.dataset.class_names), "sets": sets}
+    dataset = experiment.dataset
+    return {
+        "epoch": record["epoch"],
+        "class_names": list(dataset.class_names),
+        "skipped": len(dataset.skipped),
+        "sets": sets,
+    }
 
 
 def figures(predictions: Predictions) -> dict[str, Any]:

@@ -56,14 +56,40 @@ def decode_map(encoded: bytes) -> Float[np.ndarray, "h w"]:
 
 
 def _open(encoded: bytes) -> Image.Image:
+    if encoded[128:132] == b"DICM":
+        return _open_dicom(encoded)
     try:
         image = Image.open(io.BytesIO(encoded))
         image.load()
         return ImageOps.exif_transpose(image)
     except UnidentifiedImageError as error:
         raise ValueError("not an image that Pillow can read") from error
+    except Image.DecompressionBombError as error:
+        raise ValueError(f"too large an image to open safely ({error}); scale it down") from error
     except Exception as error:  # Pillow's parsers raise whatever they stumble over.
         raise ValueError(f"broken image ({error})") from error
+
+
+def _open_dicom(encoded: bytes) -> Image.Image:
+    """The first frame with its window applied, brought to 8 bits, dark = 0 also where the file has it the other way."""
+    try:
+        import pydicom
+        from pydicom.pixels import apply_modality_lut, apply_voi_lut
+    except ModuleNotFoundError as error:
+        raise ValueError("a DICOM file; reading it needs pydicom: pip install pydicom") from error
+    try:
+        file = pydicom.dcmread(io.BytesIO(encoded))
+        values = apply_voi_lut(apply_modality_lut(file.pixel_array, file), file).astype(np.float64)
+        inverted = file.PhotometricInterpretation == "MONOCHROME1"
+    except Exception as error:  # As above.
+        raise ValueError(f"broken DICOM ({error})") from error
+    if values.ndim != 2:
+        raise ValueError(f"a DICOM file of shape {values.shape}; only single grey images are read")
+    low, high = values.min(), values.max()
+    # 8-bit files are taken as they are, deeper ones from their darkest to their brightest pixel.
+    eight_bit = file.BitsStored == 8 and low >= 0 and high <= 255
+    grey = values if eight_bit else 255 * (values - low) / max(high - low, 1e-9)
+    return Image.fromarray(np.rint(255 - grey if inverted else grey).astype(np.uint8))
 
 
 def _unit_range(image: Image.Image) -> Float[np.ndarray, "h w"]:
