@@ -26,10 +26,11 @@ from tfcam_jax.models import (
 )
 from tfcam_jax.models.inception import Unit
 from tfcam_jax.models.norm import BatchNorm
+from tfcam_jax.models.pooling import max_pool_3x3
 
 # Per architecture a model that compiles fast and yet has every kind of block.
 INCEPTION_MODULES = (
-    ("reduce", ([Unit("a", 16, (3, 3), 2)], [partial(nn.max_pool, window_shape=(3, 3), strides=(2, 2))])),
+    ("reduce", ([Unit("a", 16, (3, 3), 2)], [partial(max_pool_3x3, padding=0)])),
     ("fork", ([Unit("a", 16, (1, 1)), (Unit("b", 16, (1, 3)), Unit("c", 16, (3, 1)))], [Unit("d", 16, (1, 1))])),
 )
 SMALL_MODELS = {
