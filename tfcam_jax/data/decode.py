@@ -36,7 +36,7 @@ def decode_image(encoded: bytes, channels: int) -> UInt8[np.ndarray, "H W channe
     image = _open(encoded)
     if image.mode in (*_INTEGER_MODES, "F"):
         image = Image.fromarray(np.rint(255 * _unit_range(image)).astype(np.uint8))
-    image = _over_black(image).convert("RGB" if channels == 3 else "L")
+    image = _as_mode(_over_black(image), "RGB" if channels == 3 else "L")
     return np.asarray(image).reshape(image.height, image.width, channels)
 
 
@@ -52,7 +52,13 @@ def decode_map(encoded: bytes) -> Float[np.ndarray, "h w"]:
     image = _open(encoded)
     if image.mode in (*_INTEGER_MODES, "F"):
         return _unit_range(image)
-    return np.asarray(_over_black(image).convert("L"), np.float32) / 255
+    values = np.asarray(_as_mode(_over_black(image), "L")).astype(np.float32)
+    values /= 255
+    return values
+
+
+def _as_mode(image: Image.Image, mode: str) -> Image.Image:
+    return image if image.mode == mode else image.convert(mode)  # `convert` copies even where nothing changes.
 
 
 def _open(encoded: bytes) -> Image.Image:
@@ -61,7 +67,8 @@ def _open(encoded: bytes) -> Image.Image:
     try:
         image = Image.open(io.BytesIO(encoded))
         image.load()
-        return ImageOps.exif_transpose(image)
+        ImageOps.exif_transpose(image, in_place=True)
+        return image
     except UnidentifiedImageError as error:
         raise ValueError("not an image that Pillow can read") from error
     except Image.DecompressionBombError as error:
