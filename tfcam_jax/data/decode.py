@@ -13,6 +13,8 @@ from jaxtyping import Float, UInt8
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 _SIXTEEN_BIT = 65535
+# Where Pillow finds an orientation, besides TIFF's own tags; looking for it costs as much as opening the file.
+_ORIENTED_BY = frozenset({"exif", "Raw profile type exif", "XML:com.adobe.xmp", "xmp"})
 _INTEGER_MODES = ("I", "I;16", "I;16B", "I;16L", "I;16N")
 
 
@@ -52,9 +54,7 @@ def decode_map(encoded: bytes) -> Float[np.ndarray, "h w"]:
     image = _open(encoded)
     if image.mode in (*_INTEGER_MODES, "F"):
         return _unit_range(image)
-    values = np.asarray(_as_mode(_over_black(image), "L")).astype(np.float32)
-    values /= 255
-    return values
+    return np.divide(np.asarray(_as_mode(_over_black(image), "L")), np.float32(255), dtype=np.float32)
 
 
 def _as_mode(image: Image.Image, mode: str) -> Image.Image:
@@ -67,7 +67,8 @@ def _open(encoded: bytes) -> Image.Image:
     try:
         image = Image.open(io.BytesIO(encoded))
         image.load()
-        ImageOps.exif_transpose(image, in_place=True)
+        if image.format == "TIFF" or not _ORIENTED_BY.isdisjoint(image.info):
+            ImageOps.exif_transpose(image, in_place=True)
         return image
     except UnidentifiedImageError as error:
         raise ValueError("not an image that Pillow can read") from error
