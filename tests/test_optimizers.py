@@ -49,12 +49,12 @@ def test_adam_couples_and_adamw_decouples_weight_decay(decoupled):
     np.testing.assert_allclose(trajectory(tx), weights, rtol=1e-4)
 
 
-def test_clipping_bounds_the_gradients_norm():
-    plain = make_optimizer("sgd", optax.constant_schedule(1.0), momentum=0.0, weight_decay=0.0)
-    clipped = make_optimizer("sgd", optax.constant_schedule(1.0), momentum=0.0, weight_decay=0.0, clip_norm=0.5)
-    expected = START - sum(g * min(1, 0.5 / np.linalg.norm(g)) for g in GRADIENTS)
+def test_clipping_bounds_the_gradients_norm_before_anything_else():
+    rate = optax.constant_schedule(0.1)
+    plain, clipped = (make_optimizer("sgd", rate, momentum=0.0, weight_decay=0.0, clip_norm=c) for c in (0.0, 0.5))
+    expected = START - 0.1 * sum(g * min(1, 0.5 / np.linalg.norm(g)) for g in GRADIENTS)
     np.testing.assert_allclose(trajectory(clipped), expected, rtol=1e-5)
-    np.testing.assert_allclose(trajectory(plain), START - sum(GRADIENTS), rtol=1e-5)
+    np.testing.assert_allclose(trajectory(plain), START - 0.1 * sum(GRADIENTS), rtol=1e-5)
 
 
 def rates(schedule, steps):

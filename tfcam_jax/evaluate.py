@@ -66,7 +66,7 @@ def evaluate_best(experiment: Experiment, checkpoints: Checkpoints) -> dict[str,
     Raises:
       CheckpointError: there is none.
     """
-    restored = checkpoints.restore("best", experiment.initial_state())
+    restored = checkpoints.restore("best", experiment.random_state())
     if restored is None:
         raise CheckpointError("there is no best checkpoint: the run ended before its first validation")
     state, record = restored

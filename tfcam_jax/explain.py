@@ -93,7 +93,7 @@ def explain(workdir: str | Path, split: str = "val", num_images: int = 8, out: s
     if split not in experiment.dataset.splits:
         raise ValueError(f"no split {split!r} in these data; there are {', '.join(experiment.dataset.splits)}")
     with Checkpoints(workdir) as checkpoints:
-        restored = checkpoints.restore("best", experiment.initial_state())
+        restored = checkpoints.restore("best", experiment.random_state())
     if restored is None:
         raise CheckpointError(f"{workdir} has no best checkpoint: the run ended before its first validation")
     source = experiment.dataset.splits[split]
@@ -109,7 +109,6 @@ def choose_rows(records: Records, number: int) -> Int[np.ndarray, " m"]:
     by_class = []
     for label in np.unique(records.labels):
         rows = np.flatnonzero(records.labels == label)
-        rows = rows[np.argsort(~records.has_map[rows], kind="stable")]
         usable = rows[records.has_map[rows]] if records.has_map[rows].any() else rows
         spread = usable[np.linspace(0, len(usable) - 1, min(number, len(usable))).round().astype(int)]
         by_class.append(list(dict.fromkeys([*spread, *rows])))

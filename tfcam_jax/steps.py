@@ -66,9 +66,13 @@ def standardize(
     return (images - per_channel(mean)) / per_channel(std)
 
 
-def create_train_state(model: Any, tx: Any, key: Array, image_size: int) -> TrainState:
-    """Initialises parameters, batch statistics and optimiser state from a random key."""
-    variables = jax.jit(lambda key: model.init(key, jnp.zeros((1, image_size, image_size, 3)), train=False))(key)
+def initialize(model: Any, key: Array, image_size: int) -> dict[str, Any]:
+    """Variables of a model, `params` and `batch_stats`, from a random key."""
+    return jax.jit(lambda key: model.init(key, jnp.zeros((1, image_size, image_size, 3)), train=False))(key)
+
+
+def create_train_state(variables: dict[str, Any], tx: Any) -> TrainState:
+    """The state of step 0: a model's variables and a new optimiser state."""
     params = variables["params"]
     return TrainState(jnp.zeros((), jnp.int32), params, variables.get("batch_stats", {}), tx.init(params))
 
@@ -91,7 +95,7 @@ def make_train_step(
 
     Returns:
       `step(state, batch) -> (state, metrics)`, pure. The batch holds `image` uint8 [B, H, W, C], `saliency`
-      [B, H, W] (all zero: no map), `label` int [B] and `mask` [B] (0 for padding).
+      [B, H, W] (all zero: no map), `label` int [B], `mask` [B] (0 for padding) and `weight` [B] of the cross-entropy.
     """
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, StepMetrics]:
@@ -102,7 +106,7 @@ def make_train_step(
             forward = lambda x: model.apply(variables, x, train=True, mask=batch["mask"], mutable=["batch_stats"])
             output, updated = forward(images)
             input_gradient = lambda: jax.grad(lambda x: _sum_log_probabilities(forward(x)[0].logits, mask))(images)
-            evidence = Evidence(output, batch["label"], mask, batch["saliency"], input_gradient)
+            evidence = Evidence(output, batch["label"], mask, batch["weight"], batch["saliency"], input_gradient)
             share, totals = reduce_terms(strategy(evidence), axis_name)
             correct = (output.logits.argmax(-1) == batch["label"]) & mask
             return share, (totals, updated.get("batch_stats", {}), correct.sum())
