@@ -163,18 +163,22 @@ PIPELINES: dict[str, tuple[Callable[[Path, int], Iterator[object]], str]] = {
 }
 
 
-def images_per_second(name: str, folder: Path, cores: int, seconds: float) -> float:
-    """Runs one pipeline in this process, on so many cores, for so long."""
+def measure(name: str, folder: Path, cores: int, seconds: float) -> tuple[float, float]:
+    """Runs one pipeline in this process, on so many cores, for so long.
+
+    Returns:
+      Images per second, and images per second of processor time that this process used (not its workers).
+    """
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, set(sorted(os.sched_getaffinity(0))[:cores]))
     batches = PIPELINES[name][0](folder, cores)
     for _ in range(_WARM_UP):
         next(batches)
-    start, images = time.perf_counter(), 0
+    start, used, images = time.perf_counter(), time.process_time(), 0
     while time.perf_counter() - start < seconds:
         next(batches)
         images += BATCH
-    return images / (time.perf_counter() - start)
+    return images / (time.perf_counter() - start), images / (time.process_time() - used)
 
 
 def benchmark(cores: int = 1, rounds: int = 3, seconds: float = 8.0, kinds: Sequence[str] = KINDS) -> str:
@@ -187,19 +191,18 @@ def benchmark(cores: int = 1, rounds: int = 3, seconds: float = 8.0, kinds: Sequ
       kinds: of files.
 
     Returns:
-      An aligned table of images per second and core, with a line for each library that is not installed.
+      An aligned table of images per second and core, with a line for each library that is not installed. On one core
+      also images per second of processor time, which other work on the machine disturbs less.
     """
     installed = [name for name, (_, library) in PIPELINES.items() if importlib.util.find_spec(library)]
-    rows = [("files", *installed)]
+    rows = [("files", "per second of", *installed)]
     with tempfile.TemporaryDirectory() as folder:
         for kind in kinds:
             write_images(Path(folder) / kind, kind)
-            rates: dict[str, list[float]] = {name: [] for name in installed}
-            for _ in range(rounds):
-                for name in installed:
-                    rates[name].append(_measure_apart(name, Path(folder) / kind, cores, seconds) / cores)
-            show = lambda r: f"{statistics.median(r):.0f} ({min(r):.0f}-{max(r):.0f})"
-            rows.append((f"{STORED} px {kind}", *(show(rates[name]) for name in installed)))
+            found = _rounds(installed, Path(folder) / kind, cores, rounds, seconds)
+            for i, clock in enumerate(("wall clock", "processor") if cores == 1 else ("wall clock",)):
+                rates = [[pair[i] / cores for pair in found[name]] for name in installed]
+                rows.append((f"{STORED} px {kind}", clock, *map(_median_and_range, rates)))
     missing = [
         f"{name}: {PIPELINES[name][1]} is not installed; left out" for name in PIPELINES if name not in installed
     ]
@@ -207,12 +210,27 @@ def benchmark(cores: int = 1, rounds: int = 3, seconds: float = 8.0, kinds: Sequ
     return "\n".join([title, *align(rows), *missing])
 
 
-def _measure_apart(name: str, folder: Path, cores: int, seconds: float) -> float:
-    code = f"from {__name__} import *; print(images_per_second({name!r}, Path({str(folder)!r}), {cores}, {seconds}))"
+def _rounds(
+    names: Sequence[str], folder: Path, cores: int, rounds: int, seconds: float
+) -> dict[str, list[tuple[float, float]]]:
+    found: dict[str, list[tuple[float, float]]] = {name: [] for name in names}
+    for _ in range(rounds):
+        for name in names:
+            found[name].append(_measure_apart(name, folder, cores, seconds))
+    return found
+
+
+def _median_and_range(rates: Sequence[float]) -> str:
+    return f"{statistics.median(rates):.0f} ({min(rates):.0f}-{max(rates):.0f})"
+
+
+def _measure_apart(name: str, folder: Path, cores: int, seconds: float) -> tuple[float, float]:
+    code = f"from {__name__} import *; print(*measure({name!r}, Path({str(folder)!r}), {cores}, {seconds}))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     if done.returncode:
         raise RuntimeError(f"{name} failed:\n{done.stderr[-3000:]}")
-    return float(done.stdout.split()[-1])
+    wall, processor = map(float, done.stdout.split()[-2:])
+    return wall, processor
 
 
 def stream(images: int) -> str:

@@ -13,6 +13,8 @@ from jaxtyping import Float, UInt8
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 _SIXTEEN_BIT = 65535
+# Where Pillow finds an orientation, besides TIFF's own tags; looking for it costs as much as opening the file.
+_ORIENTED_BY = frozenset({"exif", "Raw profile type exif", "XML:com.adobe.xmp", "xmp"})
 _INTEGER_MODES = ("I", "I;16", "I;16B", "I;16L", "I;16N")
 
 
@@ -36,7 +38,7 @@ def decode_image(encoded: bytes, channels: int) -> UInt8[np.ndarray, "H W channe
     image = _open(encoded)
     if image.mode in (*_INTEGER_MODES, "F"):
         image = Image.fromarray(np.rint(255 * _unit_range(image)).astype(np.uint8))
-    image = _over_black(image).convert("RGB" if channels == 3 else "L")
+    image = _as_mode(_over_black(image), "RGB" if channels == 3 else "L")
     return np.asarray(image).reshape(image.height, image.width, channels)
 
 
@@ -52,7 +54,11 @@ def decode_map(encoded: bytes) -> Float[np.ndarray, "h w"]:
     image = _open(encoded)
     if image.mode in (*_INTEGER_MODES, "F"):
         return _unit_range(image)
-    return np.asarray(_over_black(image).convert("L"), np.float32) / 255
+    return np.divide(np.asarray(_as_mode(_over_black(image), "L")), np.float32(255), dtype=np.float32)
+
+
+def _as_mode(image: Image.Image, mode: str) -> Image.Image:
+    return image if image.mode == mode else image.convert(mode)  # `convert` copies even where nothing changes.
 
 
 def _open(encoded: bytes) -> Image.Image:
@@ -61,7 +67,9 @@ def _open(encoded: bytes) -> Image.Image:
     try:
         image = Image.open(io.BytesIO(encoded))
         image.load()
-        return ImageOps.exif_transpose(image)
+        if image.format == "TIFF" or not _ORIENTED_BY.isdisjoint(image.info):
+            ImageOps.exif_transpose(image, in_place=True)
+        return image
     except UnidentifiedImageError as error:
         raise ValueError("not an image that Pillow can read") from error
     except Image.DecompressionBombError as error:

@@ -153,7 +153,7 @@ def _near_duplicates(pairs: Sequence[tuple[Row, Check]]) -> list[str]:
     for first, second in alike:
         one, other = seen[first][0], seen[second][0]
         if one.split != other.split:
-            groups = f"groups {one.group or 'unknown'} and {other.group or 'unknown'}"
+            groups = f"groups {other.group or 'unknown'} and {one.group or 'unknown'}"
             lines.append(f"{other.place}: {other.image} ({other.split}) looks like {one.image} ({one.split}), {groups}")
     return lines
 
