@@ -32,11 +32,17 @@ def test_train_evaluate_explain(tmp_path):
         f"--workdir={workdir}",
     )
     assert trained.returncode == 0, trained.stderr
-    figures = [line for line in trained.stdout.splitlines() if line.startswith(("val", "closed", "open"))]
-    assert len(figures) == 3
-    evaluated = launch("evaluate.py", f"--workdir={workdir}")
+    assert [line.split()[0] for line in trained.stdout.splitlines()[1:5]] == ["set", "val", "closed", "open"]
+    evaluated = launch(
+        "evaluate.py", f"--workdir={workdir}", "--faithfulness_images=4", f"--out={tmp_path / 'figures'}"
+    )
     assert evaluated.returncode == 0, evaluated.stderr
-    assert [line for line in evaluated.stdout.splitlines() if line.startswith(("val", "closed", "open"))] == figures
+    assert "AUROC" in evaluated.stdout and "Faithfulness, 4 images of test" in evaluated.stdout
+    assert sorted(path.name for path in (tmp_path / "figures").iterdir()) == [
+        "evaluation.json",
+        "scores.csv",
+        "tables.txt",
+    ]
     explained = launch(
         "explain.py", f"--workdir={workdir}", "--split=test", "--images=3", f"--out={tmp_path / 'a.png'}"
     )

@@ -142,6 +142,13 @@ def build_model(config: ConfigDict, num_classes: int) -> nn.Module:
     return MODELS[config.model.name](num_classes=num_classes, **options)
 
 
+def abstract_state(config: ConfigDict, num_classes: int) -> steps.TrainState:
+    """Shapes and dtypes of the state that a run of this config saves; needs no data."""
+    model, tx = build_model(config, num_classes), _optimizer(config, steps_per_epoch=1)
+    image_size = config.data.image_size
+    return jax.eval_shape(lambda: steps.create_train_state(model, tx, jax.random.key(config.seed), image_size))
+
+
 def _optimizer(config: ConfigDict, steps_per_epoch: int) -> Any:
     options = config.optimizer
     schedule = make_schedule(

@@ -5,17 +5,16 @@
 
 from __future__ import annotations
 
-import itertools
 from pathlib import Path
 from typing import NamedTuple
 
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Float, Int
 
 from . import cams
 from .checkpoints import CheckpointError, Checkpoints
-from .data.source import Records, Source, Subset
+from .data.evaluation_sets import choose_rows
+from .data.source import Source, Subset
 from .evaluate import evaluate_source
 from .experiment import Experiment, build_experiment
 from .panels import Panel, Row, draw_panels
@@ -102,19 +101,6 @@ def explain(workdir: str | Path, split: str = "val", num_images: int = 8, out: s
     path = Path(out) if out else workdir / f"explain_{split}.png"
     draw_panels(rows, path, title=f"{config.strategy}, {split}: each panel on its own scale, red highest, blue lowest")
     return path
-
-
-def choose_rows(records: Records, number: int) -> Int[np.ndarray, " m"]:
-    """Rows spread evenly over the classes and over the split, those with a human map first; all if there are fewer."""
-    by_class = []
-    for label in np.unique(records.labels):
-        rows = np.flatnonzero(records.labels == label)
-        rows = rows[np.argsort(~records.has_map[rows], kind="stable")]
-        usable = rows[records.has_map[rows]] if records.has_map[rows].any() else rows
-        spread = usable[np.linspace(0, len(usable) - 1, min(number, len(usable))).round().astype(int)]
-        by_class.append(list(dict.fromkeys([*spread, *rows])))
-    interleaved = [row for group in itertools.zip_longest(*by_class) for row in group if row is not None]
-    return np.asarray(interleaved[:number])
 
 
 def explained_rows(experiment: Experiment, state: TrainState, source: Source) -> list[Row]:
