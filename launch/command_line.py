@@ -12,11 +12,21 @@ from tfcam_jax.checkpoints import CheckpointError
 from tfcam_jax.data.source import DataError
 from tfcam_jax.experiment import ConfigError
 from tfcam_jax.operating_points import SelectionError
+from tfcam_jax.report import ReportError
 from tfcam_jax.scores import ScoresError
 from tfcam_jax.train import NonFiniteError
 from tfcam_jax.workdir import WorkdirError
 
-EXPECTED = (CheckpointError, ConfigError, DataError, NonFiniteError, ScoresError, SelectionError, WorkdirError)
+EXPECTED = (
+    CheckpointError,
+    ConfigError,
+    DataError,
+    NonFiniteError,
+    ReportError,
+    ScoresError,
+    SelectionError,
+    WorkdirError,
+)
 
 
 def run(main: Callable[[], object]) -> None:

@@ -34,12 +34,15 @@ LAYERS = (
         "protocol_tables",
         "agreement",
         "faithfulness",
+        "explain",
+        "report_pictures",
+        "report_page",
         "writers",
         "panels",
         "provenance",
     ),
     ("workdir", "experiment", "trained", "faithfulness_study"),
-    ("train", "evaluate", "explain", "compare"),
+    ("train", "evaluate", "report", "export", "compare"),
 )
 RANK = {name: rank for rank, layer in enumerate(LAYERS) for name in layer}
 CORE = frozenset(LAYERS[1])

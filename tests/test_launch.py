@@ -5,7 +5,6 @@ import subprocess
 import sys
 
 import pytest
-from PIL import Image
 from tiny_manifest import write_manifest
 
 REPO = pathlib.Path(__file__).parent.parent
@@ -43,13 +42,13 @@ def test_train_evaluate_explain(tmp_path):
         "scores.csv",
         "tables.txt",
     ]
-    explained = launch(
-        "explain.py", f"--workdir={workdir}", "--split=test", "--images=3", f"--out={tmp_path / 'a.png'}"
-    )
+    explained = launch("explain.py", f"--workdir={workdir}", "--split=test", f"--out={tmp_path / 'report'}")
     assert explained.returncode == 0, explained.stderr
-    with Image.open(tmp_path / "a.png") as picture:
-        picture.load()
-        assert picture.width > 400 and picture.height > 400
+    assert str(tmp_path / "report/index.html") in explained.stdout
+    again = launch(
+        "explain.py", f"--workdir={workdir}", f"--images={tmp_path / 'data'}", f"--out={tmp_path / 'report'}"
+    )
+    assert again.returncode == 1 and again.stderr.startswith("error: ") and "not empty" in again.stderr
 
 
 @pytest.mark.end_to_end
