@@ -1,4 +1,4 @@
-"""Every key that a run has, with its default: the CYBORG recipe (Boyd et al., WACV 2023) on 224 px images.
+"""Every key that a run has, with its default: the CYBORG recipe (Boyd et al., WACV 2023), but ResNet-18 from scratch.
 
 Other configs start from this one and change a few lines. A key set to a placeholder is unset (None): its owner's
 default holds, and setting it where its owner has no such option is refused.
@@ -24,10 +24,10 @@ def get_config() -> ConfigDict:
 
     config.data = ConfigDict()
     config.data.source = "manifest"  # a key of tfcam_jax.data.SOURCES
-    config.data.image_size = 224  # pixels
+    config.data.image_size = placeholder(int)  # pixels; unset: the model's own, see tfcam_jax/models/cards.py
     config.data.channels = 3  # 1 for grayscale: repeated to three on the device
-    config.data.mean = (0.485, 0.456, 0.406)  # of RGB in [0, 1]; these are ImageNet's
-    config.data.std = (0.229, 0.224, 0.225)
+    config.data.mean = placeholder(tuple)  # of RGB in [0, 1]; unset: the model's own
+    config.data.std = placeholder(tuple)
     config.data.num_threads = 2  # that decode and augment
     config.data.num_workers = 0  # processes that decode and augment; 0: threads of this one
 
@@ -53,6 +53,11 @@ def get_config() -> ConfigDict:
 
     config.model = ConfigDict()
     config.model.name = "resnet18"  # a key of tfcam_jax.models.MODELS
+    config.model.weights = ""  # "": from scratch; "imagenet", a .safetensors or .pth file, or a Hub repository
+    config.model.keep_head = False  # take the weights' head too; classes must agree
+    config.model.dtype = "float32"  # of convolutions and activations: float32 or bfloat16
+    config.model.freeze_batch_norm = False  # keep the batch statistics of the weights, for few images
+    config.model.rematerialize = False  # less memory, about a third more time
 
     config.optimizer = ConfigDict()
     config.optimizer.name = "sgd"  # sgd, adam or adamw

@@ -14,7 +14,6 @@ from configs import default
 def get_config() -> ConfigDict:
     config = default.get_config()
     config.data.source = "demo"
-    config.data.image_size = 64
     config.data.mean = (0.5, 0.5, 0.5)
     config.data.std = (0.25, 0.25, 0.25)
     config.model.name = "small_cnn"

@@ -1,11 +1,15 @@
 """What the launch scripts share: the path to `configs`, and errors that a user can mend without their traceback."""
 
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
 from absl import app, flags, logging
 
+# Compiled programs are kept between runs: a second start is fast. The variable's own value wins.
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path.home() / ".cache" / "tfcam_jax" / "compiled"))
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # config files import `configs.default`
 
 from tfcam_jax.checkpoints import CheckpointError
@@ -14,7 +18,9 @@ from tfcam_jax.experiment import ConfigError
 from tfcam_jax.operating_points import SelectionError
 from tfcam_jax.report import ReportError
 from tfcam_jax.scores import ScoresError
+from tfcam_jax.state_dicts import StateDictError
 from tfcam_jax.train import NonFiniteError
+from tfcam_jax.weights import WeightsError
 from tfcam_jax.workdir import WorkdirError
 
 EXPECTED = (
@@ -25,6 +31,8 @@ EXPECTED = (
     ReportError,
     ScoresError,
     SelectionError,
+    StateDictError,
+    WeightsError,
     WorkdirError,
 )
 

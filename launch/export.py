@@ -1,4 +1,4 @@
-"""Writes the best checkpoint of a run as one file that jax (with flatbuffers) can run: images to logits, T, U and T - U.
+"""Writes the best checkpoint of a run as one file that jax and flatbuffers can run: images to logits, T, U and T - U.
 
 python launch/export.py --workdir=runs/mine --out=model.stablehlo
 """

@@ -33,8 +33,8 @@ def _enforce_signatures() -> None:
     The core names its array types under TYPE_CHECKING, since it must run without jaxtyping. The flag is on just
     while those modules are imported, and beartype comes first, so that no library sees it on.
     """
-    importlib.import_module("beartype")
-    jaxtyping.install_import_hook([name for name in _modules() if name not in UNCHECKED], "beartype.beartype")
+    importlib.import_module("typechecker")
+    jaxtyping.install_import_hook([name for name in _modules() if name not in UNCHECKED], "typechecker.check")
     typing.TYPE_CHECKING = True
     for name in CORE:
         importlib.import_module(name)

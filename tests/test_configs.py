@@ -9,6 +9,7 @@ import pytest
 from configs import default
 from tfcam_jax.data.transforms import Augment
 from tfcam_jax.experiment import build_model, check_values
+from tfcam_jax.models import MODEL_CARDS
 from tfcam_jax.strategies import STRATEGIES, strategy_options
 
 REPO = pathlib.Path(__file__).parent.parent
@@ -59,7 +60,10 @@ def test_every_augmentation_stands_in_the_default_config():
 def test_the_default_is_the_cyborg_recipe():
     """Boyd et al., WACV 2023, as the method text states it."""
     config = default.get_config()
-    assert (config.batch_size, config.epochs, config.data.image_size) == (20, 50, 224)
+    recipe = load(REPO / "configs/cyborg_recipe.py").get_config()
+    assert MODEL_CARDS[recipe.model.name].image_size == 224 and recipe.data.image_size is None
+    assert recipe.model.weights == "imagenet"
+    assert (config.batch_size, config.epochs) == (20, 50)
     assert (config.optimizer.name, config.optimizer.learning_rate, config.optimizer.weight_decay) == ("sgd", 5e-3, 1e-6)
     assert config.optimizer.schedule == "step" and config.evaluation.select_by == "accuracy"
     assert all(value == 0 for value in config.augment.values())

@@ -40,6 +40,9 @@ labels = jnp.array([0, 1, 1, 0])
 saliency, usable = to_cam_resolution(jax.random.uniform(keys[2], (4, 20, 24)), (5, 6))
 assert usable.all()
 LOSSES = {
+    "cyborg": lambda t, u, s: losses.cyborg_loss(t, s),
+    "difference": losses.difference_loss,
+    "sham": lambda t, u, s: losses.sham_loss(t),
     "contrast": losses.contrast_loss,
     "energy": lambda t, u, s: losses.energy_loss(difference_salience(t, u), s),
     "outside": lambda t, u, s: losses.outside_loss(difference_salience(t, u), s),
@@ -48,10 +51,7 @@ LOSSES = {
     "input_gradient": lambda t, u, s: losses.input_gradient_loss(t[..., None], s),
 }
 for name, d in DIVERGENCES.items():
-    LOSSES[f"cyborg {name}"] = lambda t, u, s, d=d: losses.cyborg_loss(t, s, d)
     LOSSES[f"opposed {name}"] = lambda t, u, s, d=d: losses.opposed_loss(t, u, s, d)
-    LOSSES[f"difference {name}"] = lambda t, u, s, d=d: losses.difference_loss(t, u, s, d)
-LOSSES["sham"] = lambda t, u, s: losses.sham_loss(t)
 
 
 @jax.jit
@@ -91,4 +91,4 @@ def test_each_loss_makes_a_step_in_a_foreign_package_with_jax_alone(tmp_path):
     (tmp_path / "step.py").write_text(FOREIGN_STEP)
     done = subprocess.run([sys.executable, "step.py"], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert done.stdout == "22 losses fell\n"
+    assert done.stdout == "14 losses fell\n"

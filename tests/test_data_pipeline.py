@@ -154,4 +154,4 @@ def test_a_data_error_survives_the_way_between_processes():
 
 def test_records_must_be_equally_long():
     with pytest.raises(ValueError, match="equally long"):
-        Records(("a",), np.zeros(2, np.int32), ("",), ("",), np.zeros(1, bool))
+        Records(("a",), np.zeros(2, np.int32), ("", ""), ("", ""), np.zeros(2, bool))

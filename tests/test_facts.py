@@ -231,3 +231,22 @@ def test_fact_5_the_gradient_grows_as_one_over_the_range():
     ramp, saliency = jnp.linspace(0, 1, 20).reshape(4, 5), jnp.eye(4, 5)
     largest = lambda scale: float(jnp.abs(jax.grad(lambda m: losses.cyborg_loss(m, saliency))(scale * ramp)).max())
     assert largest(1e-3) == pytest.approx(1e3 * largest(1.0), rel=1e-4)
+
+
+def test_rounding_of_two_equal_maps_is_no_difference():
+    """Fact 5 for D: with three equal columns T and U differ by rounding alone, however D looks by itself."""
+    rng = np.random.default_rng(0)
+    features = jnp.asarray(rng.gamma(1.0, size=(64, 7, 7, 33)), jnp.float32)
+    kernel = jnp.asarray(np.repeat(rng.normal(size=(33, 1)), 3, axis=1), jnp.float32)
+    saliency, labels = jnp.asarray(rng.uniform(size=(64, 7, 7)), jnp.float32), jnp.arange(64) % 3
+    logits = jnp.asarray(rng.normal(size=(64, 3)), jnp.float32)
+
+    def maps(features):
+        return cams.split_true_false(cams.class_activation_maps(features, kernel), labels, logits)
+
+    true_map, false_map = maps(features)
+    difference = cams.difference_salience(true_map, false_map)
+    assert not cams.is_constant(difference).all(), "the test needs a D of rounding noise that looks like a map"
+    assert cams.is_constant(difference, cams.largest_magnitude(true_map, false_map)).all()
+    gradient = jax.grad(lambda features: losses.difference_loss(*maps(features), saliency).sum())(features)
+    np.testing.assert_array_equal(gradient, 0)

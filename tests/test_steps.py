@@ -39,7 +39,7 @@ def make_batch(seed=0, batch=BATCH):
 
 
 def make_state(tx, seed=0):
-    return steps.create_train_state(make_model(), tx, jax.random.key(seed), SIZE)
+    return steps.create_train_state(steps.initialize(make_model(), jax.random.key(seed), SIZE), tx)
 
 
 def run_steps(strategy, batches, tx=None, seed=0):
@@ -148,7 +148,9 @@ def test_padding_changes_nothing(name):
     garbage = {k: v.copy() for k, v in batch.items()}
     garbage["image"][-1], garbage["saliency"][-1], garbage["label"][-1] = 255, 7.0, 1
     short = {key: value[:-1] for key, value in batch.items()}
-    states = [run_steps(make_strategy(name), [b])[0] for b in (batch, garbage, short)]
+    runs = [run_steps(make_strategy(name), [b]) for b in (batch, garbage, short)]
+    assert len({(int(history[0].correct.sum), int(history[0].correct.count)) for _, history in runs}) == 1
+    states = [state for state, _ in runs]
     for other in states[1:]:
         for tree in ("params", "batch_stats"):
             jax.tree.map(
@@ -217,6 +219,23 @@ def test_eval_step_gives_each_example_what_it_would_get_alone():
     margin = together.logits[:, 1] - together.logits[:, 0]
     sign = np.where(batch["label"] == 1, 1, -1)
     np.testing.assert_allclose((together.true_map - together.false_map).mean((1, 2)), sign * margin, atol=1e-5)
+
+
+def test_eval_step_weighs_the_false_classes_by_the_logits():
+    model = SmallCNN(num_classes=3, widths=(4, 8))
+    state, batch = (
+        steps.create_train_state(steps.initialize(model, jax.random.key(0), SIZE), optax.sgd(0.1)),
+        make_batch(),
+    )
+    output = jax.jit(steps.make_eval_step(model, PREPROCESS))(state.params, state.batch_stats, batch)
+    maps = model.apply(
+        {"params": state.params, "batch_stats": state.batch_stats}, PREPROCESS(jnp.asarray(batch["image"])), train=False
+    )
+    for i, label in enumerate(batch["label"]):
+        others = [k for k in range(3) if k != label]
+        weights = np.exp(output.logits[i, others]) / np.exp(output.logits[i, others]).sum()
+        expected = np.asarray(maps.features[i]) @ np.asarray(maps.kernel)[:, others] @ weights
+        np.testing.assert_allclose(output.false_map[i], expected, atol=1e-5)
 
 
 def test_standardize_repeats_gray_and_scales():

@@ -5,7 +5,9 @@ import json
 import jax
 import numpy as np
 import pytest
+from flax import traverse_util
 from ml_collections import ConfigDict
+from safetensors.numpy import save_file
 from tiny_manifest import write_manifest
 
 from configs import default
@@ -15,7 +17,10 @@ from tfcam_jax.compare import compare
 from tfcam_jax.data.evaluation_sets import choose_rows
 from tfcam_jax.data.source import DataError
 from tfcam_jax.evaluate import Predictions, evaluate_source
+from tfcam_jax.evidence import Total
 from tfcam_jax.experiment import ConfigError, build_experiment
+from tfcam_jax.steps import StepMetrics
+from tfcam_jax.weights import WeightsError
 from tfcam_jax.workdir import WorkdirError, load_config
 
 
@@ -45,7 +50,7 @@ def read_lines(workdir):
 def stored_state(workdir, config, name="latest"):
     built = build_experiment(config)
     with Checkpoints(workdir) as checkpoints:
-        state, record = checkpoints.restore(name, built.initial_state())
+        state, record = checkpoints.restore(name, built.random_state())
     return jax.device_get(state), record
 
 
@@ -136,6 +141,8 @@ def test_folder_that_is_no_run_is_refused(manifest, tmp_path):
         ({"batch_size": 0}, "config.batch_size is 0"),
         ({"data.manifest": ""}, "data.manifest is empty"),
         ({"evaluation.select_by": "auc"}, "evaluation.select_by"),
+        ({"model.dtype": "float16"}, "model.dtype"),
+        ({"model.name": "inception_v3"}, "32x32 px are too small for InceptionV3"),
     ],
 )
 def test_bad_values_are_refused_before_anything_is_written(manifest, tmp_path, overrides, message):
@@ -193,6 +200,58 @@ def test_arms_of_a_seed_start_from_the_same_weights_and_batches(manifest):
     jax.tree.map(np.testing.assert_array_equal, one.initial_state().params, other.initial_state().params)
     for a, b in zip(one.train_epoch(1), other.train_epoch(1), strict=True):
         jax.tree.map(np.testing.assert_array_equal, a, b)
+
+
+def save_weights(workdir, config, path):
+    """The best checkpoint's network as a file in PyTorch's layout."""
+    state, _ = stored_state(workdir, config, "best")
+    tensors = {}
+    for collection in (state.params, state.batch_stats):
+        for names, leaf in traverse_util.flatten_dict(collection).items():
+            leaf, module = np.asarray(leaf), ".".join(names[:-1])
+            leaf = leaf.transpose(3, 2, 0, 1) if leaf.ndim == 4 else leaf.T
+            kind = {"kernel": "weight", "scale": "weight", "mean": "running_mean", "var": "running_var"}
+            tensors[f"{module}.{kind.get(names[-1], names[-1])}"] = np.ascontiguousarray(leaf)
+    save_file(tensors, path)
+
+
+def test_weights_are_loaded_at_the_start_and_not_needed_again(manifest, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    config = make_config(manifest, epochs=1)
+    train.train(config, tmp_path / "scratch")
+    save_weights(tmp_path / "scratch", config, tmp_path / "weights.safetensors")
+    config.model.weights, config.model.keep_head = str(tmp_path / "weights.safetensors"), True
+    config.optimizer.learning_rate = 0.0
+    train.train(config, tmp_path / "tuned")
+    before, after = (stored_state(tmp_path / name, config, "best")[0].params for name in ("scratch", "tuned"))
+    jax.tree.map(np.testing.assert_array_equal, before, after)
+    (tmp_path / "weights.safetensors").unlink()
+    evaluate(tmp_path / "tuned")
+    with pytest.raises(WeightsError, match=r"weights\.safetensors does not exist"):
+        train.train(config, tmp_path / "other")
+    assert not (tmp_path / "other").exists()
+
+
+def test_seed_decides_weights_and_order(manifest):
+    one, other = (build_experiment(make_config(manifest, seed=seed)) for seed in (0, 1))
+    assert (next(iter(one.train_epoch(0)))["index"] != next(iter(other.train_epoch(0)))["index"]).any()
+    kernels = [built.random_state().params["head"]["kernel"] for built in (one, other)]
+    assert (kernels[0] != kernels[1]).any()
+
+
+def test_means_over_steps_add_before_they_divide():
+    entries = [
+        StepMetrics({"a": Total(6.0, 4.0), "b": Total(0.0, 0.0)}, Total(3, 4), 1.0),
+        StepMetrics({"a": Total(4.0, 1.0), "b": Total(0.0, 0.0)}, Total(1, 1), 2.0),
+    ]
+    assert train.summarize(entries) == {
+        "train/a": 2.0,
+        "train/a_examples": 5.0,
+        "train/b": None,
+        "train/b_examples": 0.0,
+        "train/accuracy": 0.8,
+        "train/grad_norm": 1.5,
+    }
 
 
 def test_rows_to_look_at_alternate_classes_and_prefer_maps(finished):

@@ -14,7 +14,7 @@ from jaxtyping import Bool, Float, Int
 from tqdm import tqdm
 
 from . import agreement
-from .cams import difference_salience
+from .cams import difference_salience, is_constant, largest_magnitude
 from .checkpoints import CheckpointError, Checkpoints
 from .classification_metrics import classification
 from .data.evaluation_sets import open_manifest_split
@@ -84,7 +84,7 @@ def evaluate_best(experiment: Experiment, checkpoints: Checkpoints) -> dict[str,
     Raises:
       CheckpointError: there is none.
     """
-    restored = checkpoints.restore("best", experiment.initial_state())
+    restored = checkpoints.restore("best", experiment.random_state())
     if restored is None:
         raise CheckpointError("there is no best checkpoint: the run ended before its first validation")
     state, record = restored
@@ -268,9 +268,11 @@ def score_source(
 
 def _measure(output: EvalOutput, image_saliency: jax.Array) -> dict[str, Any]:
     difference = difference_salience(output.true_map, output.false_map)
-    maps = {"T": output.true_map, "U": output.false_map, "D": difference}
+    noise = is_constant(difference, largest_magnitude(output.true_map, output.false_map))[:, None, None]
+    flat = jnp.where(noise, difference.mean((1, 2), keepdims=True), difference)
+    maps = {"T": output.true_map, "U": output.false_map, "D": flat}
     measured = agreement.measure_maps(maps, output.saliency, image_saliency, output.usable)
-    return {"fooling_gap": fooling_gap(output.true_map, difference), **measured}
+    return {"fooling_gap": fooling_gap(output.true_map, output.false_map), **measured}
 
 
 def agreement_figures(scores: Scores, measured: dict[str, Any]) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from typing import Any
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from . import steps
@@ -20,9 +21,10 @@ from .data import SOURCES
 from .data.pipeline import eval_batches, train_batches
 from .data.source import Dataset, Source
 from .data.transforms import Augment
-from .models import MODELS
+from .models import MODEL_CARDS, MODELS, cam_size
 from .optimizers import make_optimizer, make_schedule
 from .strategies import make_strategy
+from .weights import load_pretrained
 
 SELECT_BY = ("accuracy", "auroc", "cross_entropy")
 
@@ -38,7 +40,8 @@ class Experiment:
     Attributes:
       dataset: the splits, validated.
       steps_per_epoch: training batches in an epoch.
-      initial_state: makes the state of step 0 from the seed.
+      random_state: makes the state of step 0 from the seed alone; also what a checkpoint is restored like.
+      initial_state: the same with the pretrained weights that the config names, if any.
       train_step: compiled; its state argument is donated.
       eval_step: compiled.
       train_epoch: batches of one epoch of training.
@@ -47,6 +50,7 @@ class Experiment:
 
     dataset: Dataset
     steps_per_epoch: int
+    random_state: Callable[[], steps.TrainState]
     initial_state: Callable[[], steps.TrainState]
     train_step: Callable[[steps.TrainState, steps.Batch], tuple[steps.TrainState, steps.StepMetrics]]
     eval_step: Callable[[Any, Any, steps.Batch], steps.EvalOutput]
@@ -67,16 +71,18 @@ def build_experiment(config: ConfigDict) -> Experiment:
     strategy = make_strategy(config.strategy, **config.guidance)
     tx = _optimizer(config, steps_per_epoch)
     model = build_model(config, len(dataset.class_names))
-    preprocess = functools.partial(steps.standardize, mean=tuple(config.data.mean), std=tuple(config.data.std))
+    image_size, preprocess = preprocessing(config)
+    variables = functools.partial(steps.initialize, model, jax.random.key(config.seed), image_size)
     reading = {
-        "image_size": config.data.image_size,
+        "image_size": image_size,
         "num_threads": config.data.num_threads,
         "num_workers": config.data.num_workers,
     }
     return Experiment(
         dataset=dataset,
         steps_per_epoch=steps_per_epoch,
-        initial_state=lambda: steps.create_train_state(model, tx, jax.random.key(config.seed), config.data.image_size),
+        random_state=lambda: steps.create_train_state(variables(), tx),
+        initial_state=lambda: steps.create_train_state(_pretrained(config, variables()), tx),
         train_step=jax.jit(steps.make_train_step(model, tx, strategy, preprocess), donate_argnums=0),
         eval_step=jax.jit(steps.make_eval_step(model, preprocess)),
         train_epoch=lambda epoch: train_batches(
@@ -102,6 +108,7 @@ def check_values(config: ConfigDict) -> None:
         "model.name": (config.model.name, MODELS),
         "evaluation.select_by": (config.evaluation.select_by, SELECT_BY),
         "data.channels": (config.data.channels, (1, 3)),
+        "model.dtype": (config.model.dtype, ("float32", "bfloat16")),
     }
     for key, (value, known) in tables.items():
         if value not in known:
@@ -111,7 +118,7 @@ def check_values(config: ConfigDict) -> None:
     for key, value in {
         "epochs": config.epochs,
         "batch_size": config.batch_size,
-        "data.image_size": config.data.image_size,
+        "data.image_size": preprocessing(config)[0],
         "evaluation.batch_size": config.evaluation.batch_size,
         "log_every_steps": config.log_every_steps,
     }.items():
@@ -122,7 +129,7 @@ def check_values(config: ConfigDict) -> None:
     try:  # built again once the data are known; here for what they say of their options
         make_strategy(config.strategy, **config.guidance)
         _optimizer(config, steps_per_epoch=1)
-        build_model(config, num_classes=2)
+        cam_size(build_model(config, num_classes=2), preprocessing(config)[0])
     except (ValueError, TypeError) as error:
         raise ConfigError(str(error)) from error
 
@@ -138,15 +145,32 @@ def open_dataset(config: ConfigDict) -> Dataset:
 
 def build_model(config: ConfigDict, num_classes: int) -> nn.Module:
     """The model that a config names, for `num_classes` classes."""
-    options = {key: value for key, value in config.model.items() if key != "name"}
-    return MODELS[config.model.name](num_classes=num_classes, **options)
+    return MODELS[config.model.name](
+        num_classes=num_classes,
+        dtype=jnp.dtype(config.model.dtype),
+        freeze_batch_norm=config.model.freeze_batch_norm,
+        rematerialize=config.model.rematerialize,
+    )
+
+
+def preprocessing(config: ConfigDict) -> tuple[int, Callable[[jax.Array], jax.Array]]:
+    """Image size, and the function from uint8 images to the model's input; what is unset is the model's own."""
+    card = MODEL_CARDS[config.model.name]
+    mean, std = tuple(config.data.mean or card.mean), tuple(config.data.std or card.std)
+    return config.data.image_size or card.image_size, functools.partial(steps.standardize, mean=mean, std=std)
+
+
+def _pretrained(config: ConfigDict, variables: dict[str, Any]) -> dict[str, Any]:
+    if not config.model.weights:
+        return variables
+    return load_pretrained(config.model.name, config.model.weights, variables, keep_head=config.model.keep_head)
 
 
 def abstract_state(config: ConfigDict, num_classes: int) -> steps.TrainState:
     """Shapes and dtypes of the state that a run of this config saves; needs no data."""
     model, tx = build_model(config, num_classes), _optimizer(config, steps_per_epoch=1)
-    image_size = config.data.image_size
-    return jax.eval_shape(lambda: steps.create_train_state(model, tx, jax.random.key(config.seed), image_size))
+    initialize = lambda: steps.initialize(model, jax.random.key(config.seed), preprocessing(config)[0])
+    return jax.eval_shape(lambda: steps.create_train_state(initialize(), tx))
 
 
 def _optimizer(config: ConfigDict, steps_per_epoch: int) -> Any:

@@ -183,6 +183,7 @@ def make_explain_step(
         output = model.apply(variables, preprocess(batch["image"]), train=False)
         labels = jnp.where(batch["label"] < 0, output.logits.argmax(-1), batch["label"])
         parts = decompose(output.features, output.kernel, output.bias, labels)
+        magnitude = cams.largest_magnitude(parts.true_map, parts.false_map)
         human, usable = saliency.to_cam_resolution(batch["saliency"], parts.true_map.shape[-2:])
         return Explanation(
             output.logits,
@@ -191,8 +192,8 @@ def make_explain_step(
             human,
             usable,
             agreement.correlation(parts.true_map, human),
-            agreement.correlation(parts.difference, human),
-            fooling_gap(parts.true_map, parts.difference),
+            agreement.correlation(cams.normalize(parts.difference, magnitude), human),
+            fooling_gap(parts.true_map, parts.false_map),
         )
 
     return step

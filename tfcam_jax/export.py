@@ -49,9 +49,9 @@ def export_model(workdir: str | Path, out: str | Path, platforms: tuple[str, ...
     if unknown or not platforms:
         raise ValueError(f"unknown platform {', '.join(unknown) or '(none)'}; known: {', '.join(PLATFORMS)}, rocm")
     trained = restore_trained(workdir)
-    data = trained.config.data
     (batch,) = jax_export.symbolic_shape("batch")
-    images = jax.ShapeDtypeStruct((batch, data.image_size, data.image_size, data.channels), jnp.uint8)
+    size, channels = trained.image_size, trained.config.data.channels
+    images = jax.ShapeDtypeStruct((batch, size, size, channels), jnp.uint8)
     exported = jax_export.export(jax.jit(_predict(trained)), platforms=platforms)(images)
     out.parent.mkdir(parents=True, exist_ok=True)
     partial = out.with_name(f".{out.name}.{os.getpid()}")

@@ -76,9 +76,14 @@ def noisy_linear_imputation(
     return known + gone * (solution + noise * jax.random.normal(key, images.shape, images.dtype))
 
 
-def fooling_gap(true_map: Float[Array, "*batch h w"], difference: Float[Array, "*batch h w"]) -> Float[Array, "*batch"]:
-    """How much of the true-class map is decoration that the decision never sees: mean |N(T) - N(D)|, in [0, 1]."""
-    return jnp.abs(cams.normalize(true_map) - cams.normalize(difference)).mean(_PLACES)
+def fooling_gap(true_map: Float[Array, "*batch h w"], false_map: Float[Array, "*batch h w"]) -> Float[Array, "*batch"]:
+    """How much of the true-class map is decoration that the decision never sees: mean |N(T) - N(T - U)|, in [0, 1].
+
+    Where T and U differ by rounding alone, N(T - U) is 0, as in `losses.difference_loss`.
+    """
+    difference = cams.difference_salience(true_map, false_map)
+    normalized = cams.normalize(difference, cams.largest_magnitude(true_map, false_map))
+    return jnp.abs(cams.normalize(true_map) - normalized).mean(_PLACES)
 
 
 def rank_correlation(a: Float[Array, "batch h w"], b: Float[Array, "batch h w"]) -> Float[Array, " batch"]:

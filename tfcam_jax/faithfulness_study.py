@@ -14,6 +14,7 @@ from . import cams, faithfulness
 from .data.evaluation_sets import choose_rows
 from .data.source import Source, Subset
 from .models import ModelOutput
+from .steps import initialize
 from .trained import TrainedModel
 
 # Shares of the pixels that are replaced. ROAD needs some to impute from.
@@ -72,9 +73,9 @@ def _compile(trained: TrainedModel, key: jax.Array) -> Callable[[Any], dict[str,
     # for one another can starve on few cores.
     state = trained.state
     variables = jax.device_put(jax.device_get({"params": state.params, "batch_stats": state.batch_stats}))
-    size = trained.config.data.image_size
+    size = trained.image_size
     weights_key, order_key, noise_key = jax.random.split(key, 3)
-    redrawn = jax.jit(lambda key: trained.model.init(key, jnp.zeros((1, size, size, 3)), train=False))(weights_key)
+    redrawn = initialize(trained.model, weights_key, size)
     apply = jax.jit(lambda variables, images: trained.model.apply(variables, images, train=False))
     probability = jax.jit(
         lambda images, labels: jnp.take_along_axis(

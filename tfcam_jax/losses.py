@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 import jax
 import jax.numpy as jnp
 
-from .cams import SMALLEST_DIVISOR, at_least_float32, difference_salience, normalize
+from .cams import SMALLEST_DIVISOR, at_least_float32, difference_salience, largest_magnitude, normalize
 from .divergences import mse
 from .saliency import border_ring
 
@@ -65,7 +65,9 @@ def difference_loss(
 
     Blind to whatever both maps share, hence to a vector added to every column of the head's kernel.
     """
-    return divergence(normalize(difference_salience(true_map, false_map)), at_least_float32(saliency))
+    difference = difference_salience(true_map, false_map)
+    magnitude = largest_magnitude(true_map, false_map)
+    return divergence(normalize(difference, magnitude), at_least_float32(saliency))
 
 
 def contrast_loss(

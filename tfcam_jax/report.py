@@ -111,7 +111,7 @@ def write_report(
         "epoch": trained.epoch,
         "class_names": list(trained.class_names),
         "images": len(source),
-        "image_size": trained.config.data.image_size,
+        "image_size": trained.image_size,
     }
     staging = _prepare(out, about, trained, source.records)
     chunks = _write_chunks(trained, source, staging)

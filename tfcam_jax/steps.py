@@ -66,9 +66,13 @@ def standardize(
     return (images - per_channel(mean)) / per_channel(std)
 
 
-def create_train_state(model: Any, tx: Any, key: Array, image_size: int) -> TrainState:
-    """Initialises parameters, batch statistics and optimiser state from a random key."""
-    variables = jax.jit(lambda key: model.init(key, jnp.zeros((1, image_size, image_size, 3)), train=False))(key)
+def initialize(model: Any, key: Array, image_size: int) -> dict[str, Any]:
+    """Variables of a model, `params` and `batch_stats`, from a random key."""
+    return jax.jit(lambda key: model.init(key, jnp.zeros((1, image_size, image_size, 3)), train=False))(key)
+
+
+def create_train_state(variables: dict[str, Any], tx: Any) -> TrainState:
+    """The state of step 0: a model's variables and a new optimiser state."""
     params = variables["params"]
     return TrainState(jnp.zeros((), jnp.int32), params, variables.get("batch_stats", {}), tx.init(params))
 

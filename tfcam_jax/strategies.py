@@ -72,7 +72,9 @@ def difference(evidence: Evidence, *, alpha: float = 0.5, divergence: Divergence
 
     def guidance(view: View):
         loss = losses.difference_loss(view.true_map, view.false_map, view.saliency, divergence)
-        return loss, view.usable & _varies(cams.difference_salience(view.true_map, view.false_map))
+        maps = cams.difference_salience(view.true_map, view.false_map)
+        magnitude = cams.largest_magnitude(view.true_map, view.false_map)
+        return loss, view.usable & ~cams.is_constant(maps, magnitude)
 
     return _guided(evidence, alpha, "difference", guidance)
 

@@ -38,17 +38,17 @@ def train(config: ConfigDict, workdir: str | Path) -> dict[str, Any]:
 
     Raises:
       WorkdirError: the folder holds something else, or a run with another config.
-      ConfigError, DataError: what can't be trained on; nothing was written.
+      ConfigError, DataError, WeightsError, StateDictError: what can't be trained on or from; nothing was written.
       NonFiniteError: the loss became NaN or infinite; the checkpoint of the epoch before is left.
     """
     workdir = Path(workdir)
-    check_workdir(workdir, config)
+    continued = check_workdir(workdir, config)
     experiment = build_experiment(config)
+    state = None if continued else experiment.initial_state()  # before a folder is made: weights may not load
     create_workdir(workdir, config)
     with Checkpoints(workdir) as checkpoints:
-        state = experiment.initial_state()
-        restored = checkpoints.restore("latest", state)
-        state, record = restored if restored else (state, {"epoch": 0, "best": None})
+        restored = checkpoints.restore("latest", experiment.random_state()) if continued else None
+        state, record = restored or (state or experiment.initial_state(), {"epoch": 0, "best": None})
         with MetricWriter(workdir, after_step=int(state.step)) as writer, _progress(config, experiment, state) as bar:
             for epoch in range(record["epoch"], config.epochs):
                 state = train_one_epoch(experiment, state, epoch, config.log_every_steps, writer, bar)

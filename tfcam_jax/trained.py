@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,7 @@ from . import steps
 from .checkpoints import CheckpointError, Checkpoints
 from .data.pipeline import eval_batches
 from .data.source import Dataset, Source
-from .experiment import abstract_state, build_model, check_values
+from .experiment import abstract_state, build_model, check_values, preprocessing
 from .workdir import WorkdirError, load_config
 
 
@@ -33,6 +32,7 @@ class TrainedModel:
       epoch: of the checkpoint.
       state: parameters and batch statistics, on every device.
       model: the Flax module, for `model.apply({"params": ..., "batch_stats": ...}, preprocess(images), train=False)`.
+      image_size: pixels a side.
       preprocess: from uint8 images [B, S, S, channels] to the model's float32 input.
       eval_step: compiled, see `steps.make_eval_step`.
     """
@@ -43,6 +43,7 @@ class TrainedModel:
     epoch: int
     state: steps.TrainState
     model: nn.Module
+    image_size: int
     preprocess: Callable[[jax.Array], jax.Array]
     eval_step: Callable[[Any, Any, steps.Batch], steps.EvalOutput]
 
@@ -53,7 +54,7 @@ class TrainedModel:
         spread = NamedSharding(Mesh(np.asarray(devices), "data"), PartitionSpec("data"))
         data = self.config.data
         options = {"num_threads": data.num_threads, "num_workers": data.num_workers}
-        for batch in eval_batches(source, batch_size=size, image_size=data.image_size, **options):
+        for batch in eval_batches(source, batch_size=size, image_size=self.image_size, **options):
             yield jax.device_put(batch, spread)
 
 
@@ -89,7 +90,7 @@ def restore_trained(workdir: str | Path) -> TrainedModel:
         like = jax.tree.map(place, abstract_state(config, len(record["class_names"])))
         state, record = checkpoints.restore("best", like)
     model = build_model(config, len(record["class_names"]))
-    preprocess = functools.partial(steps.standardize, mean=tuple(config.data.mean), std=tuple(config.data.std))
+    image_size, preprocess = preprocessing(config)
     return TrainedModel(
         config=config,
         class_names=tuple(record["class_names"]),
@@ -97,6 +98,7 @@ def restore_trained(workdir: str | Path) -> TrainedModel:
         epoch=record["epoch"],
         state=state,
         model=model,
+        image_size=image_size,
         preprocess=preprocess,
         eval_step=jax.jit(steps.make_eval_step(model, preprocess)),
     )

@@ -102,7 +102,7 @@ class Demo(tfds.core.GeneratorBasedBuilder):
             agrees = _agreeing(np.random.default_rng([*seeds, part, 0]), count, agreement)
             for i in range(count):
                 label = i % 2
-                drawing = draw(np.random.default_rng([*seeds, part, i + 1]), label, bool(label) == agrees[i])
+                drawing = draw(np.random.default_rng([*seeds, part, i + 1]), label, warm=bool(label == agrees[i]))
                 number = part * count + i
                 yield number, _features(drawing, label, domain, f"{split}_{number:06d}")
 

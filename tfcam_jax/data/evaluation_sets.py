@@ -111,7 +111,6 @@ def choose_rows(records: Records, number: int) -> Int[np.ndarray, " m"]:
     by_class = []
     for label in np.unique(records.labels):
         rows = np.flatnonzero(records.labels == label)
-        rows = rows[np.argsort(~records.has_map[rows], kind="stable")]
         usable = rows[records.has_map[rows]] if records.has_map[rows].any() else rows
         spread = usable[np.linspace(0, len(usable) - 1, min(number, len(usable))).round().astype(int)]
         by_class.append(list(dict.fromkeys([*spread, *rows])))

@@ -5,15 +5,36 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 
-import flax.linen as nn
-
+from .backbone import Backbone, cam_size
+from .cards import MODEL_CARDS, ModelCard
+from .densenet import DenseNet
+from .inception import InceptionV3
 from .output import ModelOutput, PooledLinearHead
-from .resnet import ResNet
+from .resnet import Bottleneck, ResNet
 from .small_cnn import SmallCNN
+from .xception import Xception
 
-__all__ = ["MODELS", "ModelOutput", "PooledLinearHead", "ResNet", "SmallCNN"]
+__all__ = [
+    "MODELS",
+    "MODEL_CARDS",
+    "Backbone",
+    "DenseNet",
+    "InceptionV3",
+    "ModelCard",
+    "ModelOutput",
+    "PooledLinearHead",
+    "ResNet",
+    "SmallCNN",
+    "Xception",
+    "cam_size",
+]
 
-MODELS: dict[str, Callable[..., nn.Module]] = {
-    "small_cnn": SmallCNN,
+MODELS: dict[str, Callable[..., Backbone]] = {
+    "densenet121": DenseNet,
+    "inception_v3": InceptionV3,
     "resnet18": partial(ResNet, depths=(2, 2, 2, 2)),
+    "resnet34": partial(ResNet, depths=(3, 4, 6, 3)),
+    "resnet50": partial(ResNet, depths=(3, 4, 6, 3), block_type=Bottleneck),
+    "small_cnn": SmallCNN,
+    "xception": Xception,
 }

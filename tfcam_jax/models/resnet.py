@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import flax.linen as nn
-import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array
 
-from .norm import BatchNorm
-from .output import ModelOutput, PooledLinearHead
+from .backbone import Backbone
 
-_he_normal = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
+# Module names in torchvision's state dicts -> names here (see weights.py).
+TORCH_NAMES = (
+    (r"^(layer\d)\.(\d+)\.", r"\1_\2."),
+    (r"\.downsample\.0\.", ".downsample_conv."),
+    (r"\.downsample\.1\.", ".downsample_bn."),
+    (r"^fc\.", "head."),
+)
 
 
 class BasicBlock(nn.Module):
@@ -17,53 +23,62 @@ class BasicBlock(nn.Module):
 
     width: int
     stride: int
-    dtype: jnp.dtype
-    axis_name: str | None
+    conv: Callable[..., nn.Module]
+    norm: Callable[..., nn.Module]
 
     @nn.compact
     def __call__(self, x: Array, train: bool, mask: Array | None) -> Array:
-        conv = lambda size, stride, name: nn.Conv(
-            self.width,
-            (size, size),
-            strides=stride,
-            padding=size // 2,
-            use_bias=False,
-            kernel_init=_he_normal,
-            dtype=self.dtype,
-            name=name,
-        )
-        norm = lambda name: BatchNorm(axis_name=self.axis_name, name=name)
-        y = nn.relu(norm("bn1")(conv(3, self.stride, "conv1")(x), train, mask))
-        y = norm("bn2")(conv(3, 1, "conv2")(y), train, mask)
-        if x.shape != y.shape:
-            x = norm("downsample_bn")(conv(1, self.stride, "downsample_conv")(x), train, mask)
-        return nn.relu(x + y)
+        y = self.conv(self.width, (3, 3), strides=self.stride, padding=1, name="conv1")(x)
+        y = nn.relu(self.norm(name="bn1")(y, train, mask))
+        y = self.conv(self.width, (3, 3), padding=1, name="conv2")(y)
+        y = self.norm(name="bn2")(y, train, mask)
+        return nn.relu(y + _shortcut(self, x, y.shape, train, mask))
 
 
-class ResNet(nn.Module):
-    """A ResNet of basic blocks: a 7x7 stem, then `depths[i]` blocks of `64 * 2**i` channels.
+class Bottleneck(nn.Module):
+    """1x1, 3x3 and 1x1 convolutions around a shortcut; four times as many channels come out."""
 
-    The CAM has a 32nd of the input's resolution: 7x7 at 224 px.
-    """
-
-    num_classes: int
-    depths: tuple[int, ...] = (2, 2, 2, 2)
-    dtype: jnp.dtype = jnp.float32
-    axis_name: str | None = None
+    width: int
+    stride: int
+    conv: Callable[..., nn.Module]
+    norm: Callable[..., nn.Module]
 
     @nn.compact
-    def __call__(
-        self, images: Float[Array, "batch H W 3"], train: bool, mask: Float[Array, " batch"] | None = None
-    ) -> ModelOutput:
-        x = images.astype(self.dtype)
-        x = nn.Conv(
-            64, (7, 7), strides=2, padding=3, use_bias=False, kernel_init=_he_normal, dtype=self.dtype, name="conv1"
-        )(x)
-        x = nn.relu(BatchNorm(axis_name=self.axis_name, name="bn1")(x, train, mask))
+    def __call__(self, x: Array, train: bool, mask: Array | None) -> Array:
+        y = self.conv(self.width, (1, 1), name="conv1")(x)
+        y = nn.relu(self.norm(name="bn1")(y, train, mask))
+        y = self.conv(self.width, (3, 3), strides=self.stride, padding=1, name="conv2")(y)
+        y = nn.relu(self.norm(name="bn2")(y, train, mask))
+        y = self.conv(4 * self.width, (1, 1), name="conv3")(y)
+        y = self.norm(name="bn3")(y, train, mask)
+        return nn.relu(y + _shortcut(self, x, y.shape, train, mask))
+
+
+def _shortcut(block: BasicBlock | Bottleneck, x: Array, shape: tuple[int, ...], train: bool, mask: Array | None):
+    """x itself, or where the shape changes, a 1x1 convolution of it."""
+    if x.shape == shape:
+        return x
+    x = block.conv(shape[-1], (1, 1), strides=block.stride, name="downsample_conv")(x)
+    return block.norm(name="downsample_bn")(x, train, mask)
+
+
+class ResNet(Backbone):
+    """A 7x7 stem, then `depths[i]` blocks of `64 * 2**i` channels (times four in a `Bottleneck`).
+
+    The CAM has a 32nd of the input's resolution, rounded up: 7x7 at 224 px.
+    """
+
+    depths: tuple[int, ...] = (2, 2, 2, 2)
+    block_type: type[nn.Module] = BasicBlock
+
+    def feature_maps(self, x: Array, train: bool, mask: Array | None) -> Array:
+        x = self.conv(64, (7, 7), strides=2, padding=3, name="conv1")(x)
+        x = nn.relu(self.norm(name="bn1")(x, train, mask))
         x = nn.max_pool(x, (3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))
+        block = self.block(self.block_type)
         for stage, depth in enumerate(self.depths):
             for i in range(depth):
                 stride = 2 if stage > 0 and i == 0 else 1
-                block = BasicBlock(64 * 2**stage, stride, self.dtype, self.axis_name, name=f"layer{stage + 1}_{i}")
-                x = block(x, train, mask)
-        return PooledLinearHead(self.num_classes, name="head")(x)
+                name = f"layer{stage + 1}_{i}"
+                x = block(64 * 2**stage, stride, self.conv, self.norm, name=name)(x, train, mask)
+        return x

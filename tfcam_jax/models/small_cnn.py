@@ -3,31 +3,27 @@
 from __future__ import annotations
 
 import flax.linen as nn
-import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array
 
-from .norm import BatchNorm
-from .output import ModelOutput, PooledLinearHead
+from .backbone import Backbone
 
 
-class SmallCNN(nn.Module):
+class SmallCNN(Backbone):
     """Convolution, BatchNorm, ReLU, four times; the first three halve the resolution.
 
     64 px give an 8x8 CAM. 98,000 parameters at the default width and two classes.
     """
 
-    num_classes: int
     widths: tuple[int, ...] = (16, 32, 64, 128)
-    dtype: jnp.dtype = jnp.float32
-    axis_name: str | None = None
+    kernel_init: nn.initializers.Initializer = nn.initializers.lecun_normal()
 
-    @nn.compact
-    def __call__(
-        self, images: Float[Array, "batch H W 3"], train: bool, mask: Float[Array, " batch"] | None = None
-    ) -> ModelOutput:
-        x = images.astype(self.dtype)
+    def feature_maps(self, x: Array, train: bool, mask: Array | None) -> Array:
         for i, width in enumerate(self.widths):
             stride = 2 if i < len(self.widths) - 1 else 1
-            x = nn.Conv(width, (3, 3), strides=stride, padding=1, use_bias=False, dtype=self.dtype)(x)
-            x = nn.relu(BatchNorm(axis_name=self.axis_name)(x, train, mask))
-        return PooledLinearHead(self.num_classes, name="head")(x)
+
+            def layer(model: SmallCNN, x: Array, i: int = i, width: int = width, stride: int = stride) -> Array:
+                x = model.conv(width, (3, 3), strides=stride, padding=1, name=f"Conv_{i}")(x)
+                return nn.relu(model.norm(name=f"BatchNorm_{i}")(x, train, mask))
+
+            x = (nn.remat(layer) if self.rematerialize else layer)(self, x)
+        return x

@@ -1,0 +1,338 @@
+"""Every model keeps the CAM contract, and every setting does what it says."""
+
+from functools import cache, partial
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import traverse_util
+
+from tfcam_jax import losses
+from tfcam_jax.cams import class_activation_maps, split_true_false
+from tfcam_jax.models import (
+    MODEL_CARDS,
+    MODELS,
+    Backbone,
+    Bottleneck,
+    DenseNet,
+    InceptionV3,
+    ModelOutput,
+    ResNet,
+    SmallCNN,
+    Xception,
+    cam_size,
+)
+from tfcam_jax.models.inception import Unit
+from tfcam_jax.models.norm import BatchNorm
+
+# Per architecture a model that compiles fast and yet has every kind of block.
+INCEPTION_MODULES = (
+    ("reduce", ([Unit("a", 16, (3, 3), 2)], [partial(nn.max_pool, window_shape=(3, 3), strides=(2, 2))])),
+    ("fork", ([Unit("a", 16, (1, 1)), (Unit("b", 16, (1, 3)), Unit("c", 16, (3, 1)))], [Unit("d", 16, (1, 1))])),
+)
+SMALL_MODELS = {
+    "densenet": partial(DenseNet, depths=(2, 2), growth=8),
+    "inception": partial(InceptionV3, modules=INCEPTION_MODULES),
+    "resnet_basic": partial(ResNet, depths=(1, 1)),
+    "resnet_bottleneck": partial(ResNet, depths=(1, 1), block_type=Bottleneck),
+    "small_cnn": partial(SmallCNN, widths=(8, 16)),
+    "xception": partial(Xception, widths=((16, 16), (16, 16, 16), (16, 32))),
+}
+
+
+def small_size(name: str) -> int:
+    return {"inception_v3": 107}.get(name, 64)
+
+
+def random_variables(model: Backbone, image_size: int, seed: int = 0) -> dict:
+    """Weights of a usual size and BatchNorm statistics that are not 0 and 1, by NumPy: JAX compiles init for long."""
+    rng = np.random.default_rng(seed)
+    images = jnp.zeros((1, image_size, image_size, 3))
+    shapes = jax.eval_shape(lambda: model.init(jax.random.key(0), images, train=False))
+
+    def fill(path, leaf):
+        if path[-1].key in ("scale", "var"):
+            return rng.uniform(0.5, 1.5, leaf.shape).astype(np.float32)
+        deviation = np.sqrt(2 / np.prod(leaf.shape[:-1])) if path[-1].key == "kernel" else 0.2
+        return (deviation * rng.standard_normal(leaf.shape)).astype(np.float32)
+
+    return jax.tree_util.tree_map_with_path(fill, shapes)
+
+
+def random_images(count: int, size: int, seed: int = 1) -> np.ndarray:
+    return np.random.default_rng(seed).standard_normal((count, size, size, 3)).astype(np.float32)
+
+
+@cache
+def inference_output(name: str) -> tuple[ModelOutput, dict]:
+    model = MODELS[name](num_classes=3)
+    variables = random_variables(model, small_size(name))
+    return jax.jit(partial(model.apply, train=False))(variables, random_images(3, small_size(name))), variables
+
+
+def assert_cam_mean_plus_bias_is_the_logit(output: ModelOutput, head: dict):
+    assert output.features.dtype == output.logits.dtype == jnp.float32
+    np.testing.assert_array_equal(output.kernel, head["kernel"])
+    np.testing.assert_array_equal(output.bias, head["bias"])
+    maps = np.asarray(output.features, np.float64) @ np.asarray(output.kernel, np.float64)
+    expected = maps.mean((1, 2)) + np.asarray(output.bias)
+    scale = np.abs(expected).max()
+    np.testing.assert_allclose(output.logits, expected, rtol=0, atol=1e-5 * scale)
+    assert np.ptp(np.asarray(output.logits), axis=0).min() > 1e-3 * scale  # the images make a difference
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_cam_mean_plus_bias_is_the_logit(name):
+    output, variables = inference_output(name)
+    assert_cam_mean_plus_bias_is_the_logit(output, variables["params"]["head"])
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_features_are_activated_and_of_the_traced_size(name):
+    output, _ = inference_output(name)
+    assert output.features.shape[1:3] == cam_size(MODELS[name](num_classes=3), small_size(name))
+    assert output.features.min() >= 0
+    assert output.features.max() > 0
+
+
+# torchvision 0.28's `num_params` (Inception-v3: built with aux_logits=False) and timm 1.0.31's legacy_xception.
+PARAMETERS = {
+    "densenet121": 7_978_856,
+    "inception_v3": 23_834_568,
+    "resnet18": 11_689_512,
+    "resnet34": 21_797_672,
+    "resnet50": 25_557_032,
+    "xception": 22_855_952,
+}
+
+
+@pytest.mark.parametrize("name", PARAMETERS)
+def test_parameter_count_is_the_published_one(name):
+    model = MODELS[name](num_classes=1000)
+    images = jnp.zeros((1, 128, 128, 3))
+    shapes = jax.eval_shape(lambda: model.init(jax.random.key(0), images, train=False))
+    assert sum(leaf.size for leaf in jax.tree.leaves(shapes["params"])) == PARAMETERS[name]
+
+
+def test_every_model_has_a_card():
+    assert MODEL_CARDS.keys() == MODELS.keys()
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_cam_size_at_the_default_image_size(name):
+    card = MODEL_CARDS[name]
+    assert cam_size(MODELS[name](num_classes=2), card.image_size) == (card.cam_size, card.cam_size)
+
+
+@pytest.mark.parametrize(
+    ("name", "image_size", "expected"),
+    [
+        ("densenet121", 128, (4, 4)),
+        ("densenet121", (224, 320), (7, 10)),
+        ("densenet121", 29, (1, 1)),  # torchvision's min_size
+        ("inception_v3", 224, (5, 5)),
+        ("inception_v3", 75, (1, 1)),  # torchvision's min_size
+        ("resnet50", 225, (8, 8)),
+        ("xception", 224, (7, 7)),
+    ],
+)
+def test_cam_size_at_other_sizes(name, image_size, expected):
+    assert cam_size(MODELS[name](num_classes=2), image_size) == expected
+
+
+@pytest.mark.parametrize(("name", "image_size"), [("densenet121", 28), ("inception_v3", 74), ("xception", 4)])
+def test_images_that_are_too_small_are_refused(name, image_size):
+    with pytest.raises(ValueError, match=f"images of {image_size}x{image_size} px are too small"):
+        cam_size(MODELS[name](num_classes=2), image_size)
+
+
+@pytest.mark.parametrize("shape", [(2, 64, 64, 1), (64, 64, 3), (2, 3, 64, 64)])
+def test_images_of_another_shape_are_refused(shape):
+    with pytest.raises(ValueError, match="takes images of shape"):
+        jax.eval_shape(lambda: SmallCNN(num_classes=2).init(jax.random.key(0), jnp.zeros(shape), train=False))
+
+
+# From here on: the settings, on small models and few compiled functions, each of them for 4 images of 48 px.
+
+
+@cache
+def small_model(name: str) -> tuple[Backbone, dict]:
+    model = SMALL_MODELS[name](num_classes=2)
+    return model, random_variables(model, 48)
+
+
+@cache
+def compiled_forward(name: str, train: bool, **settings):
+    """(variables, images, mask) -> (output, updated) of the small model with other settings."""
+    model = SMALL_MODELS[name](num_classes=2, **settings)
+    return jax.jit(lambda v, x, mask=None: model.apply(v, x, train=train, mask=mask, mutable=["batch_stats"]))
+
+
+def forward(name: str, train: bool, images: np.ndarray, mask=(1, 1, 1, 1), **settings) -> tuple[ModelOutput, dict]:
+    _, variables = small_model(name)
+    return compiled_forward(name, train, **settings)(variables, images, jnp.asarray(mask, jnp.float32))
+
+
+@pytest.mark.parametrize("name", SMALL_MODELS)
+def test_training_keeps_the_contract_and_updates_every_running_statistic(name):
+    _, variables = small_model(name)
+    output, updated = forward(name, True, random_images(4, 48))
+    assert_cam_mean_plus_bias_is_the_logit(output, variables["params"]["head"])
+    old, new = jax.tree.leaves(variables["batch_stats"]), jax.tree.leaves(updated["batch_stats"])
+    assert len(old) == len(new)
+    assert all(np.asarray(n).dtype == np.float32 and not np.array_equal(o, n) for o, n in zip(old, new, strict=True))
+
+
+@pytest.mark.parametrize("name", SMALL_MODELS)
+def test_inference_leaves_the_running_statistics(name):
+    _, updated = forward(name, False, random_images(4, 48))
+    jax.tree.map(np.testing.assert_array_equal, updated["batch_stats"], small_model(name)[1]["batch_stats"])
+
+
+@pytest.mark.parametrize("name", SMALL_MODELS)
+def test_padded_examples_do_not_count(name):
+    images = random_images(4, 48)
+    other = np.concatenate([images[:3], 100 * random_images(1, 48, seed=5)])
+    expected, expected_stats = forward(name, True, images, mask=(1, 1, 1, 0))
+    actual, actual_stats = forward(name, True, other, mask=(1, 1, 1, 0))
+    np.testing.assert_array_equal(actual.logits[:3], expected.logits[:3])
+    jax.tree.map(np.testing.assert_array_equal, actual_stats, expected_stats)
+    counted, _ = forward(name, True, images)
+    assert np.abs(counted.logits[:3] - expected.logits[:3]).max() > 1e-3 * np.abs(expected.logits).max()
+
+
+@pytest.mark.parametrize("name", SMALL_MODELS)
+def test_synchronised_batch_norm_sees_all_devices(name):
+    """Two halves of a batch on two devices (the axis of a vmap) give what the whole batch gives on one."""
+    images = random_images(4, 48)
+    expected, stats = forward(name, True, images)
+    model = SMALL_MODELS[name](num_classes=2, axis_name="devices")
+    on_device = partial(model.apply, train=True, mutable=["batch_stats"])
+    halves = jax.jit(jax.vmap(on_device, in_axes=(None, 0), axis_name="devices"))
+    actual, actual_stats = halves(small_model(name)[1], images.reshape(2, 2, 48, 48, 3))
+    scale = np.abs(expected.logits).max()
+    np.testing.assert_allclose(actual.logits.reshape(4, 2), expected.logits, rtol=0, atol=1e-4 * scale)
+    for device in range(2):
+        own = jax.tree.map(lambda leaf, device=device: leaf[device], actual_stats)
+        jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-5), own, stats)
+    alone, _ = forward(name, True, images, mask=(1, 1, 0, 0))
+    assert np.abs(alone.logits[:2] - expected.logits[:2]).max() > 1e-3 * scale
+
+
+@pytest.mark.parametrize("name", SMALL_MODELS)
+def test_frozen_batch_norm_uses_and_keeps_the_running_statistics(name):
+    images = random_images(4, 48)
+    expected, _ = forward(name, False, images)
+    actual, updated = forward(name, True, images, freeze_batch_norm=True)
+    np.testing.assert_allclose(actual.logits, expected.logits, rtol=0, atol=1e-5 * np.abs(expected.logits).max())
+    jax.tree.map(np.testing.assert_array_equal, updated["batch_stats"], small_model(name)[1]["batch_stats"])
+
+
+@pytest.mark.parametrize("name", SMALL_MODELS)
+def test_bfloat16_gives_the_same_cam_losses(name):
+    labels, saliency = jnp.arange(4) % 2, jnp.asarray(np.random.default_rng(2).random((4, 16, 16), np.float32))
+
+    def cam_losses(output):
+        assert output.logits.dtype == output.features.dtype == jnp.float32
+        true_map, false_map = split_true_false(class_activation_maps(output.features, output.kernel), labels)
+        target = jax.image.resize(saliency, true_map.shape, "linear")
+        values = (
+            losses.cyborg_loss(true_map, target),
+            losses.opposed_loss(true_map, false_map, target),
+            losses.difference_loss(true_map, false_map, target),
+            losses.contrast_loss(true_map, false_map, target),
+        )
+        return [np.asarray(value).mean() for value in values]
+
+    images = random_images(4, 48)
+    exact, _ = forward(name, False, images)
+    rounded, _ = forward(name, False, images, dtype=jnp.bfloat16)
+    np.testing.assert_allclose(cam_losses(rounded), cam_losses(exact), rtol=0.02)
+
+
+@pytest.mark.parametrize("name", SMALL_MODELS)
+def test_every_convolution_is_in_the_compute_dtype(name):
+    _, variables = small_model(name)
+    model = SMALL_MODELS[name](num_classes=2, dtype=jnp.bfloat16)
+    program = jax.make_jaxpr(partial(model.apply, train=False))(variables, random_images(1, 48))
+    dtypes = [e.outvars[0].aval.dtype for e in program.eqns if e.primitive.name == "conv_general_dilated"]
+    kernels = [path for path in traverse_util.flatten_dict(variables["params"]) if path[-1] == "kernel"]
+    assert dtypes == [jnp.bfloat16] * (len(kernels) - 1)  # all but the head's
+
+
+@pytest.mark.parametrize("name", SMALL_MODELS)
+def test_rematerialisation_changes_no_value(name):
+    _, variables = small_model(name)
+    images = random_images(4, 48)
+
+    def loss_and_gradients(rematerialize):
+        model = SMALL_MODELS[name](num_classes=2, rematerialize=rematerialize)
+
+        def loss(params):
+            output, updated = model.apply({**variables, "params": params}, images, train=True, mutable=["batch_stats"])
+            return jnp.square(output.logits).sum() + output.features.mean(), updated
+
+        return jax.jit(jax.value_and_grad(loss, has_aux=True))(variables["params"])
+
+    expected, actual = loss_and_gradients(False), loss_and_gradients(True)
+    assert jax.tree.structure(expected) == jax.tree.structure(actual)
+    for a, b in zip(jax.tree.leaves(expected), jax.tree.leaves(actual), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4 * np.abs(a).max())
+
+
+def residual_bytes(model: Backbone) -> int:
+    """Bytes that the forward pass keeps for the backward pass, parameters apart; nothing is computed."""
+    images = jax.ShapeDtypeStruct((8, 128, 128, 3), jnp.float32)
+    variables = jax.eval_shape(lambda x: model.init(jax.random.key(0), x, train=False), images)
+
+    def pullback(variables, images):
+        output = lambda params: model.apply(
+            {**variables, "params": params}, images, train=True, mutable=["batch_stats"]
+        )[0]
+        return jax.vjp(lambda params: output(params).logits.sum(), variables["params"])[1]
+
+    sizes = lambda tree: sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
+    return sizes(jax.eval_shape(pullback, variables, images)) - sizes(variables["params"])
+
+
+@pytest.mark.parametrize(
+    "build",
+    [
+        partial(DenseNet, depths=(6, 6)),
+        partial(InceptionV3, modules=tuple((f"fork{i}", INCEPTION_MODULES[1][1]) for i in range(6))),
+        MODELS["resnet18"],
+        SmallCNN,
+        Xception,
+    ],
+)
+def test_rematerialisation_keeps_half_at_most(build):
+    plain, remat = (build(num_classes=2, rematerialize=flag) for flag in (False, True))
+    assert residual_bytes(remat) < 0.5 * residual_bytes(plain)
+
+
+def test_batch_norm_is_pytorchs():
+    """Biased variance normalises, the unbiased one is kept, with a tenth of the new value; padding is left out."""
+    x = np.random.default_rng(0).normal(2, 3, (4, 5, 6, 7)).astype(np.float32)
+    real = x[:3]
+    norm = BatchNorm(epsilon=1e-3)
+    variables = norm.init(jax.random.key(0), x, train=False)
+    scale, bias = np.linspace(0.5, 2, 7, dtype=np.float32), np.linspace(-1, 1, 7, dtype=np.float32)
+    variables = {**variables, "params": {"scale": scale, "bias": bias}}
+    y, updated = norm.apply(variables, x, train=True, mask=jnp.array([1.0, 1.0, 1.0, 0.0]), mutable=["batch_stats"])
+    places = (0, 1, 2)
+    expected = (real - real.mean(places)) / np.sqrt(real.var(places) + 1e-3) * scale + bias
+    np.testing.assert_allclose(y[:3], expected, atol=1e-5)
+    np.testing.assert_allclose(updated["batch_stats"]["mean"], 0.1 * real.mean(places), rtol=1e-5)
+    np.testing.assert_allclose(updated["batch_stats"]["var"], 0.9 + 0.1 * real.var(places, ddof=1), rtol=1e-5)
+
+
+def test_frozen_batch_norm_still_learns_scale_and_bias():
+    x = np.random.default_rng(0).normal(2, 3, (4, 5, 6, 7)).astype(np.float32)
+    norm = BatchNorm(frozen=True)
+    variables = norm.init(jax.random.key(0), x, train=False)
+    loss = lambda params: (norm.apply({**variables, "params": params}, x, train=True) * x).sum()
+    gradients = jax.grad(loss)(variables["params"])
+    np.testing.assert_allclose(gradients["bias"], x.sum((0, 1, 2)), rtol=1e-5)
+    np.testing.assert_allclose(gradients["scale"], np.square(x).sum((0, 1, 2)) / np.sqrt(1 + 1e-5), rtol=1e-5)

@@ -1,0 +1,324 @@
+"""Weights come into the model with every array in its place, or with an error that says which is not and why."""
+
+import re
+from functools import partial
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import safetensors.numpy
+from flax import traverse_util
+from huggingface_hub import constants as hub_constants
+
+from tfcam_jax import weights
+from tfcam_jax.models import MODEL_CARDS, MODELS, ResNet
+from tfcam_jax.weights import WeightsError, convert, load_pretrained, merge
+
+TINY = partial(ResNet, depths=(1,))
+
+
+@pytest.fixture(autouse=True)
+def tiny_model(monkeypatch):
+    """A ResNet of one block with a card of its own."""
+    monkeypatch.setitem(MODEL_CARDS, "tiny", MODEL_CARDS["resnet18"]._replace(repository="someone/tiny"))
+
+
+def variables_of(build, num_classes: int, image_size: int = 128) -> dict:
+    model = build(num_classes=num_classes)
+    images = jnp.zeros((1, image_size, image_size, 3))
+    shapes = jax.eval_shape(lambda: model.init(jax.random.key(0), images, train=False))
+    return jax.tree.map(lambda leaf: np.full(leaf.shape, -1, leaf.dtype), shapes)
+
+
+def densenet_name(module: str) -> str:
+    module = re.sub(r"^(denseblock\d+)_", r"\1.", module)
+    return module.replace("head", "classifier") if module == "head" else f"features.{module}"
+
+
+def inception_name(module: str) -> str:
+    return "fc" if module == "head" else module
+
+
+def resnet_name(module: str) -> str:
+    module = re.sub(r"^(layer\d)_(\d+)", r"\1.\2", module)
+    module = module.replace("downsample_conv", "downsample.0").replace("downsample_bn", "downsample.1")
+    return "fc" if module == "head" else module
+
+
+def xception_name(module: str) -> str:
+    """In timm a block is ReLU, convolution, BatchNorm, ReLU...; only the first block has no ReLU at its start."""
+    block = re.fullmatch(r"block(\d+)\.(conv|bn)(\d)(.*)", module)
+    if block:
+        number, kind, i = int(block[1]), block[2], int(block[3])
+        position = 3 * (i - 1) + (kind == "bn") + (number > 1)
+        module = f"block{number}.rep.{position}{block[4]}"
+    return "fc" if module == "head" else module.replace("depthwise", "conv1")
+
+
+# torchvision's and timm's module name from ours, written down apart from the patterns under test.
+NAMES = {
+    "densenet121": densenet_name,
+    "inception_v3": inception_name,
+    "resnet18": resnet_name,
+    "resnet50": resnet_name,
+    "tiny": resnet_name,
+    "xception": xception_name,
+}
+LEAVES = {"kernel": "weight", "scale": "weight", "bias": "bias", "mean": "running_mean", "var": "running_var"}
+
+
+def torch_state_dict(variables: dict, name: str, seed: int = 0) -> dict[str, np.ndarray]:
+    """A state dict of random numbers in PyTorch's names, order of axes, and with its step counters."""
+    rng = np.random.default_rng(seed)
+    state_dict = {}
+    for (_, *module, leaf), array in traverse_util.flatten_dict(variables).items():
+        axes = {4: (3, 2, 0, 1), 2: (1, 0), 1: (0,)}[array.ndim]
+        shape = tuple(array.shape[axis] for axis in axes)
+        torch_module = NAMES[name](".".join(module))
+        state_dict[f"{torch_module}.{LEAVES[leaf]}"] = rng.random(shape, np.float32)
+        if leaf == "mean":
+            state_dict[f"{torch_module}.num_batches_tracked"] = np.array(5, np.int64)
+    return state_dict
+
+
+# Names and shapes read off torchvision's and timm's state dicts.
+KNOWN = {
+    "densenet121": {
+        "features.conv0.weight": (64, 3, 7, 7),
+        "features.denseblock4.denselayer16.norm1.running_var": (992,),
+        "features.denseblock1.denselayer1.conv2.weight": (32, 128, 3, 3),
+        "features.transition3.conv.weight": (512, 1024, 1, 1),
+        "features.norm5.bias": (1024,),
+        "classifier.weight": (1000, 1024),
+    },
+    "inception_v3": {
+        "Conv2d_1a_3x3.conv.weight": (32, 3, 3, 3),
+        "Mixed_6b.branch7x7dbl_2.conv.weight": (128, 128, 7, 1),
+        "Mixed_7c.branch3x3dbl_3b.bn.running_mean": (384,),
+        "fc.weight": (1000, 2048),
+    },
+    "resnet50": {
+        "conv1.weight": (64, 3, 7, 7),
+        "layer2.0.downsample.0.weight": (512, 256, 1, 1),
+        "layer2.0.downsample.1.running_var": (512,),
+        "layer4.2.conv3.weight": (2048, 512, 1, 1),
+        "fc.bias": (1000,),
+    },
+    "xception": {
+        "block1.rep.0.conv1.weight": (64, 1, 3, 3),
+        "block1.rep.4.running_mean": (128,),
+        "block2.rep.1.pointwise.weight": (256, 128, 1, 1),
+        "block12.rep.5.weight": (1024,),
+        "block12.skip.weight": (1024, 728, 1, 1),
+        "conv4.pointwise.weight": (2048, 1536, 1, 1),
+        "fc.weight": (1000, 2048),
+    },
+}
+
+
+@pytest.mark.parametrize("name", KNOWN)
+def test_every_array_of_the_published_names_finds_its_place(name):
+    variables = variables_of(MODELS[name], 1000)
+    state_dict = torch_state_dict(variables, name)
+    for key, shape in KNOWN[name].items():
+        assert state_dict[key].shape == shape
+    merged = merge(convert(state_dict, MODEL_CARDS[name].torch_names), variables, keep_head=True)
+    for (_, *module, leaf), array in traverse_util.flatten_dict(merged).items():
+        original = state_dict[f"{NAMES[name]('.'.join(module))}.{LEAVES[leaf]}"]
+        order = {4: "oihw->hwio", 2: "oi->io", 1: "c->c"}[original.ndim]
+        np.testing.assert_array_equal(array, np.einsum(order, original))
+
+
+def save(path: Path, state_dict: dict[str, np.ndarray]) -> Path:
+    safetensors.numpy.save_file({key: np.ascontiguousarray(array) for key, array in state_dict.items()}, path)
+    return path
+
+
+def tiny_file(folder: Path, num_classes: int = 5, seed: int = 0) -> tuple[Path, dict[str, np.ndarray]]:
+    state_dict = torch_state_dict(variables_of(TINY, num_classes), "tiny", seed)
+    return save(folder / f"tiny{seed}.safetensors", state_dict), state_dict
+
+
+def test_the_head_is_replaced(tmp_path):
+    file, state_dict = tiny_file(tmp_path)
+    variables = variables_of(TINY, 3)
+    loaded = load_pretrained("tiny", file, variables, cache_dir=tmp_path / "cache")
+    assert jax.tree.structure(loaded) == jax.tree.structure(variables)
+    assert all(isinstance(leaf, jax.Array) and leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(loaded))
+    np.testing.assert_array_equal(loaded["params"]["head"]["kernel"], variables["params"]["head"]["kernel"])
+    np.testing.assert_array_equal(loaded["params"]["head"]["bias"], variables["params"]["head"]["bias"])
+    np.testing.assert_array_equal(loaded["batch_stats"]["bn1"]["var"], state_dict["bn1.running_var"])
+    assert all((leaf == -1).all() for leaf in jax.tree.leaves(variables))  # not changed in place
+    TINY(num_classes=3).apply(loaded, jnp.zeros((1, 32, 32, 3)), train=False)
+
+
+def test_the_head_is_kept_on_request(tmp_path):
+    file, state_dict = tiny_file(tmp_path)
+    loaded = load_pretrained("tiny", file, variables_of(TINY, 5), keep_head=True, cache_dir=tmp_path)
+    np.testing.assert_array_equal(loaded["params"]["head"]["kernel"], state_dict["fc.weight"].T)
+    np.testing.assert_array_equal(loaded["params"]["head"]["bias"], state_dict["fc.bias"])
+
+
+def test_a_head_of_other_classes_is_refused_with_both_shapes(tmp_path):
+    file, _ = tiny_file(tmp_path)
+    with pytest.raises(WeightsError, match=r"params/head/kernel: \(64, 5\) in the weights, \(64, 3\) in the model"):
+        load_pretrained("tiny", file, variables_of(TINY, 3), keep_head=True, cache_dir=tmp_path)
+
+
+def test_all_differences_are_listed_at_once(tmp_path):
+    _, state_dict = tiny_file(tmp_path)
+    state_dict["conv1.weight"] = np.zeros((64, 1, 7, 7), np.float32)
+    state_dict["layer9.0.conv1.weight"] = np.zeros((2, 3, 1, 1), np.float32)
+    del state_dict["layer1.0.bn2.running_mean"]
+    file = save(tmp_path / "odd.safetensors", state_dict)
+    with pytest.raises(WeightsError) as error:
+        load_pretrained("tiny", file, variables_of(TINY, 3), cache_dir=tmp_path)
+    lines = str(error.value).splitlines()
+    assert lines[0] == f"{file} does not fit the model, 3 arrays differ:"
+    assert sorted(line.strip() for line in lines[1:]) == [
+        "batch_stats/layer1_0/bn2/mean: missing in the weights, (64,) in the model",
+        "params/conv1/kernel: (7, 7, 1, 64) in the weights, (7, 7, 3, 64) in the model",
+        "params/layer9_0/conv1/kernel: (1, 1, 3, 2) in the weights, missing in the model",
+    ]
+
+
+def test_arrays_that_cannot_be_converted_are_listed_at_once():
+    state_dict = {
+        "a.weight": np.zeros((1, 2, 3), np.float32),
+        "a.extra": np.zeros(4, np.float32),
+        "b.bias": np.array([0, np.nan], np.float32),
+        "fc.bias": np.zeros(2, np.float32),
+        "head.bias": np.zeros(2, np.float32),
+    }
+    with pytest.raises(WeightsError) as error:
+        convert(state_dict, MODEL_CARDS["resnet18"].torch_names)
+    for part in ("a.weight (1, 2, 3)", "a.extra (4,)", "b.bias: not finite", "head.bias: a second array"):
+        assert part in str(error.value)
+
+
+def test_only_the_auxiliary_head_of_inception_is_left_out():
+    names = MODEL_CARDS["inception_v3"].torch_names
+    bias = np.ones(3, np.float32)
+    converted = convert({"AuxLogits.fc.bias": bias, "fc.bias": bias, "Mixed_5b.branch1x1.bn.bias": bias}, names)
+    expected = {"head": {"bias": bias}, "Mixed_5b": {"branch1x1": {"bn": {"bias": bias}}}}
+    jax.tree.map(np.testing.assert_array_equal, converted["params"], expected)
+    assert "AuxLogits2" in convert({"AuxLogits2.fc.bias": bias}, names)["params"]
+
+
+def test_old_densenet_names_are_the_same():
+    """torchvision's own DenseNet files say norm.1 for norm1."""
+    names = MODEL_CARDS["densenet121"].torch_names
+    old = {"features.denseblock1.denselayer2.norm.1.weight": np.ones(96, np.float32)}
+    new = {"features.denseblock1.denselayer2.norm1.weight": np.ones(96, np.float32)}
+    assert jax.tree.structure(convert(old, names)) == jax.tree.structure(convert(new, names))
+
+
+def test_half_precision_becomes_float32():
+    array = np.array([0.5, 1.5]).astype(jnp.bfloat16)
+    converted = convert({"bn1.weight": array}, ())["params"]["bn1"]["scale"]
+    assert converted.dtype == np.float32
+    np.testing.assert_array_equal(converted, [0.5, 1.5])
+
+
+def test_a_second_start_reads_the_cache(tmp_path, monkeypatch):
+    file, _ = tiny_file(tmp_path)
+    variables = variables_of(TINY, 3)
+    first = load_pretrained("tiny", file, variables, cache_dir=tmp_path / "cache")
+    monkeypatch.setattr(weights, "convert", lambda *_: pytest.fail("converted again"))
+    copy = file.rename(tmp_path / "renamed.safetensors")
+    second = load_pretrained("tiny", copy, variables, cache_dir=tmp_path / "cache")
+    jax.tree.map(np.testing.assert_array_equal, first, second)
+
+
+def test_another_content_under_the_same_name_is_read_anew(tmp_path):
+    file, _ = tiny_file(tmp_path)
+    variables = variables_of(TINY, 3)
+    load_pretrained("tiny", file, variables, cache_dir=tmp_path / "cache")
+    other, state_dict = tiny_file(tmp_path, seed=1)
+    other.rename(file)
+    loaded = load_pretrained("tiny", file, variables, cache_dir=tmp_path / "cache")
+    np.testing.assert_array_equal(loaded["params"]["bn1"]["scale"], state_dict["bn1.weight"])
+
+
+@pytest.mark.parametrize("damage", ["overwrite", "truncate", "remove"])
+def test_a_damaged_cache_is_converted_again(tmp_path, damage):
+    file, _ = tiny_file(tmp_path)
+    variables = variables_of(TINY, 3)
+    first = load_pretrained("tiny", file, variables, cache_dir=tmp_path / "cache")
+    data = max((tmp_path / "cache").rglob("*"), key=lambda path: path.stat().st_size if path.is_file() else 0)
+    content = bytearray(data.read_bytes())
+    if damage == "remove":
+        data.unlink()
+    elif damage == "truncate":
+        data.write_bytes(content[: len(content) // 2])
+    else:
+        content[len(content) // 2] ^= 255
+        data.write_bytes(content)
+    for _ in range(2):
+        again = load_pretrained("tiny", file, variables, cache_dir=tmp_path / "cache")
+        jax.tree.map(np.testing.assert_array_equal, first, again)
+
+
+def test_a_bad_file_leaves_nothing_in_the_cache(tmp_path):
+    file = save(tmp_path / "a.safetensors", {"x.extra": np.zeros(2, np.float32)})
+    with pytest.raises(WeightsError, match=r"x\.extra"):
+        load_pretrained("tiny", file, variables_of(TINY, 3), cache_dir=tmp_path / "cache")
+    assert not [path for path in (tmp_path / "cache").rglob("*") if path.is_file()]
+
+
+def test_the_cache_is_in_the_users_cache_folder_by_default(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert weights.default_cache_dir() == tmp_path / "tfcam_jax"
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert weights.default_cache_dir() == tmp_path / ".cache" / "tfcam_jax"
+
+
+@pytest.fixture
+def offline_hub(tmp_path, monkeypatch) -> Path:
+    """The hub's client without a connection, and its cache folder."""
+    monkeypatch.setattr(hub_constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(hub_constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    return tmp_path / "hub"
+
+
+@pytest.mark.parametrize(("source", "repository"), [("imagenet", "someone/tiny"), ("an/other", "an/other")])
+def test_offline_the_error_says_which_file_to_place_where(tmp_path, offline_hub, source, repository):
+    with pytest.raises(WeightsError) as error:
+        load_pretrained("tiny", source, variables_of(TINY, 3), cache_dir=tmp_path)
+    placed = tmp_path / repository / "model.safetensors"
+    assert f"model.safetensors of {repository}" in str(error.value)
+    assert str(placed) in str(error.value)
+    # ... and placed there it is found.
+    placed.parent.mkdir(parents=True)
+    file, state_dict = tiny_file(tmp_path)
+    file.rename(placed)
+    loaded = load_pretrained("tiny", source, variables_of(TINY, 3), cache_dir=tmp_path)
+    np.testing.assert_array_equal(loaded["params"]["bn1"]["scale"], state_dict["bn1.weight"])
+
+
+def test_weights_in_the_hubs_own_cache_are_found(tmp_path, offline_hub):
+    repository = offline_hub / "models--someone--tiny"
+    (repository / "refs").mkdir(parents=True)
+    (repository / "refs" / "main").write_text("0123abcd")
+    (repository / "snapshots" / "0123abcd").mkdir(parents=True)
+    file, state_dict = tiny_file(tmp_path)
+    file.rename(repository / "snapshots" / "0123abcd" / "model.safetensors")
+    loaded = load_pretrained("tiny", "imagenet", variables_of(TINY, 3), cache_dir=tmp_path / "cache")
+    np.testing.assert_array_equal(loaded["params"]["bn1"]["scale"], state_dict["bn1.weight"])
+
+
+@pytest.mark.parametrize(
+    ("name", "source", "error", "message"),
+    [
+        ("small_cnn", "imagenet", WeightsError, "no ImageNet weights are published"),
+        ("resnet19", "imagenet", WeightsError, r"no model 'resnet19'; models are .*resnet18"),
+        ("tiny", "nowhere/weights.pth", WeightsError, r"nowhere/weights\.pth does not exist"),
+        ("tiny", "not a repository!", WeightsError, "could not get"),
+    ],
+)
+def test_sources_that_cannot_be(tmp_path, offline_hub, name, source, error, message):
+    with pytest.raises(error, match=message):
+        load_pretrained(name, source, variables_of(TINY, 3), cache_dir=tmp_path)

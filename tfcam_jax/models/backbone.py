@@ -1,0 +1,97 @@
+"""What all backbones share: their settings, their convolutions and norms, and the head."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from .norm import BatchNorm
+from .output import ModelOutput, PooledLinearHead
+
+he_fan_out = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
+
+
+class Backbone(nn.Module):
+    """A convolutional network that ends in global average pooling and one linear layer.
+
+    A subclass writes `feature_maps`, the network up to the tensor that is pooled.
+
+    Attributes:
+      num_classes: K, the head's width.
+      dtype: what convolutions and activations are computed in. Parameters, batch statistics, the returned features
+        and logits are float32 whatever it is.
+      axis_name: pmap axis over which BatchNorm shares its statistics; None keeps them local to each device.
+      freeze_batch_norm: normalise with the running statistics in training too, and leave them as they are.
+      rematerialize: compute each block's inner activations again in the backward pass rather than keep them:
+        about a third more time for a fraction of the memory.
+      kernel_init: initialiser of all convolutions.
+      epsilon: added to the variance in BatchNorm.
+    """
+
+    num_classes: int
+    dtype: jnp.dtype = jnp.float32
+    axis_name: str | None = None
+    freeze_batch_norm: bool = False
+    rematerialize: bool = False
+    kernel_init: nn.initializers.Initializer = he_fan_out
+    epsilon: float = 1e-5
+
+    @nn.compact
+    def __call__(
+        self, images: Float[Array, "batch H W 3"], train: bool, mask: Float[Array, " batch"] | None = None
+    ) -> ModelOutput:
+        """Logits and the feature maps that they are pooled from.
+
+        Args:
+          images: normalised with the mean and deviation of the model's card.
+          train: use and update batch statistics (needs `mutable=["batch_stats"]`).
+          mask: 1 for an example that counts in the batch statistics, 0 for padding; None counts all.
+
+        Raises:
+          ValueError: images do not have three channels, or are so small that no place is left in the feature map.
+        """
+        if images.ndim != 4 or images.shape[-1] != 3:
+            raise ValueError(f"{type(self).__name__} takes images of shape [batch, H, W, 3], not {images.shape}")
+        features = self.feature_maps(images.astype(self.dtype), train, mask)
+        if 0 in features.shape[1:3]:
+            height, width = images.shape[1:3]
+            raise ValueError(
+                f"images of {height}x{width} px are too small for {type(self).__name__}: "
+                "its strides leave no place in the feature map; use a larger image size"
+            )
+        return PooledLinearHead(self.num_classes, name="head")(features)
+
+    def feature_maps(self, x: Array, train: bool, mask: Array | None) -> Float[Array, "batch h w channels"]:
+        raise NotImplementedError
+
+    @property
+    def conv(self) -> Callable[..., nn.Conv]:
+        """Constructor of the network's convolutions: no bias; no padding unless `padding` says so."""
+        return partial(nn.Conv, padding="VALID", use_bias=False, dtype=self.dtype, kernel_init=self.kernel_init)
+
+    @property
+    def norm(self) -> Callable[..., BatchNorm]:
+        return partial(BatchNorm, epsilon=self.epsilon, axis_name=self.axis_name, frozen=self.freeze_batch_norm)
+
+    def block(self, block_type: type[nn.Module]) -> type[nn.Module]:
+        """The block's class, rematerialised if wanted. Its call takes (x, train, mask)."""
+        return nn.remat(block_type, static_argnums=(2,)) if self.rematerialize else block_type
+
+
+def cam_size(model: Backbone, image_size: int | tuple[int, int]) -> tuple[int, int]:
+    """Height and width of the feature map, hence of the CAM, for images of `image_size` px (one side or (H, W)).
+
+    Nothing is computed: only shapes are traced.
+
+    Raises:
+      ValueError: the images are too small for the model.
+    """
+    height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
+    images = jax.ShapeDtypeStruct((1, height, width, 3), jnp.float32)
+    forward = lambda x: model.init_with_output(jax.random.key(0), x, train=False)[0]
+    return jax.eval_shape(forward, images).features.shape[1:3]

@@ -1,0 +1,76 @@
+"""DenseNet-BC (Huang et al., CVPR 2017), as torchvision builds it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import flax.linen as nn
+import jax.numpy as jnp
+from jaxtyping import Array
+
+from .backbone import Backbone
+
+# Module names in torchvision's state dicts -> names here (see weights.py). Its own files still say norm.1 for norm1.
+TORCH_NAMES = (
+    (r"^features\.", ""),
+    (r"^(denseblock\d+)\.", r"\1_"),
+    (r"\.(norm|conv)\.([12])\.", r".\1\2."),
+    (r"^classifier\.", "head."),
+)
+
+
+class DenseLayer(nn.Module):
+    """A 1x1 convolution to `4 * growth` channels and a 3x3 one to `growth`, each after BatchNorm and ReLU."""
+
+    growth: int
+    conv: Callable[..., nn.Module]
+    norm: Callable[..., nn.Module]
+
+    @nn.compact
+    def __call__(self, earlier: tuple[Array, ...], train: bool, mask: Array | None) -> Array:
+        """The new channels, from the block's input and the channels of the layers before this one."""
+        x = jnp.concatenate(earlier, axis=-1)
+        x = nn.relu(self.norm(name="norm1")(x, train, mask))
+        x = self.conv(4 * self.growth, (1, 1), name="conv1")(x)
+        x = nn.relu(self.norm(name="norm2")(x, train, mask))
+        return self.conv(self.growth, (3, 3), padding=1, name="conv2")(x)
+
+
+class Transition(nn.Module):
+    """Halves channels and resolution."""
+
+    conv: Callable[..., nn.Module]
+    norm: Callable[..., nn.Module]
+
+    @nn.compact
+    def __call__(self, x: Array, train: bool, mask: Array | None) -> Array:
+        x = nn.relu(self.norm(name="norm")(x, train, mask))
+        x = self.conv(x.shape[-1] // 2, (1, 1), name="conv")(x)
+        return nn.avg_pool(x, (2, 2), strides=(2, 2))
+
+
+class DenseNet(Backbone):
+    """A 7x7 stem, then blocks of `depths[i]` dense layers with transitions between them.
+
+    The pooled tensor is the last BatchNorm's output after ReLU. The CAM has a 32nd of the input's resolution, each
+    transition rounding down: 7x7 at 224 px.
+    """
+
+    depths: tuple[int, ...] = (6, 12, 24, 16)
+    growth: int = 32
+    kernel_init: nn.initializers.Initializer = nn.initializers.he_normal()
+
+    def feature_maps(self, x: Array, train: bool, mask: Array | None) -> Array:
+        x = self.conv(2 * self.growth, (7, 7), strides=2, padding=3, name="conv0")(x)
+        x = nn.relu(self.norm(name="norm0")(x, train, mask))
+        x = nn.max_pool(x, (3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))
+        layer, transition = self.block(DenseLayer), self.block(Transition)
+        for i, depth in enumerate(self.depths, start=1):
+            channels = (x,)
+            for j in range(1, depth + 1):
+                dense_layer = layer(self.growth, self.conv, self.norm, name=f"denseblock{i}_denselayer{j}")
+                channels += (dense_layer(channels, train, mask),)
+            x = jnp.concatenate(channels, axis=-1)
+            if i < len(self.depths):
+                x = transition(self.conv, self.norm, name=f"transition{i}")(x, train, mask)
+        return nn.relu(self.norm(name="norm5")(x, train, mask))

@@ -1,0 +1,176 @@
+"""Inception-v3 (Szegedy et al., CVPR 2016), as torchvision builds it, without the auxiliary head.
+
+torchvision's pretrained model takes images with ImageNet's mean and deviation and maps them, inside the network
+(`transform_input`), to mean 0.5 and deviation 0.5. That belongs to preprocessing: this network takes images
+normalised with 0.5 and 0.5, as its model card says, and is then the same function of the pixels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import NamedTuple
+
+import flax.linen as nn
+import jax.numpy as jnp
+from jaxtyping import Array
+
+from .backbone import Backbone
+
+# Module names in torchvision's and timm's state dicts -> names here (see weights.py). The auxiliary head only helps
+# training from scratch; there is none here, so exactly its keys are left out.
+TORCH_NAMES = (
+    (r"^AuxLogits\.", None),
+    (r"^fc\.", "head."),
+)
+
+
+class Unit(NamedTuple):
+    """One convolution with its BatchNorm and ReLU: padded to keep the size at stride 1, not padded at stride 2."""
+
+    name: str
+    features: int
+    size: tuple[int, int]
+    stride: int = 1
+
+
+# A branch is a sequence of units and poolings; a tuple of units is a fork, whose outputs are concatenated.
+_average = partial(nn.avg_pool, window_shape=(3, 3), padding="SAME")
+_maximum = partial(nn.max_pool, window_shape=(3, 3), strides=(2, 2))
+
+
+def _mixed_35(pool_features: int) -> tuple:
+    """Branches of the modules at 35x35 places (InceptionA in torchvision)."""
+    return (
+        [Unit("branch1x1", 64, (1, 1))],
+        [Unit("branch5x5_1", 48, (1, 1)), Unit("branch5x5_2", 64, (5, 5))],
+        [Unit("branch3x3dbl_1", 64, (1, 1)), Unit("branch3x3dbl_2", 96, (3, 3)), Unit("branch3x3dbl_3", 96, (3, 3))],
+        [_average, Unit("branch_pool", pool_features, (1, 1))],
+    )
+
+
+def _mixed_17(width: int) -> tuple:
+    """Branches of the modules at 17x17 places (InceptionC)."""
+    return (
+        [Unit("branch1x1", 192, (1, 1))],
+        [Unit("branch7x7_1", width, (1, 1)), Unit("branch7x7_2", width, (1, 7)), Unit("branch7x7_3", 192, (7, 1))],
+        [
+            Unit("branch7x7dbl_1", width, (1, 1)),
+            Unit("branch7x7dbl_2", width, (7, 1)),
+            Unit("branch7x7dbl_3", width, (1, 7)),
+            Unit("branch7x7dbl_4", width, (7, 1)),
+            Unit("branch7x7dbl_5", 192, (1, 7)),
+        ],
+        [_average, Unit("branch_pool", 192, (1, 1))],
+    )
+
+
+# Branches of the modules at 8x8 places (InceptionE).
+_MIXED_8 = (
+    [Unit("branch1x1", 320, (1, 1))],
+    [Unit("branch3x3_1", 384, (1, 1)), (Unit("branch3x3_2a", 384, (1, 3)), Unit("branch3x3_2b", 384, (3, 1)))],
+    [
+        Unit("branch3x3dbl_1", 448, (1, 1)),
+        Unit("branch3x3dbl_2", 384, (3, 3)),
+        (Unit("branch3x3dbl_3a", 384, (1, 3)), Unit("branch3x3dbl_3b", 384, (3, 1))),
+    ],
+    [_average, Unit("branch_pool", 192, (1, 1))],
+)
+
+# From 35x35 to 17x17 places (InceptionB), and from 17x17 to 8x8 (InceptionD).
+_REDUCE_17 = (
+    [Unit("branch3x3", 384, (3, 3), 2)],
+    [Unit("branch3x3dbl_1", 64, (1, 1)), Unit("branch3x3dbl_2", 96, (3, 3)), Unit("branch3x3dbl_3", 96, (3, 3), 2)],
+    [_maximum],
+)
+_REDUCE_8 = (
+    [Unit("branch3x3_1", 192, (1, 1)), Unit("branch3x3_2", 320, (3, 3), 2)],
+    [
+        Unit("branch7x7x3_1", 192, (1, 1)),
+        Unit("branch7x7x3_2", 192, (1, 7)),
+        Unit("branch7x7x3_3", 192, (7, 1)),
+        Unit("branch7x7x3_4", 192, (3, 3), 2),
+    ],
+    [_maximum],
+)
+
+_MODULES = (
+    ("Mixed_5b", _mixed_35(32)),
+    ("Mixed_5c", _mixed_35(64)),
+    ("Mixed_5d", _mixed_35(64)),
+    ("Mixed_6a", _REDUCE_17),
+    ("Mixed_6b", _mixed_17(128)),
+    ("Mixed_6c", _mixed_17(160)),
+    ("Mixed_6d", _mixed_17(160)),
+    ("Mixed_6e", _mixed_17(192)),
+    ("Mixed_7a", _REDUCE_8),
+    ("Mixed_7b", _MIXED_8),
+    ("Mixed_7c", _MIXED_8),
+)
+
+
+class ConvNorm(nn.Module):
+    """Convolution, BatchNorm, ReLU."""
+
+    features: int
+    size: tuple[int, int]
+    stride: int
+    padding: str
+    conv: Callable[..., nn.Module]
+    norm: Callable[..., nn.Module]
+
+    @nn.compact
+    def __call__(self, x: Array, train: bool, mask: Array | None) -> Array:
+        x = self.conv(self.features, self.size, strides=self.stride, padding=self.padding, name="conv")(x)
+        return nn.relu(self.norm(name="bn")(x, train, mask))
+
+
+class Mixed(nn.Module):
+    """Parallel branches from one input, concatenated."""
+
+    branches: tuple
+    conv: Callable[..., nn.Module]
+    norm: Callable[..., nn.Module]
+
+    @nn.compact
+    def __call__(self, x: Array, train: bool, mask: Array | None) -> Array:
+        return jnp.concatenate([self._branch(branch, x, train, mask) for branch in self.branches], axis=-1)
+
+    def _branch(self, branch: tuple, x: Array, train: bool, mask: Array | None) -> Array:
+        for step in branch:
+            if isinstance(step, Unit):
+                padding = "SAME" if step.stride == 1 else "VALID"
+                unit = ConvNorm(step.features, step.size, step.stride, padding, self.conv, self.norm, name=step.name)
+                x = unit(x, train, mask)
+            elif isinstance(step, tuple):
+                x = jnp.concatenate([self._branch((unit,), x, train, mask) for unit in step], axis=-1)
+            else:
+                x = step(x)
+        return x
+
+
+class InceptionV3(Backbone):
+    """Five convolutions, then modules of parallel branches. The CAM is 8x8 at 299 px; the least image size is 75 px.
+
+    Attributes:
+      modules: the branches of each module, by name.
+    """
+
+    modules: tuple[tuple[str, tuple], ...] = _MODULES
+    kernel_init: nn.initializers.Initializer = nn.initializers.truncated_normal(0.1)
+    epsilon: float = 1e-3
+
+    def feature_maps(self, x: Array, train: bool, mask: Array | None) -> Array:
+        unit = lambda name, features, size, stride=1, padding="VALID": self.block(ConvNorm)(
+            features, (size, size), stride, padding, self.conv, self.norm, name=name
+        )
+        x = unit("Conv2d_1a_3x3", 32, 3, stride=2)(x, train, mask)
+        x = unit("Conv2d_2a_3x3", 32, 3)(x, train, mask)
+        x = unit("Conv2d_2b_3x3", 64, 3, padding="SAME")(x, train, mask)
+        x = _maximum(x)
+        x = unit("Conv2d_3b_1x1", 80, 1)(x, train, mask)
+        x = unit("Conv2d_4a_3x3", 192, 3)(x, train, mask)
+        x = _maximum(x)
+        for name, branches in self.modules:
+            x = self.block(Mixed)(branches, self.conv, self.norm, name=name)(x, train, mask)
+        return x

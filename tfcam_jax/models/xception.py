@@ -1,0 +1,95 @@
+"""Xception (Chollet, CVPR 2017): the network of the paper, as in Keras and in Cadene's and timm's ports of it.
+
+Not the aligned Xception of DeepLab, which timm calls xception41, 65 and 71.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import flax.linen as nn
+from jaxtyping import Array
+
+from .backbone import Backbone
+
+# Module names in timm's state dict -> names here (see weights.py). There a block is a sequence that counts its ReLUs,
+# and the first block starts without one. Cadene's models call the head last_linear.
+TORCH_NAMES = (
+    (r"\.conv1\.weight$", ".depthwise.weight"),
+    (r"^block1\.rep\.0\.", "block1.conv1."),
+    (r"^block1\.rep\.1\.", "block1.bn1."),
+    (r"^block1\.rep\.3\.", "block1.conv2."),
+    (r"^block1\.rep\.4\.", "block1.bn2."),
+    (r"\.rep\.1\.", ".conv1."),
+    (r"\.rep\.2\.", ".bn1."),
+    (r"\.rep\.4\.", ".conv2."),
+    (r"\.rep\.5\.", ".bn2."),
+    (r"\.rep\.7\.", ".conv3."),
+    (r"\.rep\.8\.", ".bn3."),
+    (r"^(fc|last_linear)\.", "head."),
+)
+
+
+class SeparableConv(nn.Module):
+    """A 3x3 convolution of each channel by itself, then a 1x1 convolution across channels."""
+
+    features: int
+    conv: Callable[..., nn.Module]
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        channels = x.shape[-1]
+        x = self.conv(channels, (3, 3), padding=1, feature_group_count=channels, name="depthwise")(x)
+        return self.conv(self.features, (1, 1), name="pointwise")(x)
+
+
+class Block(nn.Module):
+    """Separable convolutions, each after ReLU and before BatchNorm, around a shortcut.
+
+    Attributes:
+      widths: output channels of each convolution.
+      stride: 2 ends in a max pooling.
+      starts_with_relu: False in the network's first block, whose input is already activated.
+    """
+
+    widths: tuple[int, ...]
+    stride: int
+    starts_with_relu: bool
+    conv: Callable[..., nn.Module]
+    norm: Callable[..., nn.Module]
+
+    @nn.compact
+    def __call__(self, x: Array, train: bool, mask: Array | None) -> Array:
+        y = x
+        for i, width in enumerate(self.widths, start=1):
+            if i > 1 or self.starts_with_relu:
+                y = nn.relu(y)
+            y = SeparableConv(width, self.conv, name=f"conv{i}")(y)
+            y = self.norm(name=f"bn{i}")(y, train, mask)
+        if self.stride > 1:
+            y = nn.max_pool(y, (3, 3), strides=(self.stride, self.stride), padding=((1, 1), (1, 1)))
+        if x.shape != y.shape:
+            x = self.conv(y.shape[-1], (1, 1), strides=self.stride, name="skip")(x)
+            x = self.norm(name="skipbn")(x, train, mask)
+        return y + x
+
+
+class Xception(Backbone):
+    """Two convolutions, twelve blocks, two separable convolutions.
+
+    The pooled tensor is the last BatchNorm's output after ReLU. The CAM is 10x10 at 299 px.
+    """
+
+    widths: tuple[tuple[int, ...], ...] = ((128,) * 2, (256,) * 2, (728,) * 2, *[(728,) * 3] * 8, (728, 1024))
+
+    def feature_maps(self, x: Array, train: bool, mask: Array | None) -> Array:
+        x = self.conv(32, (3, 3), strides=2, name="conv1")(x)
+        x = nn.relu(self.norm(name="bn1")(x, train, mask))
+        x = self.conv(64, (3, 3), name="conv2")(x)
+        x = nn.relu(self.norm(name="bn2")(x, train, mask))
+        block = self.block(Block)
+        for i, widths in enumerate(self.widths, start=1):
+            stride = 2 if widths[-1] != x.shape[-1] else 1
+            x = block(widths, stride, i > 1, self.conv, self.norm, name=f"block{i}")(x, train, mask)
+        x = nn.relu(self.norm(name="bn3")(SeparableConv(1536, self.conv, name="conv3")(x), train, mask))
+        return nn.relu(self.norm(name="bn4")(SeparableConv(2048, self.conv, name="conv4")(x), train, mask))
