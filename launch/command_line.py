@@ -15,12 +15,26 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # config files imp
 from tfcam_jax.checkpoints import CheckpointError
 from tfcam_jax.data.source import DataError
 from tfcam_jax.experiment import ConfigError
+from tfcam_jax.operating_points import SelectionError
+from tfcam_jax.report import ReportError
+from tfcam_jax.scores import ScoresError
 from tfcam_jax.state_dicts import StateDictError
 from tfcam_jax.train import NonFiniteError
 from tfcam_jax.weights import WeightsError
 from tfcam_jax.workdir import WorkdirError
 
-EXPECTED = (CheckpointError, ConfigError, DataError, NonFiniteError, StateDictError, WeightsError, WorkdirError)
+EXPECTED = (
+    CheckpointError,
+    ConfigError,
+    DataError,
+    NonFiniteError,
+    ReportError,
+    ScoresError,
+    SelectionError,
+    StateDictError,
+    WeightsError,
+    WorkdirError,
+)
 
 
 def run(main: Callable[[], object]) -> None:

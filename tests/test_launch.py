@@ -5,7 +5,6 @@ import subprocess
 import sys
 
 import pytest
-from PIL import Image
 from tiny_manifest import write_manifest
 
 REPO = pathlib.Path(__file__).parent.parent
@@ -32,18 +31,24 @@ def test_train_evaluate_explain(tmp_path):
         f"--workdir={workdir}",
     )
     assert trained.returncode == 0, trained.stderr
-    figures = [line for line in trained.stdout.splitlines() if line.startswith(("val", "closed", "open"))]
-    assert len(figures) == 3
-    evaluated = launch("evaluate.py", f"--workdir={workdir}")
-    assert evaluated.returncode == 0, evaluated.stderr
-    assert [line for line in evaluated.stdout.splitlines() if line.startswith(("val", "closed", "open"))] == figures
-    explained = launch(
-        "explain.py", f"--workdir={workdir}", "--split=test", "--images=3", f"--out={tmp_path / 'a.png'}"
+    assert [line.split()[0] for line in trained.stdout.splitlines()[1:5]] == ["set", "val", "closed", "open"]
+    evaluated = launch(
+        "evaluate.py", f"--workdir={workdir}", "--faithfulness_images=4", f"--out={tmp_path / 'figures'}"
     )
+    assert evaluated.returncode == 0, evaluated.stderr
+    assert "AUROC" in evaluated.stdout and "Faithfulness, 4 images of test" in evaluated.stdout
+    assert sorted(path.name for path in (tmp_path / "figures").iterdir()) == [
+        "evaluation.json",
+        "scores.csv",
+        "tables.txt",
+    ]
+    explained = launch("explain.py", f"--workdir={workdir}", "--split=test", f"--out={tmp_path / 'report'}")
     assert explained.returncode == 0, explained.stderr
-    with Image.open(tmp_path / "a.png") as picture:
-        picture.load()
-        assert picture.width > 400 and picture.height > 400
+    assert str(tmp_path / "report/index.html") in explained.stdout
+    again = launch(
+        "explain.py", f"--workdir={workdir}", f"--images={tmp_path / 'data'}", f"--out={tmp_path / 'report'}"
+    )
+    assert again.returncode == 1 and again.stderr.startswith("error: ") and "not empty" in again.stderr
 
 
 @pytest.mark.end_to_end

@@ -12,13 +12,13 @@ from tiny_manifest import write_manifest
 
 from configs import default
 from tfcam_jax import train
-from tfcam_jax.checkpoints import CheckpointError, Checkpoints
+from tfcam_jax.checkpoints import Checkpoints
 from tfcam_jax.compare import compare
+from tfcam_jax.data.evaluation_sets import choose_rows
 from tfcam_jax.data.source import DataError
-from tfcam_jax.evaluate import Predictions, evaluate, evaluate_source
+from tfcam_jax.evaluate import Predictions, evaluate_source
 from tfcam_jax.evidence import Total
 from tfcam_jax.experiment import ConfigError, build_experiment
-from tfcam_jax.explain import choose_rows
 from tfcam_jax.steps import StepMetrics
 from tfcam_jax.weights import WeightsError
 from tfcam_jax.workdir import WorkdirError, load_config
@@ -82,12 +82,6 @@ def test_best_is_the_later_of_the_most_accurate(finished):
     accuracy = [line["val/accuracy"] for line in read_lines(workdir) if "epoch" in line]
     assert results["epoch"] == max(range(3), key=lambda epoch: (accuracy[epoch], epoch)) + 1
     assert stored_state(workdir, config, "best")[1]["epoch"] == results["epoch"]
-
-
-def test_evaluation_from_the_workdir_alone_gives_the_same_figures(finished, capsys):
-    workdir, _, results = finished
-    assert evaluate(workdir) == results
-    assert "closed" in capsys.readouterr().out
 
 
 def test_run_cut_off_continues_as_if_it_had_not_been(finished, manifest, tmp_path, monkeypatch):
@@ -170,28 +164,6 @@ def test_nan_stops_the_run_and_names_step_and_term(manifest, tmp_path):
     with pytest.raises(train.NonFiniteError, match=r"step \d+: the (term '\w+' of the loss|norm of the gradient) is"):
         train.train(config, tmp_path / "run")
     assert not (tmp_path / "run/results.json").exists()
-
-
-def test_evaluation_needs_a_run_with_a_checkpoint(finished, tmp_path):
-    with pytest.raises(WorkdirError, match="holds no run"):
-        evaluate(tmp_path)
-    (tmp_path / "config.json").write_text("{")
-    with pytest.raises(WorkdirError, match="damaged"):
-        evaluate(tmp_path)
-    (tmp_path / "config.json").write_bytes((finished[0] / "config.json").read_bytes())
-    with pytest.raises(CheckpointError, match="no best checkpoint"):
-        evaluate(tmp_path)
-
-
-def test_damaged_checkpoint_is_named(finished, tmp_path):
-    config = finished[1].copy_and_resolve_references()
-    config.epochs = 1
-    train.train(config, tmp_path / "run")
-    files = [path for path in (tmp_path / "run/checkpoints/best").rglob("*") if path.is_file()]
-    for path in files:
-        path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-    with pytest.raises(CheckpointError, match="checkpoints/best"):
-        evaluate(tmp_path / "run")
 
 
 def test_predictions_are_those_of_single_images(finished):

@@ -58,18 +58,29 @@ class Checkpoints:
         Raises:
           CheckpointError: the files don't fit `like` or are damaged.
         """
+        target = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
+        restored = self._restore(name, state=ocp.args.StandardRestore(target), record=ocp.args.JsonRestore())
+        return restored and (restored.state, restored.record)
+
+    def record(self, name: str) -> dict[str, Any] | None:
+        """The record of "latest" or "best" without its state, which it may take to know how to restore that.
+
+        Raises:
+          CheckpointError: it is damaged.
+        """
+        restored = self._restore(name, record=ocp.args.JsonRestore())
+        return restored and restored.record
+
+    def _restore(self, name: str, **arguments: Any) -> Any:
         manager = self._managers[name]
         manager.wait_until_finished()
         epoch = manager.latest_step()
         if epoch is None:
             return None
-        target = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
-        arguments = ocp.args.Composite(state=ocp.args.StandardRestore(target), record=ocp.args.JsonRestore())
         try:
-            restored = manager.restore(epoch, args=arguments)
+            return manager.restore(epoch, args=ocp.args.Composite(**arguments))
         except Exception as error:  # Orbax raises what TensorStore, JSON or the file system raised
             raise CheckpointError(
                 f"{self._folder / name / str(epoch)} can't be restored: it is damaged, or written by another version. "
                 f"({type(error).__name__}: {error})"
             ) from error
-        return restored.state, restored.record

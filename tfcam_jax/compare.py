@@ -11,13 +11,14 @@ from ml_collections import ConfigDict
 from tqdm import tqdm
 
 from .checkpoints import Checkpoints
+from .data.evaluation_sets import choose_rows
 from .data.source import Subset
-from .evaluate import align, decimal, evaluate_source
+from .evaluate import evaluate_source
 from .experiment import build_experiment, check_values
-from .explain import choose_rows
 from .panels import Panel, Row, draw_panels
 from .protocol import split_by_protocol
 from .strategies import strategy_options
+from .tables import align, decimal
 from .train import train
 from .workdir import check_workdir, write_json
 

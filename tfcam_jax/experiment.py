@@ -73,7 +73,7 @@ def build_experiment(config: ConfigDict) -> Experiment:
     strategy = make_strategy(config.strategy, **config.guidance)
     tx = _optimizer(config, steps_per_epoch)
     model = build_model(config, len(dataset.class_names))
-    image_size, preprocess = _preprocessing(config)
+    image_size, preprocess = preprocessing(config)
     variables = functools.partial(steps.initialize, model, jax.random.key(config.seed), image_size)
     reading = {
         "image_size": image_size,
@@ -123,7 +123,7 @@ def check_values(config: ConfigDict) -> None:
     for key, value in {
         "epochs": config.epochs,
         "batch_size": config.batch_size,
-        "data.image_size": _preprocessing(config)[0],
+        "data.image_size": preprocessing(config)[0],
         "evaluation.batch_size": config.evaluation.batch_size,
         "log_every_steps": config.log_every_steps,
     }.items():
@@ -136,7 +136,7 @@ def check_values(config: ConfigDict) -> None:
         Smooth(config.data.maps.blur, config.data.maps.threshold)
         make_strategy(config.strategy, **config.guidance)
         _optimizer(config, steps_per_epoch=1)
-        cam_size(build_model(config, num_classes=2), _preprocessing(config)[0])
+        cam_size(build_model(config, num_classes=2), preprocessing(config)[0])
     except (ValueError, TypeError) as error:
         raise ConfigError(str(error)) from error
 
@@ -173,7 +173,7 @@ def build_model(config: ConfigDict, num_classes: int) -> nn.Module:
     )
 
 
-def _preprocessing(config: ConfigDict) -> tuple[int, Callable[[jax.Array], jax.Array]]:
+def preprocessing(config: ConfigDict) -> tuple[int, Callable[[jax.Array], jax.Array]]:
     """Image size, and the function from uint8 images to the model's input; what is unset is the model's own."""
     card = MODEL_CARDS[config.model.name]
     mean, std = tuple(config.data.mean or card.mean), tuple(config.data.std or card.std)
@@ -184,6 +184,13 @@ def _pretrained(config: ConfigDict, variables: dict[str, Any]) -> dict[str, Any]
     if not config.model.weights:
         return variables
     return load_pretrained(config.model.name, config.model.weights, variables, keep_head=config.model.keep_head)
+
+
+def abstract_state(config: ConfigDict, num_classes: int) -> steps.TrainState:
+    """Shapes and dtypes of the state that a run of this config saves; needs no data."""
+    model, tx = build_model(config, num_classes), _optimizer(config, steps_per_epoch=1)
+    initialize = lambda: steps.initialize(model, jax.random.key(config.seed), preprocessing(config)[0])
+    return jax.eval_shape(lambda: steps.create_train_state(initialize(), tx))
 
 
 def _optimizer(config: ConfigDict, steps_per_epoch: int) -> Any:

@@ -1,26 +1,26 @@
-"""The post-hoc tool: which places of an image carried the decision of a trained model.
+"""Which places of an image carried a classifier's decision: pure functions of arrays.
 
-`decompose` is a pure function of arrays; `explain` applies it to a run's checkpoint and draws panels.
+`report` applies them to a run's checkpoint and shows the results.
 """
 
 from __future__ import annotations
 
-import itertools
-from pathlib import Path
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
+from scipy import ndimage
 
-from . import cams
-from .checkpoints import CheckpointError, Checkpoints
-from .data.source import Records, Source, Subset
-from .evaluate import evaluate_source
-from .experiment import Experiment, build_experiment
-from .panels import Panel, Row, draw_panels
-from .steps import TrainState
-from .workdir import load_config
+from . import agreement, cams, saliency
+from .faithfulness import fooling_gap
+
+# A region is where |D| is at least this share of its largest value in the image.
+REGION_THRESHOLD = 0.5
+# A true-class map looks right from this correlation with the human map on; the difference does not below half of it.
+LOOKS_RIGHT = 0.5
 
 
 class Decomposition(NamedTuple):
@@ -69,68 +69,143 @@ def decompose(
     )
 
 
-def explain(workdir: str | Path, split: str = "val", num_images: int = 8, out: str | Path | None = None) -> Path:
-    """Draws input, human map, T, U and D of some images of a split, from a run's best checkpoint.
+def grad_cam_difference(
+    head: Callable[[Array], Array],
+    features: Float[Array, "batch h w channels"],
+    labels: Int[Array, " batch"],
+) -> Float[Array, "batch h w"]:
+    """Grad-CAM of the logit difference, for models whose head is more than pooling and one linear layer.
+
+    The gradient of the true logit less the false one with respect to the features is summed over places, which gives
+    a weight per channel; the map is the weighted sum of channels, signed (Grad-CAM, Selvaraju et al., ICCV 2017, takes
+    one logit, the mean over places, and a ReLU). With these choices it equals D exactly for a pooled linear head.
+    Otherwise its mean is a linear approximation of the margin, no decomposition of it.
 
     Args:
-      workdir: a run.
-      split: `train`, `val` or `test`.
-      num_images: rows of the picture, spread over the split, images with a human map first.
-      out: the PNG; `explain_SPLIT.png` in the workdir where none is given.
+      head: from features to logits [batch, classes]; each image's logits must depend on its own features only.
+      features: of the layer to look at.
+      labels: class that counts as true.
 
     Returns:
-      The path of the PNG.
-
-    Raises:
-      WorkdirError, CheckpointError: no finished run there.
-      ValueError: the data have no such split, or no image was asked for.
+      The map, float32. For more than two classes the false logit is the mean of the others weighted by their softmax
+      among themselves, the weights held constant, as in the false-class map.
     """
-    workdir = Path(workdir)
-    config = load_config(workdir)
-    if num_images < 1:
-        raise ValueError(f"num_images is {num_images}; it must be at least 1")
-    experiment = build_experiment(config)
-    if split not in experiment.dataset.splits:
-        raise ValueError(f"no split {split!r} in these data; there are {', '.join(experiment.dataset.splits)}")
-    with Checkpoints(workdir) as checkpoints:
-        restored = checkpoints.restore("best", experiment.random_state())
-    if restored is None:
-        raise CheckpointError(f"{workdir} has no best checkpoint: the run ended before its first validation")
-    source = experiment.dataset.splits[split]
-    source = Subset(source, choose_rows(source.records, num_images))
-    rows = explained_rows(experiment, restored[0], source)
-    path = Path(out) if out else workdir / f"explain_{split}.png"
-    draw_panels(rows, path, title=f"{config.strategy}, {split}: each panel on its own scale, red highest, blue lowest")
-    return path
+
+    def difference(features: Array) -> Array:
+        logits = head(features)
+        true, false = cams.split_true_false(logits[:, None, None, :], labels, logits)
+        return (true - false)[:, 0, 0]
+
+    margin, pull_back = jax.vjp(difference, cams.at_least_float32(features))
+    (gradient,) = pull_back(jnp.ones_like(margin))
+    weights = gradient.sum((1, 2))
+    return jnp.einsum("bhwc,bc->bhw", features, weights, precision=jax.lax.Precision.HIGHEST)
 
 
-def choose_rows(records: Records, number: int) -> Int[np.ndarray, " m"]:
-    """Rows spread evenly over the classes and over the split, those with a human map first; all if there are fewer."""
-    by_class = []
-    for label in np.unique(records.labels):
-        rows = np.flatnonzero(records.labels == label)
-        usable = rows[records.has_map[rows]] if records.has_map[rows].any() else rows
-        spread = usable[np.linspace(0, len(usable) - 1, min(number, len(usable))).round().astype(int)]
-        by_class.append(list(dict.fromkeys([*spread, *rows])))
-    interleaved = [row for group in itertools.zip_longest(*by_class) for row in group if row is not None]
-    return np.asarray(interleaved[:number])
+class Region(NamedTuple):
+    """Connected places of one sign that carry much of a margin.
+
+    Attributes:
+      contribution: what the region adds to the margin; negative where it speaks for the false class.
+      places: how many.
+      box: first row, first column, one past the last row, one past the last column, in places.
+    """
+
+    contribution: float
+    places: int
+    box: tuple[int, int, int, int]
 
 
-def explained_rows(experiment: Experiment, state: TrainState, source: Source) -> list[Row]:
-    """One row of panels per image of a source: input, human map, T, U, D."""
-    predictions = evaluate_source(experiment, state, source)
-    images = (image for batch in experiment.eval_epoch(source) for image in batch["image"][batch["mask"] > 0])
-    names = experiment.dataset.class_names
-    rows = []
-    for i, image in enumerate(images):
-        true, false = predictions.true_map[i], predictions.false_map[i]
-        label, predicted = names[predictions.labels[i]], names[predictions.logits[i].argmax()]
-        panels = [
-            Panel("input", image),
-            Panel("human map", predictions.saliency[i] if predictions.usable[i] else None),
-            Panel("true-class map T", true),
-            Panel("false-class map U", false),
-            Panel("difference T - U", true - false),
-        ]
-        rows.append(Row(f"{source.records.ids[i]}\n{label}, called {predicted}", panels))
-    return rows
+def margin_regions(
+    difference: Float[np.ndarray, "h w"], threshold: float = REGION_THRESHOLD
+) -> tuple[list[Region], float]:
+    """Splits the mean of D into the regions that carry it and the rest.
+
+    Args:
+      difference: D of one image.
+      threshold: share of the largest |D| from which on a place belongs to a region, in (0, 1].
+
+    Returns:
+      `(regions, rest)`. Regions are the 4-connected components of equal sign, the largest contribution (in magnitude)
+      first. `sum(contributions) + rest == mean(D)`, and for the margin of `decompose` the bias difference comes on
+      top. A D that is zero everywhere has no region.
+    """
+    values = np.asarray(difference, np.float64)
+    strong = np.abs(values) >= threshold * np.abs(values).max()
+    strong &= values != 0
+    regions = []
+    for sign in (values > 0, values < 0):
+        components = ndimage.label(strong & sign)[0]
+        for number, (rows, columns) in enumerate(ndimage.find_objects(components), start=1):
+            member = components == number
+            box = (rows.start, columns.start, rows.stop, columns.stop)
+            regions.append(Region(float(values[member].sum() / values.size), int(member.sum()), box))
+    regions.sort(key=lambda region: -abs(region.contribution))
+    return regions, float(values[~strong].sum() / values.size)
+
+
+class Explanation(NamedTuple):
+    """What `make_explain_step` says of each image, float32.
+
+    Attributes:
+      logits: of every class.
+      labels: class that counts as true: the image's label, or the predicted class where it has none (-1).
+      decomposition: see `decompose`.
+      saliency: human map at the maps' resolution; zero where there is none.
+      usable: True where there is one.
+      true_agreement: correlation of T with the human map, in [-1, 1]; 0 where there is none.
+      difference_agreement: the same of D.
+      fooling_gap: see `faithfulness.fooling_gap`.
+    """
+
+    logits: Float[Array, "batch classes"]
+    labels: Int[Array, " batch"]
+    decomposition: Decomposition
+    saliency: Float[Array, "batch h w"]
+    usable: Bool[Array, " batch"]
+    true_agreement: Float[Array, " batch"]
+    difference_agreement: Float[Array, " batch"]
+    fooling_gap: Float[Array, " batch"]
+
+
+def make_explain_step(
+    model: Any, preprocess: Callable[[Array], Array]
+) -> Callable[[Any, Any, dict[str, Array]], Explanation]:
+    """Builds `step(params, batch_stats, batch) -> Explanation`, pure; each image stands for itself.
+
+    Args:
+      model: Flax module that returns `ModelOutput`.
+      preprocess: from uint8 images to the model's float32 input.
+    """
+
+    def step(params: Any, batch_stats: Any, batch: dict[str, Array]) -> Explanation:
+        variables = {"params": params, "batch_stats": batch_stats}
+        output = model.apply(variables, preprocess(batch["image"]), train=False)
+        labels = jnp.where(batch["label"] < 0, output.logits.argmax(-1), batch["label"])
+        parts = decompose(output.features, output.kernel, output.bias, labels)
+        magnitude = cams.largest_magnitude(parts.true_map, parts.false_map)
+        human, usable = saliency.to_cam_resolution(batch["saliency"], parts.true_map.shape[-2:])
+        return Explanation(
+            output.logits,
+            labels,
+            parts,
+            human,
+            usable,
+            agreement.correlation(parts.true_map, human),
+            agreement.correlation(cams.normalize(parts.difference, magnitude), human),
+            fooling_gap(parts.true_map, parts.false_map),
+        )
+
+    return step
+
+
+def is_cosmetic(
+    true_agreement: Float[np.ndarray, " n"], difference_agreement: Float[np.ndarray, " n"]
+) -> Bool[np.ndarray, " n"]:
+    """True where the true-class map looks right while the difference, which alone decides, does not.
+
+    Args:
+      true_agreement: correlation of T with the human map; at least 0.5 looks right.
+      difference_agreement: of D; less than 0.25 does not.
+    """
+    return (true_agreement >= LOOKS_RIGHT) & (difference_agreement < LOOKS_RIGHT / 2)

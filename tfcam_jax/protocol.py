@@ -43,6 +43,21 @@ def split_by_protocol(
     return parts
 
 
+def split_by_domain(domains: Sequence[str], labels: Int[np.ndarray, " n"]) -> dict[str, Int[np.ndarray, " m"]]:
+    """Row numbers of each domain's own test, in alphabetical order of the domains.
+
+    A class that a domain lacks (bona fide images, in a domain that is an attack type) joins it with all its images,
+    since a test needs both classes. Images without a domain belong to none.
+    """
+    names, labels = np.asarray(domains, dtype=str), np.asarray(labels)
+    parts = {}
+    for name in np.unique(names[names != ""]):
+        member = names == name
+        missing = [label for label in np.unique(labels) if not member[labels == label].any()]
+        parts[str(name)] = np.flatnonzero(member | np.isin(labels, missing))
+    return parts
+
+
 def assign_splits(
     records: Records,
     published: Sequence[str],

@@ -14,6 +14,7 @@ from .checkpoints import Checkpoints
 from .evaluate import evaluate_best, evaluate_source, format_results
 from .experiment import Experiment, build_experiment
 from .steps import StepMetrics, TrainState
+from .trained import describe_dataset
 from .workdir import check_workdir, create_workdir, write_json
 from .writers import MetricWriter
 
@@ -52,7 +53,7 @@ def train(config: ConfigDict, workdir: str | Path) -> dict[str, Any]:
             for epoch in range(record["epoch"], config.epochs):
                 state = train_one_epoch(experiment, state, epoch, config.log_every_steps, writer, bar)
                 figures = evaluate_source(experiment, state, experiment.dataset.splits["val"]).classification()
-                record = {"epoch": epoch + 1, "best": record["best"]}
+                record = {"epoch": epoch + 1, "best": record["best"], **describe_dataset(experiment.dataset)}
                 if _is_better(figures, record["best"], config.evaluation.select_by):
                     record["best"] = figures
                     checkpoints.save("best", epoch + 1, state, record)
