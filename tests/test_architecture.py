@@ -21,7 +21,7 @@ LAYERS = (
     ("optimizers", "steps"),
     ("state_dicts", "weights", "parity", "checkpoints", "metrics", "protocol", "writers", "panels", "provenance"),
     ("workdir", "experiment"),
-    ("train", "evaluate", "explain", "compare", "prepare", "data_benchmark"),
+    ("train", "evaluate", "explain", "compare", "prepare", "data_benchmark", "step_benchmark"),
 )
 RANK = {name: rank for rank, layer in enumerate(LAYERS) for name in layer}
 CORE = frozenset(LAYERS[1])
