@@ -41,7 +41,7 @@ def write_cyborg_faces(folder: Path) -> Path:
         number += 1
         path = f"/{source}/{number // 3:06d}/{number:06d}.png"
         write_picture(folder / f"images{path}", number, bright=label == "Synthetic")
-        if split == "train":
+        if split == "train" or number == 9:  # Maps of other images, as of this validating one, are not for training.
             write_map(folder / f"heatmaps/{number:06d}.png", number)
         return [split, label, path]
 

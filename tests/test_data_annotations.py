@@ -100,7 +100,9 @@ def test_broken_rle(rle, message):
 
 
 def test_fixations_are_gaussians_weighted_by_duration():
-    marks = Marks(fixations=((10.0, 6.0, 0.3), (30.0, 20.0, 0.6), (-1.0, -1.0, 99.0)))
+    marks = Marks(
+        fixations=((10.0, 6.0, 0.3), (30.0, 20.0, 0.6), (-1.0, 9.0, 99.0), (9.0, -1.0, 99.0), (41.0, 9.0, 99.0))
+    )
     drawn = render(marks, 30, 40, 4.0)
     rows, columns = np.mgrid[:30, :40] + 0.5
     at = lambda x, y: np.exp(-((rows - y) ** 2 + (columns - x) ** 2) / (2 * 4.0**2))

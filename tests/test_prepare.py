@@ -145,6 +145,15 @@ def test_skipped_rows_are_counted_in_the_results(tmp_path):
     assert len(open_dataset(config).splits["train"]) == 10
 
 
+def test_what_is_left_after_skipping_must_still_be_trainable(tmp_path):
+    manifest = write_manifest(tmp_path / "data")
+    for i in range(1, 8, 2):
+        (manifest.parent / f"images/val{i}.png").write_bytes(b"nothing")
+    config = manifest_config(manifest, **{"data.skip_unreadable": True})
+    with pytest.raises(DataError, match="split val holds only class 'dark'"):
+        open_dataset(config)
+
+
 def test_a_protocol_is_part_of_the_check(tmp_path, capsys):
     manifest = write_manifest(tmp_path / "data")
     config = manifest_config(manifest, **{"data.protocol.name": "open", "data.protocol.domains": ("new",)})
@@ -205,6 +214,13 @@ def test_near_duplicates_are_found_and_others_are_not():
     for variant in variants:
         assert alike([original, *others, variant]) == [[0, 200]]
     assert alike([original, original]) == []  # Equal, not alike.
+
+
+def test_a_common_hash_is_not_enough():
+    rng = np.random.default_rng(0)
+    one, other = rng.integers(0, 256, (2, 16, 16), np.uint8)
+    assert alike_pairs([5, 5], [one, other], ["a", "b"]).tolist() == []
+    assert alike_pairs([5, 5], [one, one // 2], ["a", "b"]).tolist() == [[0, 1]]
 
 
 def test_pairs_by_parts_of_the_hash_are_those_of_all_comparisons():

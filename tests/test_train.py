@@ -16,7 +16,7 @@ from tfcam_jax.checkpoints import Checkpoints
 from tfcam_jax.compare import compare
 from tfcam_jax.data.evaluation_sets import choose_rows
 from tfcam_jax.data.source import DataError
-from tfcam_jax.evaluate import Predictions, evaluate_source
+from tfcam_jax.evaluate import Predictions, evaluate, evaluate_source
 from tfcam_jax.evidence import Total
 from tfcam_jax.experiment import ConfigError, build_experiment
 from tfcam_jax.steps import StepMetrics
