@@ -30,6 +30,7 @@ LAYERS = (
         "operating_points",
         "scores",
         "protocol",
+        "protocol_figures",
         "tables",
         "protocol_tables",
         "agreement",
@@ -42,7 +43,7 @@ LAYERS = (
         "provenance",
     ),
     ("workdir", "experiment", "trained", "faithfulness_study"),
-    ("train", "evaluate", "report", "export", "compare"),
+    ("train", "evaluate", "report", "export", "compare", "prepare", "data_benchmark", "step_benchmark", "compilation"),
 )
 RANK = {name: rank for rank, layer in enumerate(LAYERS) for name in layer}
 CORE = frozenset(LAYERS[1])

@@ -189,7 +189,7 @@ def test_image_not_given(folder):
 def test_paths_must_stay_in_the_folder(folder, path):
     write_png(folder.parent / "outside.png", 1)
     change(folder, 4, image=path)
-    assert f"row 4: image {path} leaves the manifest's folder" in only_problem(folder)
+    assert f"row 4: image {path} leaves the data folder" in only_problem(folder)
 
 
 @pytest.mark.parametrize("column", ["image", "map"])

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from tfcam_jax.data import Augment, DataError, Example, Records, eval_batches, train_batches
+from tfcam_jax.data.pipeline import prefetch_to_device
 
 SIZE = 8
 AUGMENT = Augment(flip=0.5, crop=0.3, rotate=20, translate=0.1)
@@ -73,6 +74,7 @@ def test_every_example_once_then_masked_padding(count, batch_size, kind):
             "saliency": ((batch_size, SIZE, SIZE), "float32"),
             "label": ((batch_size,), "int32"),
             "mask": ((batch_size,), "float32"),
+            "weight": ((batch_size,), "float32"),
             "index": ((batch_size,), "int32"),
         }
     real = joined(batches, "mask") == 1
@@ -81,7 +83,8 @@ def test_every_example_once_then_masked_padding(count, batch_size, kind):
     np.testing.assert_array_equal(np.sort(index[real]), np.arange(count))
     np.testing.assert_array_equal(joined(batches, "label")[real], index[real] % 2)
     assert (index[~real] == -1).all()
-    for name in ("image", "saliency", "label", "mask"):
+    assert (joined(batches, "weight")[real] == 1).all()
+    for name in ("image", "saliency", "label", "mask", "weight"):
         assert not joined(batches, name)[~real].any()
 
 
@@ -137,6 +140,88 @@ def test_an_epoch_resumes_in_its_middle():
     again.set_state(state)
     assert_equal(rest, list(again))
     assert len(rest) == 5
+
+
+@pytest.mark.parametrize("count", [30, 26, 2])
+def test_hosts_share_each_batch_and_change_nothing(count):
+    whole = train(Numbered(count), batch_size=8)
+    for hosts in (2, 4):
+        parts = [train(Numbered(count), batch_size=8, shard_index=i, shard_count=hosts) for i in range(hosts)]
+        together = [
+            {name: np.concatenate([part[name] for part in batch]) for name in batch[0]}
+            for batch in zip(*parts, strict=True)
+        ]
+        assert_equal(together, whole)
+    shards = [
+        eval_batches(Numbered(count), batch_size=8, image_size=SIZE, shard_index=i, shard_count=2) for i in (0, 1)
+    ]
+    scored = np.concatenate([batch["index"][batch["mask"] > 0] for shard in shards for batch in shard])
+    assert sorted(scored) == list(range(count))
+
+
+@pytest.mark.parametrize(("size", "index", "count"), [(8, 0, 3), (8, 2, 2), (8, -1, 2)])
+def test_batches_that_hosts_can_not_share(size, index, count):
+    with pytest.raises(ValueError, match="must be a multiple of the number of hosts"):
+        train(Numbered(9), batch_size=size, shard_index=index, shard_count=count)
+
+
+def test_an_epoch_goes_on_from_any_batch_with_any_number_of_workers():
+    whole = train(Numbered(30))
+    assert_equal(train(Numbered(30), first_batch=3), whole[3:])
+    assert_equal(train(Numbered(30), first_batch=6, num_workers=1, num_threads=0), whole[6:])
+    assert train(Numbered(30), first_batch=8) == []
+
+
+@dataclass(frozen=True)
+class Unequal(Numbered):
+    """Five examples in six are of class 0, one of class 1."""
+
+    @property
+    def records(self):
+        records = super().records
+        return Records(
+            records.ids, (np.arange(self.count) % 6 == 5).astype(np.int32), *list(vars(records).values())[2:5]
+        )
+
+
+def test_weights_make_the_classes_count_alike():
+    batches = train(Unequal(36), balance="weights")
+    label, weight = joined(batches, "label"), joined(batches, "weight")
+    assert sorted(joined(batches, "index")) == list(range(36))
+    assert weight[label == 0].sum() == pytest.approx(18) and weight[label == 1].sum() == pytest.approx(18)
+    assert len(set(weight[label == 1])) == 1
+
+
+def test_sampling_draws_the_classes_equally_often():
+    batches = train(Unequal(37), balance="sampling")
+    real = joined(batches, "mask") > 0
+    label, index = joined(batches, "label")[real], joined(batches, "index")[real]
+    assert len(index) == 37 and abs(np.bincount(label)[0] - np.bincount(label)[1]) == 1
+    counts = np.bincount(index, minlength=37)
+    for k in (0, 1):
+        own = counts[Unequal(37).records.labels == k]
+        assert own.max() - own.min() <= 1
+    assert (joined(batches, "weight")[real] == 1).all()
+    other = train(Unequal(37), balance="sampling", epoch=1)
+    assert set(joined(other, "index")) != set(index)
+    with pytest.raises(ValueError, match="balance must be one of none, weights, sampling"):
+        train(Unequal(6), balance="weight")
+
+
+def test_prefetching_keeps_two_batches_ahead_and_the_order():
+    sent, seen = [], []
+
+    def put(batch):
+        sent.append(batch)
+        return -batch
+
+    for batch in prefetch_to_device(range(6), put):
+        seen.append(batch)
+        assert len(sent) == min(len(seen) + 2, 6)
+    assert seen == [0, -1, -2, -3, -4, -5]
+    assert list(prefetch_to_device([7], put, ahead=3)) == [-7]
+    with pytest.raises(ValueError, match="at least 1"):
+        next(prefetch_to_device([1], put, ahead=0))
 
 
 def test_errors_of_the_source_reach_the_caller():

@@ -228,3 +228,31 @@ def test_parts_do_not_disturb_each_other():
 def test_impossible_augmentation_is_refused(options):
     with pytest.raises(ValueError, match=f"augment.{next(iter(options))} must be in"):
         Augment(**options)
+
+
+@given(st.integers(0, 2**31))
+def test_colour_changes_the_image_alone_and_leaves_the_geometry(seed):
+    rng = np.random.default_rng(seed)
+    example = Example(rng.integers(60, 190, (16, 16, 3), np.uint8), rng.random((16, 16), np.float32))
+    geometry = {"flip": 0.5, "crop": 0.3, "rotate": 20.0}
+    plain, plain_map = apply(example, 12, Augment(**geometry), np.random.default_rng(seed))
+    coloured, own_map = apply(
+        example, 12, Augment(**geometry, brightness=0.1, contrast=0.2, saturation=0.5), np.random.default_rng(seed)
+    )
+    np.testing.assert_array_equal(own_map, plain_map)
+    assert (coloured != plain).any()
+    # Each of the three draws, by the definition: the draws follow the ten of the geometry.
+    again = np.random.default_rng(seed)
+    again.random(10)
+    brightness, contrast, saturation = 2 * again.random(3) - 1
+    mean = plain.mean()
+    values = (plain - mean) * (1 + 0.2 * contrast) + mean + 25.5 * brightness
+    grey = values @ [0.299, 0.587, 0.114]
+    expected = grey[..., None] + (1 + 0.5 * saturation) * (values - grey[..., None])
+    np.testing.assert_allclose(coloured, np.clip(expected, 0, 255), atol=2.5)
+
+
+def test_grey_images_have_no_saturation():
+    example = Example(np.full((4, 4, 1), 90, np.uint8), None)
+    image, _ = apply(example, 4, Augment(saturation=1.0), np.random.default_rng(0))
+    np.testing.assert_array_equal(image, example.image)

@@ -1,7 +1,6 @@
 """The train step and the eval step, against losses written out by hand, alone and over two devices."""
 
 import functools
-import re
 
 import jax
 import jax.numpy as jnp
@@ -35,6 +34,7 @@ def make_batch(seed=0, batch=BATCH):
         "saliency": human,
         "label": rng.integers(0, CLASSES, batch, dtype=np.int32),
         "mask": mask,
+        "weight": np.ones(batch, np.float32),
     }
 
 
@@ -81,9 +81,22 @@ def test_update_is_the_gradient_of_the_loss_written_out():
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-6), actual, expected)
 
 
-def strip_metadata(text):
-    """Compiled program without names and source lines."""
-    return re.sub(r", metadata=\{[^}]*\}|HloModule [^\n]*", "", text).split("FileNames")[0]
+def test_weights_weigh_the_cross_entropy_alone():
+    """An example of weight 2 counts as the same example twice, for cross-entropy; guidance does not see weights."""
+    batch, strategy = make_batch(), make_strategy("cyborg", alpha=0.5)
+    weighed = batch | {"weight": np.array([2, 1, 0, 1, 1, 1, 1, 0], np.float32)}
+    plain, heavy = (run_steps(strategy, [b])[1][0].terms for b in (batch, weighed))
+    np.testing.assert_array_equal(heavy["cyborg"], plain["cyborg"])
+    logits, _ = make_model().apply(
+        {"params": make_state(optax.sgd(0.1)).params, "batch_stats": make_state(optax.sgd(0.1)).batch_stats},
+        PREPROCESS(jnp.asarray(batch["image"])),
+        train=True,
+        mask=jnp.asarray(batch["mask"]),
+        mutable=["batch_stats"],
+    )
+    log_p = np.asarray(jax.nn.log_softmax(logits.logits))[np.arange(BATCH), batch["label"]]
+    np.testing.assert_allclose(heavy["cross_entropy"].sum, -(log_p * weighed["weight"])[:7].sum(), rtol=1e-5)
+    assert heavy["cross_entropy"].count == 7
 
 
 @pytest.mark.parametrize("name", sorted(set(STRATEGIES) - {"cross_entropy"}))

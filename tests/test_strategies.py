@@ -27,6 +27,7 @@ def make_evidence(classes=2, batch=6, seed=0):
         output=ModelOutput(features.mean((1, 2)) @ kernel + bias[None], features, kernel, bias),
         labels=jnp.asarray(rng.integers(0, classes, batch)),
         mask=jnp.arange(batch) != 1,
+        weight=jnp.ones(batch),
         human_maps=jnp.asarray(human),
         input_gradient=lambda: jnp.asarray(rng.normal(size=(batch, 16, 20, 3)), jnp.float32),
     )

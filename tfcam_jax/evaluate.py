@@ -24,7 +24,8 @@ from .experiment import Experiment, open_dataset
 from .faithfulness import fooling_gap
 from .faithfulness_study import study_faithfulness
 from .operating_points import SelectionError, choose_thresholds
-from .protocol import leave_one_domain_out, protocol_figures, protocol_sets, split_by_protocol
+from .protocol import split_by_protocol
+from .protocol_figures import leave_one_domain_out, protocol_figures, protocol_sets
 from .protocol_tables import format_evaluation, format_leave_one_domain_out
 from .scores import Scores, ScoresError, join_scores, read_scores, write_scores
 from .steps import EvalOutput, TrainState
@@ -76,9 +77,10 @@ def evaluate_best(experiment: Experiment, checkpoints: Checkpoints) -> dict[str,
     """Figures of the best checkpoint at the end of training; `evaluate` gives the whole protocol.
 
     Returns:
-      `{"epoch", "class_names", "thresholds", "sets"}`; `thresholds` are those of `operating_points.choose_thresholds`
-      on validation, by which later data are judged; `sets` holds `val` and, where there is a test split, `closed` and
-      `open` (see `protocol.split_by_protocol`), each with `images`, `maps`, `accuracy`, `auroc`, `cross_entropy` and
+      `{"epoch", "class_names", "skipped", "thresholds", "sets"}`; `skipped` counts unreadable rows left out;
+      `thresholds` are those of `operating_points.choose_thresholds` on validation, by which later data are judged;
+      `sets` holds `val` and, where there is a test split, `closed` and `open` (see
+      `protocol.split_by_protocol`), each with `images`, `maps`, `accuracy`, `auroc`, `cross_entropy` and
       `map_agreement`.
 
     Raises:
@@ -95,9 +97,11 @@ def evaluate_best(experiment: Experiment, checkpoints: Checkpoints) -> dict[str,
         test = evaluate_source(experiment, state, splits["test"])
         parts = split_by_protocol(splits["train"].records.domains, splits["test"].records.domains, test.labels)
         sets |= {name: figures(test[rows]) for name, rows in parts.items()}
+    dataset = experiment.dataset
     return {
         "epoch": record["epoch"],
-        "class_names": list(experiment.dataset.class_names),
+        "class_names": list(dataset.class_names),
+        "skipped": len(dataset.skipped),
         "thresholds": choose_thresholds(["val"] * len(val.labels), val.labels, val.logits),
         "sets": sets,
     }

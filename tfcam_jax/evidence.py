@@ -29,6 +29,7 @@ class Evidence(NamedTuple):
       output: logits, pooled features and head of the model.
       labels: true classes, 0..K-1.
       mask: True for an example, False for padding.
+      weight: of each example's cross-entropy; 1 where classes are not weighed.
       human_maps: human saliency at the image's resolution, any non-negative range; all zero where nobody annotated.
       input_gradient: computes the gradient of `sum_k log p_k` by the normalised image, `[batch, H, W, channels]`.
         A second pass through the model, so only strategies that need it call it.
@@ -37,6 +38,7 @@ class Evidence(NamedTuple):
     output: Output
     labels: Int[Array, " batch"]
     mask: Bool[Array, " batch"]
+    weight: Float[Array, " batch"]
     human_maps: Float[Array, "batch H W"]
     input_gradient: Callable[[], Array]
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import functools
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import flax.linen as nn
@@ -18,11 +18,13 @@ from ml_collections import ConfigDict
 
 from . import steps
 from .data import SOURCES
-from .data.pipeline import eval_batches, train_batches
+from .data.human_maps import PLACEBOS, Smooth, process_maps
+from .data.pipeline import BALANCES, eval_batches, train_batches
 from .data.source import Dataset, Source
 from .data.transforms import Augment
 from .models import MODEL_CARDS, MODELS, cam_size
 from .optimizers import make_optimizer, make_schedule
+from .protocol import apply_protocol, check_options
 from .strategies import make_strategy
 from .weights import load_pretrained
 
@@ -91,6 +93,7 @@ def build_experiment(config: ConfigDict) -> Experiment:
             seed=config.seed,
             batch_size=config.batch_size,
             augment=Augment(**config.augment),
+            balance=config.data.balance,
             **reading,
         ),
         eval_epoch=lambda source: eval_batches(source, batch_size=config.evaluation.batch_size, **reading),
@@ -109,6 +112,8 @@ def check_values(config: ConfigDict) -> None:
         "evaluation.select_by": (config.evaluation.select_by, SELECT_BY),
         "data.channels": (config.data.channels, (1, 3)),
         "model.dtype": (config.model.dtype, ("float32", "bfloat16")),
+        "data.balance": (config.data.balance, BALANCES),
+        "data.maps.placebo": (config.data.maps.placebo, PLACEBOS),
     }
     for key, (value, known) in tables.items():
         if value not in known:
@@ -127,6 +132,8 @@ def check_values(config: ConfigDict) -> None:
     if config.data.source == "manifest" and not config.data.manifest:
         raise ConfigError("config.data.manifest is empty: give --config.data.manifest=PATH of the CSV.")
     try:  # built again once the data are known; here for what they say of their options
+        check_options(**config.data.protocol)
+        Smooth(config.data.maps.blur, config.data.maps.threshold)
         make_strategy(config.strategy, **config.guidance)
         _optimizer(config, steps_per_epoch=1)
         cam_size(build_model(config, num_classes=2), preprocessing(config)[0])
@@ -135,12 +142,25 @@ def check_values(config: ConfigDict) -> None:
 
 
 def open_dataset(config: ConfigDict) -> Dataset:
-    """Opens and validates the data that a config names."""
-    options: Mapping[str, dict[str, Any]] = {
-        "manifest": {"manifest": config.data.manifest, "labels": tuple(config.data.labels or ())},
-        "demo": dict(config.data.demo),
-    }
-    return SOURCES[config.data.source](channels=config.data.channels, **options[config.data.source])
+    """Opens and validates the data that a config names, split by its protocol, with the maps it asks for."""
+    dataset = SOURCES[config.data.source](channels=config.data.channels, **source_options(config))
+    dataset = apply_protocol(dataset, **config.data.protocol)
+    maps = config.data.maps
+    return process_maps(dataset, blur=maps.blur, threshold=maps.threshold, placebo=maps.placebo, seed=config.seed)
+
+
+def source_options(config: ConfigDict) -> dict[str, Any]:
+    """Keyword arguments, but for `channels`, of the source that a config names."""
+    data = config.data
+    if data.source == "demo":
+        return dict(data.demo)
+    options = (
+        {"manifest": data.manifest, "labels": data.labels or ()} if data.source == "manifest" else data[data.source]
+    )
+    reading = {key: data.maps[key] for key in ("combine", "sigma", "pixels_per_degree")}
+    chosen = {**options, **reading, "skip_unreadable": data.skip_unreadable}
+    # A config that was stored as JSON has lists where it had tuples.
+    return {key: tuple(value) if isinstance(value, list | tuple) else value for key, value in chosen.items()}
 
 
 def build_model(config: ConfigDict, num_classes: int) -> nn.Module:

@@ -1,20 +1,22 @@
-"""The protocol: closed set, open set and domains of a test, and the figures of each."""
+"""Protocols: which images train, validate and test, and which of the test come from sources that training saw."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from absl import logging
 from jaxtyping import Int
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
+from sklearn.model_selection import StratifiedGroupKFold
 
-from .classification_metrics import binary_scores, probability_figures, ranking_figures, rates_at
-from .intervals import delong_interval, group_bootstrap, group_numbers
-from .operating_points import choose_thresholds
-from .presentation_attack import attack_detection
-from .scores import Scores, ScoresError
+from .data.source import SPLITS, DataError, Dataset, Joined, Records, Subset
 
-Thresholds = Mapping[str, Mapping[str, float]]  # of `operating_points.choose_thresholds`
+PROTOCOLS = ("published", "closed", "open", "leave_one_domain_out", "k_fold")
+LEAKAGE = ("refuse", "drop")
 
 
 def split_by_protocol(
@@ -56,120 +58,197 @@ def split_by_domain(domains: Sequence[str], labels: Int[np.ndarray, " n"]) -> di
     return parts
 
 
-def protocol_figures(scores: Scores, thresholds: Thresholds, seed: int = 0) -> dict[str, dict[str, Any]]:
-    """Figures of every set of one split.
+def assign_splits(
+    records: Records,
+    published: Sequence[str],
+    *,
+    name: str = "published",
+    domains: Sequence[str] = (),
+    num_folds: int = 5,
+    fold: int = 0,
+    seed: int = 0,
+    leakage: str = "refuse",
+) -> dict[str, Int[np.ndarray, " m"]]:
+    """Which rows of a whole data set train, validate and test.
+
+    published: the owner's splits.
+    closed: the owner's splits, the test restricted to domains that training saw.
+    open: all images of `domains` test, wherever the owner put them; the rest as published.
+    leave_one_domain_out: the same for one domain; the rest of the test is restricted to domains that training saw, so
+      that the open part holds the domain left out alone. `enumerate_folds` names all of them.
+    k_fold: all images in `num_folds` parts, with whole groups (and equal images) in one part and the classes spread as
+      evenly as the groups allow; part `fold` tests, the next one validates, the others train.
 
     Args:
-      scores: of one split.
-      thresholds: from validation; may be empty.
-      seed: of the bootstrap.
+      records: all rows.
+      published: the owner's split of each row.
+      name: one of `PROTOCOLS`.
+      domains: for open and leave_one_domain_out.
+      num_folds: for k_fold, at least 3.
+      fold: for k_fold, below `num_folds`.
+      seed: of the parts of k_fold.
+      leakage: what to do where a group or an image would stand in two splits: "refuse", or "drop" it from training
+        in favour of validation and test, and from validation in favour of test.
 
     Returns:
-      `{"sets": {"all": ..., "closed": ..., "open": ...}, "domains": {domain: ...}}`, see `set_figures`. For the
-      validation split and for training there is "all" alone, as they have no closed and open set.
-    """
-    of = lambda rows: set_figures(scores[rows], thresholds, seed)
-    domains = split_by_domain(scores.domains, scores.labels)
-    return {
-        "sets": {name: of(rows) for name, rows in protocol_sets(scores).items()},
-        "domains": {name: of(rows) for name, rows in domains.items()} if len(domains) > 1 else {},
-    }
-
-
-def protocol_sets(scores: Scores) -> dict[str, Int[np.ndarray, " m"]]:
-    """Row numbers of the sets of one split: `all`, and of a test `closed` and `open`."""
-    parts = {"all": np.arange(len(scores))}
-    if set(scores.splits) == {"test"}:
-        seen = sorted({domain for domain, known in zip(scores.domains, scores.seen, strict=True) if known})
-        parts |= split_by_protocol(seen, scores.domains, scores.labels)
-    return parts
-
-
-def set_figures(scores: Scores, thresholds: Thresholds, seed: int = 0) -> dict[str, Any]:
-    """Every figure of one set of images.
-
-    Returns:
-      `images`, `groups`, `classes` (images of each class index), the figures of `probability_figures`, and for two
-      classes `scores`: for the margin and for the older score those of `ranking_figures`, the interval of the AUROC
-      after DeLong and from the group bootstrap (with those of accuracy and balanced accuracy, at the threshold of
-      equal errors on validation), and under `at` for each threshold `rates_at` and `attack_detection`. Figures that
-      need both classes are absent where one is.
-    """
-    labels = scores.labels
-    figures = {
-        "images": len(scores),
-        "groups": len(np.unique(group_numbers(scores.groups))),
-        "classes": np.bincount(labels, minlength=scores.logits.shape[-1]).tolist(),
-        **probability_figures(labels, scores.logits),
-    }
-    if scores.logits.shape[-1] != 2:
-        return figures
-    figures["scores"] = {
-        name: _score_figures(scores, score, thresholds.get(name, {}), seed)
-        for name, score in binary_scores(scores.logits).items()
-    }
-    return figures
-
-
-def _score_figures(scores: Scores, score: np.ndarray, thresholds: Mapping[str, float], seed: int) -> dict[str, Any]:
-    labels, figures = scores.labels, {}
-    if len(np.unique(labels)) == 2:
-        figures |= ranking_figures(labels, score)
-        as_list = lambda bounds: bounds and list(bounds)  # what JSON gives back
-        figures["auroc_delong"] = as_list(delong_interval(labels, score))
-        called = score >= thresholds["eer"] if thresholds else scores.logits.argmax(-1) == 1
-        correct = (called == (labels == 1)).astype(np.float64)
-        bounds = group_bootstrap(labels, score, correct, scores.groups, seed=seed)
-        figures["bootstrap"] = {name: as_list(pair) for name, pair in bounds.items()}
-    figures["at"] = {
-        name: rates_at(labels, score, threshold)
-        | attack_detection(labels, score, scores.domains, threshold)
-        | {"threshold": threshold}
-        for name, threshold in thresholds.items()
-    }
-    return figures
-
-
-def leave_one_domain_out(tables: Sequence[Scores], seed: int = 0) -> dict[str, Any]:
-    """Merges the runs of a study in which each left other domains out of training.
-
-    Every run's thresholds come from its own validation images. Its test images of domains that it never saw are
-    the test of those domains (with all its test images of a class that the domain lacks).
-
-    Returns:
-      `{"domains": {domain: figures}, "mean": {...}, "deviation": {...}}`: see `set_figures`; a domain that several
-      runs left out appears once for each, numbered. Mean and sample deviation over the rows are of AUROC, EER,
-      accuracy and balanced accuracy (at validation's equal-error threshold) of the margin.
+      Row numbers by split, in order; no "test" where the owner has none.
 
     Raises:
-      ScoresError: a table without validation or test images, or whose test holds no unseen domain.
+      ValueError: an unknown name, or options that don't go with the protocol.
+      DataError: an unknown domain, a split left without a class, leakage; names the rows.
     """
-    domains: dict[str, Any] = {}
-    for number, table in enumerate(tables, start=1):
-        rows = {split: np.flatnonzero(np.asarray(table.splits) == split) for split in ("val", "test")}
-        empty = [split for split, members in rows.items() if not len(members)]
-        if empty:
-            raise ScoresError(f"table {number} has no image of split {empty[0]}; evaluate that run without --split")
-        val, test = table[rows["val"]], table[rows["test"]]
-        thresholds = choose_thresholds(val.splits, val.labels, val.logits)
-        unseen = {domain for domain, seen in zip(test.domains, test.seen, strict=True) if not seen and domain}
-        if not unseen:
-            raise ScoresError(f"table {number}: its run saw every domain of its test; it left none out")
-        for domain, members in split_by_domain(test.domains, test.labels).items():
-            if domain in unseen:
-                name = domain if domain not in domains else f"{domain} (table {number})"
-                domains[name] = set_figures(test[members], thresholds, seed)
-    summary = [values for values in map(_summary, domains.values()) if values]
-    over = lambda statistic: {
-        key: float(statistic([values[key] for values in summary])) for key in (summary[0] if summary else {})
-    }
-    deviation = over(lambda values: np.std(values, ddof=1)) if len(summary) > 1 else {}
-    return {"domains": domains, "mean": over(np.mean), "deviation": deviation}
+    check_options(name, domains, num_folds, fold, seed, leakage)
+    split = np.array(published, dtype="<U5")
+    if name in ("open", "leave_one_domain_out"):
+        split[np.isin(records.domains, _known_domains(records, domains))] = "test"
+    if name == "k_fold":
+        split = _k_fold(records, num_folds, fold, seed)
+    if name in ("closed", "leave_one_domain_out"):
+        seen = set(np.asarray(records.domains)[split == "train"]) | set(domains)
+        split[(split == "test") & ~np.isin(records.domains, sorted(seen))] = ""
+    if name != "published":  # The owner's own splits were checked when the data were opened.
+        split = _without_leakage(records, split, drop=leakage == "drop")
+    rows = {part: np.flatnonzero(split == part) for part in SPLITS}
+    _check_classes(name, records, rows)
+    return {part: own for part, own in rows.items() if len(own) or part != "test"}
 
 
-def _summary(figures: dict[str, Any]) -> dict[str, float]:
-    margin = figures.get("scores", {}).get("margin", {})
-    if "auroc" not in margin or not margin["at"]:
-        return {}
-    at = margin["at"]["eer"]
-    return {key: margin[key] for key in ("auroc", "eer")} | {key: at[key] for key in ("accuracy", "balanced_accuracy")}
+def apply_protocol(dataset: Dataset, **options: Any) -> Dataset:
+    """The data set with its images assigned anew; `options` as in `assign_splits`."""
+    if options.get("name", "published") == "published":
+        assign_splits(_records(dataset), _published(dataset), **options)
+        return dataset
+    whole = Joined(list(dataset.splits.values()))
+    rows = assign_splits(whole.records, _published(dataset), **options)
+    return dataclasses.replace(dataset, splits={split: Subset(whole, own) for split, own in rows.items()})
+
+
+def enumerate_folds(dataset: Dataset, name: str, num_folds: int = 5) -> list[dict[str, Any]]:
+    """Options of `assign_splits` for each fold of a protocol, in a fixed order.
+
+    leave_one_domain_out: each domain that training or validation holds and that is not all that a class has there.
+    k_fold: each part. Other protocols have a single fold.
+
+    Raises:
+      DataError: leave_one_domain_out, if no domain can be left out.
+    """
+    if name == "k_fold":
+        return [{"name": name, "num_folds": num_folds, "fold": fold} for fold in range(num_folds)]
+    if name != "leave_one_domain_out":
+        return [{"name": name}]
+    records = Joined([source for split, source in dataset.splits.items() if split != "test"]).records
+    domains_of = lambda label: {d for d, other in zip(records.domains, records.labels, strict=True) if other == label}
+    needed = set.union(*(own for own in map(domains_of, np.unique(records.labels)) if len(own) == 1), set())
+    folds = [{"name": name, "domains": (domain,)} for domain in sorted(set(records.domains) - needed)]
+    if not folds:
+        raise DataError([f"{dataset.name}: no domain can be left out, as each is all that a class has in training"])
+    return folds
+
+
+def _records(dataset: Dataset) -> Records:
+    return Joined(list(dataset.splits.values())).records
+
+
+def _published(dataset: Dataset) -> list[str]:
+    return [split for split, source in dataset.splits.items() for _ in range(len(source))]
+
+
+def check_options(
+    name: str = "published",
+    domains: Sequence[str] = (),
+    num_folds: int = 5,
+    fold: int = 0,
+    seed: int = 0,
+    leakage: str = "refuse",
+) -> None:
+    """Raises ValueError for options of `assign_splits` that don't go together; needs no data."""
+    if name not in PROTOCOLS:
+        raise ValueError(f"protocol.name must be one of {', '.join(PROTOCOLS)}; got {name!r}")
+    if leakage not in LEAKAGE:
+        raise ValueError(f"protocol.leakage must be one of {', '.join(LEAKAGE)}; got {leakage!r}")
+    wanted = {"open": "one or more", "leave_one_domain_out": "one"}.get(name, "no")
+    fits = {"one or more": len(domains) > 0, "one": len(domains) == 1, "no": not domains}[wanted]
+    if not fits:
+        raise ValueError(f"protocol {name} takes {wanted} protocol.domains; got {', '.join(domains) or 'none'}")
+    if seed < 0:
+        raise ValueError(f"protocol.seed must not be negative; got {seed}")
+    if name == "k_fold" and not (num_folds >= 3 and 0 <= fold < num_folds):
+        raise ValueError(f"k_fold needs num_folds >= 3 and 0 <= fold < num_folds; got {num_folds} and {fold}")
+
+
+def _known_domains(records: Records, domains: Sequence[str]) -> list[str]:
+    known = sorted(set(records.domains))
+    unknown = [domain for domain in domains if domain not in known]
+    if unknown:
+        raise DataError([f"protocol.domains: no image has domain {domain!r}; there are {', '.join(known)}"
+                         for domain in unknown])  # fmt: skip
+    return list(domains)
+
+
+def _units(records: Records) -> Int[np.ndarray, " n"]:
+    """A number for each row, equal for rows that are linked by a chain of equal groups or equal pixels."""
+    n = len(records)
+    rows, keys, names = [], [], {}
+    for column in (records.groups, records.digests or ("",) * n):
+        for row, value in enumerate(column):
+            if value:
+                rows.append(row)
+                keys.append(n + names.setdefault((column is records.groups, value), len(names)))
+    size = n + len(names)
+    links = coo_array((np.ones(len(rows), np.int8), (np.array(rows, int), np.array(keys, int))), shape=(size, size))
+    return connected_components(links, directed=False)[1][:n]
+
+
+def _k_fold(records: Records, num_folds: int, fold: int, seed: int) -> np.ndarray:
+    units = _units(records)
+    if len(np.unique(units)) < num_folds:
+        raise DataError([f"k_fold: {num_folds} folds of {len(np.unique(units))} groups; use fewer folds"])
+    parts = StratifiedGroupKFold(num_folds, shuffle=True, random_state=seed).split(units, records.labels, units)
+    tested = [test for _, test in parts]
+    split = np.full(len(records), "train")
+    split[tested[fold]], split[tested[(fold + 1) % num_folds]] = "test", "val"
+    return split
+
+
+def _without_leakage(records: Records, split: np.ndarray, drop: bool) -> np.ndarray:
+    """Refuses rows whose group or pixels stand in a later split too, or takes them out."""
+    order = {part: i for i, part in enumerate(SPLITS)}
+    holder: dict[tuple[str, str], int] = {}  # The last split that a key stands in, by a row of it.
+    columns = {"image": records.ids, "pixels": records.digests or (), "group": records.groups}
+    members = np.flatnonzero(split != "")
+    for kind, column in columns.items():
+        for row in members if column else ():
+            before = holder.setdefault((kind, column[row]), row)
+            if order[split[row]] > order[split[before]]:
+                holder[kind, column[row]] = row
+    problems, leaking = [], []
+    for row in members:
+        for kind, column in columns.items():
+            other = holder[kind, column[row]] if column and column[row] else row
+            if split[other] != split[row]:
+                what = f"group {records.groups[row]}" if kind == "group" else f"equal {kind}"
+                problems.append(f"{records.ids[row]} ({split[row]}) and {records.ids[other]} ({split[other]}): {what}")
+                leaking.append(row)
+                break
+    if problems and not drop:
+        raise DataError(
+            [f"{problem} in two splits; set protocol.leakage=drop, or mend the groups" for problem in problems]
+        )
+    if problems:
+        logging.warning("protocol: %d rows left out whose group or pixels stand in a later split", len(leaking))
+        split = split.copy()
+        split[leaking] = ""
+    return split
+
+
+def _check_classes(name: str, records: Records, rows: dict[str, np.ndarray]) -> None:
+    problems = []
+    wanted = set(np.unique(records.labels).tolist())
+    for split, own in rows.items():
+        found = set(np.unique(records.labels[own]).tolist())
+        if found != wanted and (len(own) or split != "test"):
+            problems.append(f"protocol {name}: split {split} has {len(own)} images, of classes {sorted(found)} only; "
+                            f"there are {sorted(wanted)}")  # fmt: skip
+    # A test of one class is told by evaluation too; training and validation can't do with it.
+    if problems:
+        raise DataError(problems)

@@ -95,7 +95,7 @@ def make_train_step(
 
     Returns:
       `step(state, batch) -> (state, metrics)`, pure. The batch holds `image` uint8 [B, H, W, C], `saliency`
-      [B, H, W] (all zero: no map), `label` int [B] and `mask` [B] (0 for padding).
+      [B, H, W] (all zero: no map), `label` int [B], `mask` [B] (0 for padding) and `weight` [B] of the cross-entropy.
     """
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, StepMetrics]:
@@ -106,7 +106,7 @@ def make_train_step(
             forward = lambda x: model.apply(variables, x, train=True, mask=batch["mask"], mutable=["batch_stats"])
             output, updated = forward(images)
             input_gradient = lambda: jax.grad(lambda x: _sum_log_probabilities(forward(x)[0].logits, mask))(images)
-            evidence = Evidence(output, batch["label"], mask, batch["saliency"], input_gradient)
+            evidence = Evidence(output, batch["label"], mask, batch["weight"], batch["saliency"], input_gradient)
             share, totals = reduce_terms(strategy(evidence), axis_name)
             correct = (output.logits.argmax(-1) == batch["label"]) & mask
             return share, (totals, updated.get("batch_stats", {}), correct.sum())

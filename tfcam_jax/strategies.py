@@ -40,9 +40,9 @@ Guidance = Callable[[View], tuple[Float[Array, " batch"], Bool[Array, " batch"]]
 
 
 def cross_entropy(evidence: Evidence) -> Terms:
-    """The baseline: cross-entropy alone, no CAM work."""
+    """The baseline: cross-entropy alone, each example by its weight; no CAM work."""
     per_example = optax.softmax_cross_entropy_with_integer_labels(evidence.output.logits, evidence.labels)
-    return {"cross_entropy": Term(1.0, per_example, evidence.mask)}
+    return {"cross_entropy": Term(1.0, evidence.weight * per_example, evidence.mask)}
 
 
 def cyborg(evidence: Evidence, *, alpha: float = 0.5, divergence: Divergence = mse, cam_class: str = "true") -> Terms:

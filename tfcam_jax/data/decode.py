@@ -13,6 +13,8 @@ from jaxtyping import Float, UInt8
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 _SIXTEEN_BIT = 65535
+# Where Pillow finds an orientation, besides TIFF's own tags; looking for it costs as much as opening the file.
+_ORIENTED_BY = frozenset({"exif", "Raw profile type exif", "XML:com.adobe.xmp", "xmp"})
 _INTEGER_MODES = ("I", "I;16", "I;16B", "I;16L", "I;16N")
 
 
@@ -36,7 +38,7 @@ def decode_image(encoded: bytes, channels: int) -> UInt8[np.ndarray, "H W channe
     image = _open(encoded)
     if image.mode in (*_INTEGER_MODES, "F"):
         image = Image.fromarray(np.rint(255 * _unit_range(image)).astype(np.uint8))
-    image = _over_black(image).convert("RGB" if channels == 3 else "L")
+    image = _as_mode(_over_black(image), "RGB" if channels == 3 else "L")
     return np.asarray(image).reshape(image.height, image.width, channels)
 
 
@@ -52,18 +54,50 @@ def decode_map(encoded: bytes) -> Float[np.ndarray, "h w"]:
     image = _open(encoded)
     if image.mode in (*_INTEGER_MODES, "F"):
         return _unit_range(image)
-    return np.asarray(_over_black(image).convert("L"), np.float32) / 255
+    return np.divide(np.asarray(_as_mode(_over_black(image), "L")), np.float32(255), dtype=np.float32)
+
+
+def _as_mode(image: Image.Image, mode: str) -> Image.Image:
+    return image if image.mode == mode else image.convert(mode)  # `convert` copies even where nothing changes.
 
 
 def _open(encoded: bytes) -> Image.Image:
+    if encoded[128:132] == b"DICM":
+        return _open_dicom(encoded)
     try:
         image = Image.open(io.BytesIO(encoded))
         image.load()
-        return ImageOps.exif_transpose(image)
+        if image.format == "TIFF" or not _ORIENTED_BY.isdisjoint(image.info):
+            ImageOps.exif_transpose(image, in_place=True)
+        return image
     except UnidentifiedImageError as error:
         raise ValueError("not an image that Pillow can read") from error
+    except Image.DecompressionBombError as error:
+        raise ValueError(f"too large an image to open safely ({error}); scale it down") from error
     except Exception as error:  # Pillow's parsers raise whatever they stumble over.
         raise ValueError(f"broken image ({error})") from error
+
+
+def _open_dicom(encoded: bytes) -> Image.Image:
+    """The first frame with its window applied, brought to 8 bits, dark = 0 also where the file has it the other way."""
+    try:
+        import pydicom
+        from pydicom.pixels import apply_modality_lut, apply_voi_lut
+    except ModuleNotFoundError as error:
+        raise ValueError("a DICOM file; reading it needs pydicom: pip install pydicom") from error
+    try:
+        file = pydicom.dcmread(io.BytesIO(encoded))
+        values = apply_voi_lut(apply_modality_lut(file.pixel_array, file), file).astype(np.float64)
+        inverted = file.PhotometricInterpretation == "MONOCHROME1"
+    except Exception as error:  # As above.
+        raise ValueError(f"broken DICOM ({error})") from error
+    if values.ndim != 2:
+        raise ValueError(f"a DICOM file of shape {values.shape}; only single grey images are read")
+    low, high = values.min(), values.max()
+    # 8-bit files are taken as they are, deeper ones from their darkest to their brightest pixel.
+    eight_bit = file.BitsStored == 8 and low >= 0 and high <= 255
+    grey = values if eight_bit else 255 * (values - low) / max(high - low, 1e-9)
+    return Image.fromarray(np.rint(255 - grey if inverted else grey).astype(np.uint8))
 
 
 def _unit_range(image: Image.Image) -> Float[np.ndarray, "h w"]:

@@ -14,7 +14,7 @@ from PIL import Image
 from .decode import check_channels
 from .drawing import CLASS_NAMES, Drawing, draw
 from .source import Dataset
-from .tfds_source import TfdsSource
+from .tfds_source import TfdsSource, features
 
 AGREES, RANDOM = "shortcut_agrees", "shortcut_random"
 # Exceptions are rare enough that a classifier can do well without ever looking at the marks.
@@ -69,21 +69,11 @@ class Demo(tfds.core.GeneratorBasedBuilder):
     url_infos: ClassVar = None
 
     def _info(self) -> tfds.core.DatasetInfo:
-        picture = lambda channels: tfds.features.Image(shape=(None, None, channels), encoding_format="png")
-        features = {
-            "image": picture(3),
-            "saliency": picture(1),
-            "has_map": tfds.features.Scalar(np.bool_),
-            "label": tfds.features.ClassLabel(names=CLASS_NAMES),
-            "domain": tfds.features.Text(),
-            "group": tfds.features.Text(),
-            "id": tfds.features.Text(),
-        }
         # In the order of drawing: TFDS would shuffle by a hash of the key.
         return tfds.core.DatasetInfo(
             builder=self,
             description=self.__doc__,
-            features=tfds.features.FeaturesDict(features),
+            features=features(CLASS_NAMES),
             disable_shuffling=True,
         )
 

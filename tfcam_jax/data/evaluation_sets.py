@@ -5,6 +5,7 @@ Unlike `open_manifest`, which opens what a run trains on, nothing here needs a t
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import os
 from concurrent.futures import ThreadPoolExecutor
@@ -17,7 +18,8 @@ from PIL import Image
 from tqdm import tqdm
 
 from .decode import decode_image
-from .manifest import ManifestSource, check_files, read_rows
+from .manifest import list_manifest
+from .rows import RowsSource, check_files, rows_sources
 from .source import DataError, Example, Records
 
 UNLABELLED = -1
@@ -44,7 +46,7 @@ class FolderSource:
 
 def open_manifest_split(
     manifest: str | Path, split: str, class_names: tuple[str, ...], channels: int, progress: bool = True
-) -> ManifestSource:
+) -> RowsSource:
     """Opens one split of a manifest for a model whose classes are fixed.
 
     Raises:
@@ -52,7 +54,8 @@ def open_manifest_split(
         every problem found.
     """
     path = Path(manifest)
-    rows = [row for row in read_rows(path) if row.split == split]
+    listing = list_manifest(str(path), labels=class_names)
+    rows = tuple(row for row in listing.rows if row.split == split)
     if not rows:
         raise DataError([f"{path}: no row has split {split!r}; name a split that the manifest has with --split"])
     wanted = f"the model knows {', '.join(map(repr, class_names))}"
@@ -63,18 +66,12 @@ def open_manifest_split(
     ]
     if problems:
         raise DataError(problems)
-    checks = check_files(path, rows, progress)
-    problems = [problem for check in checks for problem in check.problems]
+    listing = dataclasses.replace(listing, rows=rows)
+    checks = check_files(listing, progress)
+    problems = [*listing.problems, *(problem for check in checks for problem in check.problems)]
     if problems:
         raise DataError(problems)
-    records = Records(
-        ids=tuple(row.image for row in rows),
-        labels=np.array([class_names.index(row.label) for row in rows], np.int32),
-        domains=tuple(row.domain for row in rows),
-        groups=tuple(row.group for row in rows),
-        has_map=np.array([check.usable_map for check in checks]),
-    )
-    return ManifestSource(path.parent, records.ids, tuple(row.map for row in rows), channels, records)
+    return rows_sources(listing, checks, channels)[split]
 
 
 def open_image_folder(folder: str | Path, channels: int, progress: bool = True) -> FolderSource:

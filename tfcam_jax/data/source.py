@@ -59,6 +59,7 @@ class Records:
       domains: where the example comes from (a generator, a hospital, an attack type); "" if unknown.
       groups: what must not be torn apart or counted twice (a patient, a tile); "" if unknown.
       has_map: True where there is a human map that says something: it exists and isn't constant.
+      digests: equal for images with equal pixels; None if nobody looked.
     """
 
     ids: tuple[str, ...]
@@ -66,14 +67,20 @@ class Records:
     domains: tuple[str, ...]
     groups: tuple[str, ...]
     has_map: Bool[np.ndarray, " n"]
+    digests: tuple[str, ...] | None = None
 
     def __post_init__(self):
-        lengths = {name: len(column) for name, column in vars(self).items()}
+        lengths = {name: len(column) for name, column in vars(self).items() if column is not None}
         if len(set(lengths.values())) > 1:
             raise ValueError(f"the columns of Records must be equally long; got {lengths}")
 
     def __len__(self) -> int:
         return len(self.ids)
+
+    def __getitem__(self, rows: Sequence[int] | Int[np.ndarray, " m"]) -> Records:
+        rows = [int(row) for row in rows]
+        pick = lambda column: column[rows] if isinstance(column, np.ndarray) else tuple(column[row] for row in rows)
+        return Records(**{name: None if column is None else pick(column) for name, column in vars(self).items()})
 
 
 @runtime_checkable
@@ -95,11 +102,13 @@ class Dataset:
       name: for figures and tables.
       class_names: position = class index.
       splits: split name to source.
+      skipped: a line for each row that was left out because its files could not be read.
     """
 
     name: str
     class_names: tuple[str, ...]
     splits: Mapping[str, Source]
+    skipped: tuple[str, ...] = ()
 
 
 class Subset:
@@ -107,17 +116,36 @@ class Subset:
 
     def __init__(self, source: Source, rows: Sequence[int] | Int[np.ndarray, " m"]):
         self._source, self._rows = source, [int(row) for row in rows]
-        of = source.records
-        self.records = Records(
-            ids=tuple(of.ids[row] for row in self._rows),
-            labels=of.labels[self._rows],
-            domains=tuple(of.domains[row] for row in self._rows),
-            groups=tuple(of.groups[row] for row in self._rows),
-            has_map=of.has_map[self._rows],
-        )
+        self.records = source.records[self._rows]
 
     def __len__(self) -> int:
         return len(self._rows)
 
     def __getitem__(self, index: int) -> Example:
         return self._source[self._rows[index]]
+
+
+class Joined:
+    """Several sources one after the other."""
+
+    def __init__(self, sources: Sequence[Source]):
+        self._sources, self._starts = list(sources), np.cumsum([0, *map(len, sources)])
+        parts = [source.records for source in sources]
+        chain = lambda name: tuple(value for part in parts for value in getattr(part, name))
+        self.records = Records(
+            ids=chain("ids"),
+            labels=np.concatenate([part.labels for part in parts]),
+            domains=chain("domains"),
+            groups=chain("groups"),
+            has_map=np.concatenate([part.has_map for part in parts]),
+            digests=None if any(part.digests is None for part in parts) else chain("digests"),
+        )
+
+    def __len__(self) -> int:
+        return int(self._starts[-1])
+
+    def __getitem__(self, index: int) -> Example:
+        if not 0 <= index < len(self):
+            raise IndexError(f"row {index} of {len(self)}")
+        part = int(np.searchsorted(self._starts, index, side="right")) - 1
+        return self._sources[part][index - int(self._starts[part])]

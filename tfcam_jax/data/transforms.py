@@ -1,4 +1,4 @@
-"""One geometric transform for an image and its human map: crop, resize, flip, affine."""
+"""One geometric transform for an image and its human map (crop, resize, flip, affine), and colour for the image."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Float, UInt8
-from PIL import Image
+from PIL import Image, ImageEnhance
 
 from .source import Example
 
@@ -16,7 +16,7 @@ _BILINEAR = Image.Resampling.BILINEAR
 
 @dataclass(frozen=True)
 class Augment:
-    """Random geometry, every part drawn uniformly. The default changes nothing, as in the CYBORG recipe.
+    """Random geometry and colour, every part drawn uniformly. The default changes nothing, as in the CYBORG recipe.
 
     Attributes:
       flip: probability of a left-right flip, 0..1.
@@ -25,6 +25,9 @@ class Augment:
       translate: largest shift along each axis, as a share of the side, either way, 0..0.5.
       scale: largest change of size, as a share, either way, 0..0.5.
       shear: largest shear along x, degrees, either way, 0..45.
+      brightness: largest shift of all values, as a share of the range, either way, 0..0.5.
+      contrast: largest change of the values' distance from their mean, as a share, either way, 0..0.9.
+      saturation: largest change of the colours' distance from grey, as a share, either way, 0..1.
 
     Raises:
       ValueError: a value beyond its limits.
@@ -36,10 +39,14 @@ class Augment:
     translate: float = 0.0
     scale: float = 0.0
     shear: float = 0.0
+    brightness: float = 0.0
+    contrast: float = 0.0
+    saturation: float = 0.0
 
     # Beyond these limits no image is left to learn from, and what must be padded grows without bound.
     def __post_init__(self):
         limits = {"flip": 1, "crop": 0.9, "rotate": 180, "translate": 0.5, "scale": 0.5, "shear": 45}
+        limits |= {"brightness": 0.5, "contrast": 0.9, "saturation": 1}
         for name, limit in limits.items():
             if not 0 <= getattr(self, name) <= limit:
                 raise ValueError(f"augment.{name} must be in [0, {limit}]; got {getattr(self, name)}")
@@ -81,6 +88,8 @@ def apply(
     """
     geometry = _Geometry() if rng is None else _draw(augment, rng)
     image = _move_image(example.image, size, geometry)
+    if rng is not None and (augment.brightness or augment.contrast or augment.saturation):
+        image = _recolour(image, augment, rng)
     if example.saliency is None:
         return image, np.zeros((size, size), np.float32)
     return image, _move_map(example.saliency, size, geometry)
@@ -100,6 +109,18 @@ def _draw(augment: Augment, rng: np.random.Generator) -> _Geometry:
         matrix = np.linalg.inv((1 + augment.scale * scale) * rotation @ slant)
         shift_xy = augment.translate * np.asarray(shift)
     return _Geometry((left, top, left + width, top + height), bool(flip < augment.flip), matrix, shift_xy)
+
+
+def _recolour(image: np.ndarray, augment: Augment, rng: np.random.Generator) -> np.ndarray:
+    """Brightness and contrast as one table of 256 values, then saturation; the map has no colours."""
+    brightness, contrast, saturation = 2 * rng.random(3) - 1
+    mean = image.mean()
+    table = (1 + augment.contrast * contrast) * (np.arange(256) - mean) + mean + 255 * augment.brightness * brightness
+    image = np.clip(np.rint(table), 0, 255).astype(np.uint8)[image]
+    if augment.saturation and image.shape[-1] == 3:
+        enhancer = ImageEnhance.Color(Image.fromarray(image))
+        image = np.asarray(enhancer.enhance(1 + augment.saturation * saturation))
+    return image
 
 
 def _move_image(image: np.ndarray, size: int, geometry: _Geometry) -> np.ndarray:

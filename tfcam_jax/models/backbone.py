@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from .convolution import conv_general_dilated
 from .norm import BatchNorm
 from .output import ModelOutput, PooledLinearHead
 
@@ -72,7 +73,14 @@ class Backbone(nn.Module):
     @property
     def conv(self) -> Callable[..., nn.Conv]:
         """Constructor of the network's convolutions: no bias; no padding unless `padding` says so."""
-        return partial(nn.Conv, padding="VALID", use_bias=False, dtype=self.dtype, kernel_init=self.kernel_init)
+        return partial(
+            nn.Conv,
+            padding="VALID",
+            use_bias=False,
+            dtype=self.dtype,
+            kernel_init=self.kernel_init,
+            conv_general_dilated=conv_general_dilated,
+        )
 
     @property
     def norm(self) -> Callable[..., BatchNorm]:

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from .backbone import Backbone
+from .pooling import avg_pool_2x2, max_pool_3x3
 
 # Module names in torchvision's state dicts -> names here (see weights.py). Its own files still say norm.1 for norm1.
 TORCH_NAMES = (
@@ -45,8 +46,7 @@ class Transition(nn.Module):
     @nn.compact
     def __call__(self, x: Array, train: bool, mask: Array | None) -> Array:
         x = nn.relu(self.norm(name="norm")(x, train, mask))
-        x = self.conv(x.shape[-1] // 2, (1, 1), name="conv")(x)
-        return nn.avg_pool(x, (2, 2), strides=(2, 2))
+        return avg_pool_2x2(self.conv(x.shape[-1] // 2, (1, 1), name="conv")(x))
 
 
 class DenseNet(Backbone):
@@ -63,7 +63,7 @@ class DenseNet(Backbone):
     def feature_maps(self, x: Array, train: bool, mask: Array | None) -> Array:
         x = self.conv(2 * self.growth, (7, 7), strides=2, padding=3, name="conv0")(x)
         x = nn.relu(self.norm(name="norm0")(x, train, mask))
-        x = nn.max_pool(x, (3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))
+        x = max_pool_3x3(x, padding=1)
         layer, transition = self.block(DenseLayer), self.block(Transition)
         for i, depth in enumerate(self.depths, start=1):
             channels = (x,)

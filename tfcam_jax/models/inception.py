@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from .backbone import Backbone
+from .pooling import avg_pool_3x3, max_pool_3x3
 
 # Module names in torchvision's and timm's state dicts -> names here (see weights.py). The auxiliary head only helps
 # training from scratch; there is none here, so exactly its keys are left out.
@@ -35,8 +36,7 @@ class Unit(NamedTuple):
 
 
 # A branch is a sequence of units and poolings; a tuple of units is a fork, whose outputs are concatenated.
-_average = partial(nn.avg_pool, window_shape=(3, 3), padding="SAME")
-_maximum = partial(nn.max_pool, window_shape=(3, 3), strides=(2, 2))
+_maximum = partial(max_pool_3x3, padding=0)
 
 
 def _mixed_35(pool_features: int) -> tuple:
@@ -45,7 +45,7 @@ def _mixed_35(pool_features: int) -> tuple:
         [Unit("branch1x1", 64, (1, 1))],
         [Unit("branch5x5_1", 48, (1, 1)), Unit("branch5x5_2", 64, (5, 5))],
         [Unit("branch3x3dbl_1", 64, (1, 1)), Unit("branch3x3dbl_2", 96, (3, 3)), Unit("branch3x3dbl_3", 96, (3, 3))],
-        [_average, Unit("branch_pool", pool_features, (1, 1))],
+        [avg_pool_3x3, Unit("branch_pool", pool_features, (1, 1))],
     )
 
 
@@ -61,7 +61,7 @@ def _mixed_17(width: int) -> tuple:
             Unit("branch7x7dbl_4", width, (7, 1)),
             Unit("branch7x7dbl_5", 192, (1, 7)),
         ],
-        [_average, Unit("branch_pool", 192, (1, 1))],
+        [avg_pool_3x3, Unit("branch_pool", 192, (1, 1))],
     )
 
 
@@ -74,7 +74,7 @@ _MIXED_8 = (
         Unit("branch3x3dbl_2", 384, (3, 3)),
         (Unit("branch3x3dbl_3a", 384, (1, 3)), Unit("branch3x3dbl_3b", 384, (3, 1))),
     ],
-    [_average, Unit("branch_pool", 192, (1, 1))],
+    [avg_pool_3x3, Unit("branch_pool", 192, (1, 1))],
 )
 
 # From 35x35 to 17x17 places (InceptionB), and from 17x17 to 8x8 (InceptionD).

@@ -8,6 +8,7 @@ import flax.linen as nn
 from jaxtyping import Array
 
 from .backbone import Backbone
+from .pooling import max_pool_3x3
 
 # Module names in torchvision's state dicts -> names here (see weights.py).
 TORCH_NAMES = (
@@ -74,7 +75,7 @@ class ResNet(Backbone):
     def feature_maps(self, x: Array, train: bool, mask: Array | None) -> Array:
         x = self.conv(64, (7, 7), strides=2, padding=3, name="conv1")(x)
         x = nn.relu(self.norm(name="bn1")(x, train, mask))
-        x = nn.max_pool(x, (3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))
+        x = max_pool_3x3(x, padding=1)
         block = self.block(self.block_type)
         for stage, depth in enumerate(self.depths):
             for i in range(depth):

@@ -11,6 +11,7 @@ import flax.linen as nn
 from jaxtyping import Array
 
 from .backbone import Backbone
+from .pooling import max_pool_3x3
 
 # Module names in timm's state dict -> names here (see weights.py). There a block is a sequence that counts its ReLUs,
 # and the first block starts without one. Cadene's models call the head last_linear.
@@ -48,7 +49,7 @@ class Block(nn.Module):
 
     Attributes:
       widths: output channels of each convolution.
-      stride: 2 ends in a max pooling.
+      stride: 1, or 2, which ends in a max pooling.
       starts_with_relu: False in the network's first block, whose input is already activated.
     """
 
@@ -67,7 +68,7 @@ class Block(nn.Module):
             y = SeparableConv(width, self.conv, name=f"conv{i}")(y)
             y = self.norm(name=f"bn{i}")(y, train, mask)
         if self.stride > 1:
-            y = nn.max_pool(y, (3, 3), strides=(self.stride, self.stride), padding=((1, 1), (1, 1)))
+            y = max_pool_3x3(y, padding=1)
         if x.shape != y.shape:
             x = self.conv(y.shape[-1], (1, 1), strides=self.stride, name="skip")(x)
             x = self.norm(name="skipbn")(x, train, mask)
