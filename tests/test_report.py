@@ -201,6 +201,9 @@ window.addEventListener("load", () => setTimeout(() => {
   const choose = (name, value) => { $(name).value = value; $(name).dispatchEvent(new Event("change")); };
   const margins = () => state.chosen.map((index) => entries[index].margin);
   const result = { all: $("count").textContent, cards: document.querySelectorAll(".card").length };
+  result.made = state.chosen.at(-1); entries[result.made].cosmetic = true;
+  choose("kind", ""); result.first = state.chosen[0];
+  choose("kind", "cosmetic"); result.cosmetic = state.chosen; choose("kind", "");
   choose("label", "=bright"); result.bright = state.chosen.map((index) => entries[index].id);
   choose("kind", "wrong"); result.wrong = state.chosen.length;
   choose("label", ""); choose("kind", ""); choose("domain", "=new"); result.domain = state.chosen.length;
@@ -237,6 +240,9 @@ def test_page_in_a_browser(written, figures, tmp_path, width):
     entries = figures["images"]
     assert found["errors"] == []
     assert found["all"] == "12 of 12 images" and found["cards"] == 12
+    cosmetic = {entry["row"] for entry in entries if entry["cosmetic"]}
+    assert set(found["cosmetic"]) == cosmetic | {found["made"]}  # the last of the list was made so, and came first
+    assert found["first"] in cosmetic | {found["made"]}
     assert sorted(found["bright"]) == sorted(entry["id"] for entry in entries if entry["label"] == "bright")
     assert found["wrong"] == sum(entry["label"] == "bright" and not entry["right"] for entry in entries)
     assert found["domain"] == 6 and found["text"] == "1 of 12 images"

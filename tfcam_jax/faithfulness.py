@@ -57,11 +57,11 @@ def noisy_linear_imputation(
     The removal of ROAD (Rong et al., ICML 2022), which leaves no edge that the model could see.
 
     The linear system (neighbours beside weigh 1/6, those across a corner 1/12) is solved by conjugate gradients to a
-    relative residual of 1e-5, or 300 iterations, from a start that a pyramid of means gives.
+    relative residual of 1e-5, or 300 iterations.
 
     Args:
       images: to be kept where `removed` is False.
-      removed: True for pixels to impute; in no image all of them (such an image becomes its pyramid's zero).
+      removed: True for pixels to impute; in no image all of them (such an image becomes 0).
       key: of the noise.
       noise: its standard deviation, in the images' unit.
     """
@@ -69,10 +69,7 @@ def noisy_linear_imputation(
     total = _neighbour_sum(jnp.ones_like(images))
     known = images * (1 - gone)
     matrix = lambda x: gone * (total * x - _neighbour_sum(gone * x))
-    start = gone * _pyramid_fill(known, 1 - gone)
-    solution, _ = jax.scipy.sparse.linalg.cg(
-        matrix, gone * _neighbour_sum(known), x0=start, tol=1e-5, maxiter=_MAX_ITERATIONS
-    )
+    solution, _ = jax.scipy.sparse.linalg.cg(matrix, gone * _neighbour_sum(known), tol=1e-5, maxiter=_MAX_ITERATIONS)
     return known + gone * (solution + noise * jax.random.normal(key, images.shape, images.dtype))
 
 
@@ -105,20 +102,3 @@ def _neighbour_sum(x: Float[Array, "batch H W C"]) -> Float[Array, "batch H W C"
     padded = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
     shifted = lambda di, dj: padded[:, 1 + di : 1 + di + height, 1 + dj : 1 + dj + width]
     return sum(weight * shifted(di, dj) for di, dj, weight in _NEIGHBOURS)
-
-
-def _pyramid_fill(
-    known: Float[Array, "batch H W C"], weight: Float[Array, "batch H W 1"]
-) -> Float[Array, "batch H W C"]:
-    """Each pixel's mean over the known pixels of the smallest block that holds one; blocks double in side."""
-    batch, height, width = known.shape[:3]
-    if height == 1 and width == 1:
-        return known / jnp.maximum(weight, 1)
-    pool = lambda x: (
-        jnp.pad(x, ((0, 0), (0, height % 2), (0, width % 2), (0, 0)))
-        .reshape(batch, -(-height // 2), 2, -(-width // 2), 2, x.shape[-1])
-        .sum((2, 4))
-    )
-    coarse = _pyramid_fill(pool(known), pool(weight))
-    enlarged = jnp.repeat(jnp.repeat(coarse, 2, axis=1), 2, axis=2)[:, :height, :width]
-    return jnp.where(weight > 0, known / jnp.maximum(weight, 1), enlarged)
