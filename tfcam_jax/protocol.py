@@ -38,8 +38,7 @@ def split_by_protocol(
     for name, member in (("closed", seen), ("open", ~seen)):
         if not member.any():
             continue
-        missing = [label for label in np.unique(test_labels) if not member[test_labels == label].any()]
-        parts[name] = np.flatnonzero(member | np.isin(test_labels, missing))
+        parts[name] = _with_lacking_classes(member, test_labels)
     return parts
 
 
@@ -52,10 +51,14 @@ def split_by_domain(domains: Sequence[str], labels: Int[np.ndarray, " n"]) -> di
     names, labels = np.asarray(domains, dtype=str), np.asarray(labels)
     parts = {}
     for name in np.unique(names[names != ""]):
-        member = names == name
-        missing = [label for label in np.unique(labels) if not member[labels == label].any()]
-        parts[str(name)] = np.flatnonzero(member | np.isin(labels, missing))
+        parts[str(name)] = _with_lacking_classes(names == name, labels)
     return parts
+
+
+def _with_lacking_classes(member: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """Row numbers of the members, and of every row of a class that has no member."""
+    lacking = [label for label in np.unique(labels) if not member[labels == label].any()]
+    return np.flatnonzero(member | np.isin(labels, lacking))
 
 
 def assign_splits(
