@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import jax.numpy as jnp
@@ -27,5 +28,6 @@ def conv_general_dilated(
     if not is_pointwise or is_padded:
         return lax.conv_general_dilated(x, kernel, strides, padding, **options)
     x = x[:, :: strides[0], :: strides[1]]
-    y = jnp.dot(x.reshape(-1, x.shape[-1]), kernel[0, 0], precision=options.get("precision"))
-    return y.reshape(*x.shape[:-1], -1)
+    places = math.prod(x.shape[:-1])
+    y = jnp.dot(x.reshape(places, x.shape[-1]), kernel[0, 0], precision=options.get("precision"))
+    return y.reshape(*x.shape[:-1], kernel.shape[-1])

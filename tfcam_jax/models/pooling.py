@@ -70,7 +70,7 @@ def _max_pool_backward(residuals: tuple[Array, tuple[int, ...]], gradient: Array
 
     def share(i: int, j: int) -> Array:
         taken = jnp.where(place == 3 * i + j, gradient, zero)
-        rows, columns = (i, height - (2 * h - 1) - i, 1), (j, width - (2 * w - 1) - j, 1)
+        rows, columns = (i, height - max(2 * h - 1, 0) - i, 1), (j, width - max(2 * w - 1, 0) - j, 1)
         return lax.pad(taken, zero, ((0, 0, 0), rows, columns, (0, 0, 0)))
 
     return (sum(share(i, j) for i in range(3) for j in range(3)),)
