@@ -315,7 +315,7 @@ def test_weights_in_the_hubs_own_cache_are_found(tmp_path, offline_hub):
     [
         ("small_cnn", "imagenet", WeightsError, "no ImageNet weights are published"),
         ("resnet19", "imagenet", WeightsError, r"no model 'resnet19'; models are .*resnet18"),
-        ("tiny", "nowhere/weights.pth", FileNotFoundError, r"nowhere/weights\.pth does not exist"),
+        ("tiny", "nowhere/weights.pth", WeightsError, r"nowhere/weights\.pth does not exist"),
         ("tiny", "not a repository!", WeightsError, "could not get"),
     ],
 )

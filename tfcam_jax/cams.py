@@ -6,6 +6,7 @@ leading dimensions are free. Computation is float32 (float64 if that comes in).
 
 from __future__ import annotations
 
+import functools
 from typing import TYPE_CHECKING
 
 import jax
@@ -16,6 +17,10 @@ if TYPE_CHECKING:
 
 # A map whose range is below this share of its largest magnitude is float32 rounding noise around a constant.
 CONSTANT_TOLERANCE = 1e-5
+# Quotients have the gradient 1 / divisor^2, which overflows float32 for a divisor below 1e-19.
+SMALLEST_DIVISOR = 1e-18
+
+_PLACES = (-2, -1)
 
 
 def at_least_float32(array: Array) -> Array:
@@ -89,23 +94,42 @@ def difference_salience(
     return at_least_float32(true_map) - at_least_float32(false_map)
 
 
-def is_constant(maps: Float[Array, "*batch h w"]) -> Bool[Array, "*batch"]:
-    """True where a map's range is within float32 rounding of zero, so that min-max normalisation has no meaning."""
-    maps = at_least_float32(maps)
-    span = maps.max(axis=(-2, -1)) - maps.min(axis=(-2, -1))
-    largest = jnp.abs(maps).max(axis=(-2, -1))
-    return span <= CONSTANT_TOLERANCE * largest + jnp.finfo(maps.dtype).tiny
+def is_constant(
+    maps: Float[Array, "*batch h w"], magnitude: Float[Array, "*batch"] | None = None
+) -> Bool[Array, "*batch"]:
+    """True where a map's range is within float32 rounding of zero, so that min-max normalisation has no meaning.
 
+    That is a range of at most 1e-5 of the map's largest magnitude, or of at most 1e-18.
 
-def normalize(maps: Float[Array, "*batch h w"]) -> Float[Array, "*batch h w"]:
-    """Min-max normalisation of each map to [0, 1]; the gradient flows through minimum and maximum.
-
-    A constant map (see `is_constant`) gives value 0 and gradient 0. At least float32.
+    Args:
+      maps: the maps.
+      magnitude: largest magnitude of what the maps were computed from, where that may be far above their own: a
+        difference of two nearly equal maps holds the rounding of those maps. None: the maps' own.
     """
     maps = at_least_float32(maps)
-    low = maps.min(axis=(-2, -1), keepdims=True)
-    high = maps.max(axis=(-2, -1), keepdims=True)
-    constant = is_constant(maps)[..., None, None]
+    span = maps.max(axis=_PLACES) - maps.min(axis=_PLACES)
+    if magnitude is None:
+        magnitude = largest_magnitude(maps)
+    return span <= CONSTANT_TOLERANCE * magnitude + SMALLEST_DIVISOR
+
+
+def largest_magnitude(*maps: Float[Array, "*batch h w"]) -> Float[Array, "*batch"]:
+    """Largest absolute value over the places of one or several maps; no gradient flows through it."""
+    largest = [jnp.abs(at_least_float32(each)).max(axis=_PLACES) for each in maps]
+    return jax.lax.stop_gradient(functools.reduce(jnp.maximum, largest))
+
+
+def normalize(
+    maps: Float[Array, "*batch h w"], magnitude: Float[Array, "*batch"] | None = None
+) -> Float[Array, "*batch h w"]:
+    """Min-max normalisation of each map to [0, 1]; the gradient flows through minimum and maximum.
+
+    A constant map (see `is_constant`, also for `magnitude`) gives value 0 and gradient 0. At least float32.
+    """
+    maps = at_least_float32(maps)
+    low = maps.min(axis=_PLACES, keepdims=True)
+    high = maps.max(axis=_PLACES, keepdims=True)
+    constant = is_constant(maps, magnitude)[..., None, None]
     # Two `where`s: with one, the division that is not taken still sends NaN into the gradient.
     span = jnp.where(constant, 1, high - low)
     return jnp.where(constant, 0, (maps - low) / span)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import jax
 import jax.numpy as jnp
 
 from .cams import at_least_float32, is_constant
@@ -27,8 +28,10 @@ def mse(maps: Float[Array, "*batch h w"], target: Float[Array, "*batch h w"]) ->
 
 
 def l1(maps: Float[Array, "*batch h w"], target: Float[Array, "*batch h w"]) -> Float[Array, "*batch"]:
-    """Mean over places of the absolute difference, in [0, 1]."""
-    return jnp.abs(at_least_float32(maps) - at_least_float32(target)).mean(_PLACES)
+    """Mean over places of the absolute difference, in [0, 1]. A place where both agree has gradient 0."""
+    difference = at_least_float32(maps) - at_least_float32(target)
+    # jnp.abs has the gradient 1 at 0, which would push at a map that fits already.
+    return (difference * jax.lax.stop_gradient(jnp.sign(difference))).mean(_PLACES)
 
 
 def bce(maps: Float[Array, "*batch h w"], target: Float[Array, "*batch h w"]) -> Float[Array, "*batch"]:
@@ -38,8 +41,9 @@ def bce(maps: Float[Array, "*batch h w"], target: Float[Array, "*batch h w"]) ->
     target's own binary entropy, which is not 0 for a soft target.
     """
     maps, target = at_least_float32(maps), at_least_float32(target)
-    maps = jnp.clip(maps, LOG_FLOOR, 1 - LOG_FLOOR)
-    return -(target * jnp.log(maps) + (1 - target) * jnp.log1p(-maps)).mean(_PLACES)
+    # 1 - maps is clipped on its own, since 1 - (1 - 1e-6) is 1.3% off in float32.
+    log = lambda probability: jnp.log(jnp.clip(probability, LOG_FLOOR, 1 - LOG_FLOOR))
+    return -(target * log(maps) + (1 - target) * log(1 - maps)).mean(_PLACES)
 
 
 def kl(maps: Float[Array, "*batch h w"], target: Float[Array, "*batch h w"]) -> Float[Array, "*batch"]:
@@ -56,12 +60,12 @@ def kl(maps: Float[Array, "*batch h w"], target: Float[Array, "*batch h w"]) -> 
 def pearson(maps: Float[Array, "*batch h w"], target: Float[Array, "*batch h w"]) -> Float[Array, "*batch"]:
     """1 - Pearson correlation over places, in [0, 2]. If either map is constant: value 1, gradient 0."""
     maps, target = at_least_float32(maps), at_least_float32(target)
-    undefined = is_constant(maps) | is_constant(target)
+    undefined = (is_constant(maps) | is_constant(target))[..., None, None]
     centre = lambda x: x - x.mean(_PLACES, keepdims=True)
-    x, y = centre(maps), centre(target)
-    norms = jnp.square(x).sum(_PLACES) * jnp.square(y).sum(_PLACES)
-    correlation = (x * y).sum(_PLACES) / jnp.sqrt(jnp.where(undefined, 1, norms))
-    return 1 - jnp.where(undefined, 0, correlation)
+    norm = lambda x: jnp.sqrt(jnp.where(undefined, 1, jnp.square(x).sum(_PLACES, keepdims=True)))
+    # Each is divided by its own norm, since the product of two small norms is below float32's range.
+    unit = lambda x: jnp.where(undefined, 0, x / norm(x))
+    return 1 - (unit(centre(maps)) * unit(centre(target))).sum(_PLACES)
 
 
 DIVERGENCES = {"mse": mse, "l1": l1, "bce": bce, "kl": kl, "pearson": pearson}

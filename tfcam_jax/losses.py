@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 import jax
 import jax.numpy as jnp
 
-from .cams import at_least_float32, difference_salience, normalize
+from .cams import SMALLEST_DIVISOR, at_least_float32, difference_salience, largest_magnitude, normalize
 from .divergences import mse
 from .saliency import border_ring
 
@@ -49,7 +49,7 @@ def opposed_loss(
 ) -> Float[Array, "*batch"]:
     """`1/2 d(N(T), S) + 1/2 d(N(U), 1 - S)`: the false-class map like the complement. Reconstruction 1.
 
-    Equals `cyborg_loss` (for mse and l1) where N(U) = 1 - N(T), as with an antisymmetric head.
+    Equals `cyborg_loss` (but for kl) where N(U) = 1 - N(T), as with an antisymmetric head.
     """
     saliency = at_least_float32(saliency)
     return 0.5 * divergence(normalize(true_map), saliency) + 0.5 * divergence(normalize(false_map), 1 - saliency)
@@ -65,7 +65,9 @@ def difference_loss(
 
     Blind to whatever both maps share, hence to a vector added to every column of the head's kernel.
     """
-    return divergence(normalize(difference_salience(true_map, false_map)), at_least_float32(saliency))
+    difference = difference_salience(true_map, false_map)
+    magnitude = largest_magnitude(true_map, false_map)
+    return divergence(normalize(difference, magnitude), at_least_float32(saliency))
 
 
 def contrast_loss(
@@ -138,6 +140,7 @@ def input_gradient_loss(
 
 
 def _weighted_mean(values: Array, weights: Array) -> Array:
-    """Mean over places with non-negative weights; 0, with gradient 0, if all weights are 0."""
+    """Mean over places with non-negative weights; 0, with gradient 0, if the weights' sum is next to 0."""
     total = weights.sum(_PLACES)
-    return (weights * values).sum(_PLACES) / jnp.where(total == 0, 1, total)
+    empty = total < SMALLEST_DIVISOR
+    return jnp.where(empty, 0, (weights * values).sum(_PLACES) / jnp.where(empty, 1, total))

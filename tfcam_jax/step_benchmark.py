@@ -168,7 +168,7 @@ def run(models: Sequence[str], contestants: Sequence[str], batch_size: int, imag
             compiled = [f"{cold[contestant]:.1f}", f"{warm:.1f}"] if contestant == "jax" else ["", ""]
             values = (f"{median:.3f}", f"{min(times[contestant]):.3f}", f"{reference / median:.2f}", *compiled)
             print(row.format(model, contestant, *values), flush=True)
-    print(f"batch {batch_size}, {image_size} px, float32, {os.cpu_count()} cores, {rounds} rounds; ratio: jax's median")
+    print(f"batch {batch_size}, {image_size} px, float32, {os.cpu_count()} cores, {rounds} rounds; ratio: jax / theirs")
 
 
 def _time_case(

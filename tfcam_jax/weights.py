@@ -66,9 +66,9 @@ def load_pretrained(
       New variables of the same tree, shapes and float32.
 
     Raises:
-      FileNotFoundError: `source` is a file that does not exist.
-      WeightsError: nothing is published for the model, the hub cannot be reached (the message says which file to
-        place where), or names or shapes differ from the model's: all of them are listed.
+      WeightsError: `source` is a file that does not exist, nothing is published for the model, the hub cannot be
+        reached (the message says which file to place where), or names or shapes differ from the model's: all of them
+        are listed.
       StateDictError: the file is damaged, or holds more than tensors.
     """
     if name not in MODEL_CARDS:
@@ -89,7 +89,7 @@ def find_weights(card: ModelCard, source: str | Path, cache_dir: Path) -> Path:
     """The local file that `source` means (see `load_pretrained`), downloaded if need be."""
     if Path(source).suffix in FILE_SUFFIXES or Path(source).is_file():
         if not Path(source).is_file():
-            raise FileNotFoundError(f"weights file {source} does not exist")
+            raise WeightsError(f"weights file {source} does not exist")
         return Path(source)
     repository = card.repository if source == IMAGENET else str(source)
     if repository is None:

@@ -28,6 +28,6 @@ def conv_general_dilated(
     if not is_pointwise or is_padded:
         return lax.conv_general_dilated(x, kernel, strides, padding, **options)
     x = x[:, :: strides[0], :: strides[1]]
-    places = math.prod(x.shape[:-1])
-    y = jnp.dot(x.reshape(places, x.shape[-1]), kernel[0, 0], precision=options.get("precision"))
+    # Sizes written out: of an image too small to leave a place, -1 could not be told.
+    y = jnp.dot(x.reshape(math.prod(x.shape[:-1]), x.shape[-1]), kernel[0, 0], precision=options.get("precision"))
     return y.reshape(*x.shape[:-1], kernel.shape[-1])

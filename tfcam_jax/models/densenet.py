@@ -46,8 +46,7 @@ class Transition(nn.Module):
     @nn.compact
     def __call__(self, x: Array, train: bool, mask: Array | None) -> Array:
         x = nn.relu(self.norm(name="norm")(x, train, mask))
-        # A mean over places and a 1x1 convolution commute, and after the mean there is a quarter of the work.
-        return self.conv(x.shape[-1] // 2, (1, 1), name="conv")(avg_pool_2x2(x))
+        return avg_pool_2x2(self.conv(x.shape[-1] // 2, (1, 1), name="conv")(x))
 
 
 class DenseNet(Backbone):

@@ -45,7 +45,9 @@ class BatchNorm(nn.Module):
         else:
             mean, var = running_mean.value, running_var.value
         factor = scale * jax.lax.rsqrt(var + self.epsilon)
-        return (x.astype(jnp.float32) * factor + (bias - mean * factor)).astype(x.dtype)
+        shift = bias - mean * factor
+        per_channel = lambda values: values.reshape(*[1] * (x.ndim - 1), -1)
+        return (x.astype(jnp.float32) * per_channel(factor) + per_channel(shift)).astype(x.dtype)
 
     def _batch_statistics(self, x: Array, mask: Array | None) -> tuple[Array, Array, Array]:
         """Mean, biased variance and number of values per channel, over all devices of the axis."""

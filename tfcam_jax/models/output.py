@@ -36,5 +36,5 @@ class PooledLinearHead(nn.Module):
         kernel = self.param("kernel", nn.initializers.lecun_normal(), (features.shape[-1], self.num_classes))
         bias = self.param("bias", nn.initializers.zeros_init(), (self.num_classes,))
         pooled = features.mean(axis=(1, 2))
-        logits = jnp.matmul(pooled, kernel, precision="highest") + bias
+        logits = jnp.matmul(pooled, kernel, precision="highest") + bias[None, :]
         return ModelOutput(logits=logits, features=features, kernel=kernel, bias=bias)

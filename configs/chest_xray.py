@@ -1,0 +1,29 @@
+"""Normal and abnormal chest X-rays with radiologists' boxes (NIH, RSNA) or gaze (MIMIC).
+
+    python launch/prepare.py --config=configs/chest_xray.py --config.data.chest_xray.manual_dir=FOLDER --check \
+        --out=runs/chest_check
+    python launch/train.py --config=configs/chest_xray.py --config.data.chest_xray.manual_dir=FOLDER \
+        --config.data.chest_xray.collections="('mimic',)" --config.strategy=difference --workdir=runs/chest
+
+FOLDER holds subfolders nih, rsna, mimic as their owners lay them out; see tfcam_jax/data/chest_xray.py, which also says
+how to obtain them. Papers: Wang et al., CVPR 2017; Karargyris et al., Scientific Data 2021. What to expect: gaze maps
+exist for normal films too, boxes only for abnormal ones, where the placebo arms (data.maps.placebo) are needed to tell
+what a gain is owed to. rsna's films are among nih's: taking both is refused where they cross splits. This config has
+not been run on the real collections.
+"""
+
+from ml_collections import ConfigDict
+
+from configs import default
+
+
+def get_config() -> ConfigDict:
+    config = default.get_config()
+    config.data.source = "chest_xray"
+    config.data.channels = 1
+    config.data.maps.sigma = 150.0  # film pixels, as in the gaze data's own maps
+    config.data.balance = "weights"
+    config.augment.crop = 0.1
+    config.augment.rotate = 5.0
+    config.strategy = "cyborg"
+    return config

@@ -1,0 +1,127 @@
+"""Every key that a run has, with its default: the CYBORG recipe (Boyd et al., WACV 2023), but ResNet-18 from scratch.
+
+Other configs start from this one and change a few lines. A key set to a placeholder is unset (None): its owner's
+default holds, and setting it where its owner has no such option is refused.
+"""
+
+from ml_collections import ConfigDict
+from ml_collections.config_dict import placeholder
+
+
+def get_config() -> ConfigDict:
+    config = ConfigDict()
+    config.seed = 0  # of initial weights, order of examples and augmentation
+    config.epochs = 50
+    config.batch_size = 20
+    config.strategy = "cross_entropy"  # a key of tfcam_jax.strategies.STRATEGIES
+
+    # Options of the strategy.
+    config.guidance = ConfigDict()
+    config.guidance.alpha = placeholder(float)  # total = alpha * cross-entropy + (1 - alpha) * guidance
+    config.guidance.divergence = placeholder(str)  # mse, l1, bce, kl or pearson
+    config.guidance.cam_class = placeholder(str)  # cyborg: "true" or "predicted"
+    config.guidance.attribution = placeholder(str)  # energy, outside: "true" or "difference"
+
+    config.data = ConfigDict()
+    config.data.source = "manifest"  # a key of tfcam_jax.data.SOURCES
+    config.data.image_size = placeholder(int)  # pixels; unset: the model's own, see tfcam_jax/models/cards.py
+    config.data.channels = 3  # 1 for grayscale: repeated to three on the device
+    config.data.mean = placeholder(tuple)  # of RGB in [0, 1]; unset: the model's own
+    config.data.std = placeholder(tuple)
+    config.data.num_threads = 2  # that decode and augment
+    config.data.num_workers = 0  # processes that decode and augment; 0: threads of this one
+    config.data.skip_unreadable = False  # True: leave out rows whose files can't be read, and count them in the results
+    config.data.balance = "none"  # of classes in training: none, weights (of the cross-entropy) or sampling
+
+    # Human maps.
+    config.data.maps = ConfigDict()
+    config.data.maps.combine = "mean"  # several annotators: mean, majority or an annotator's name
+    config.data.maps.sigma = 50.0  # of fixations' Gaussians: pixels of the image, or degrees with the next key
+    config.data.maps.pixels_per_degree = 0.0  # image pixels in a degree of the visual field; 0: sigma is in pixels
+    config.data.maps.blur = 0.0  # standard deviation of a Gaussian, as a share of the longer side
+    config.data.maps.threshold = 0.0  # 1 where the map reaches this share of its peak, else 0; 0: as it is
+    config.data.maps.placebo = "none"  # of training: other_image, mean_map or border_ring in place of the true maps
+
+    # Which images train, validate and test.
+    config.data.protocol = ConfigDict()
+    config.data.protocol.name = "published"  # closed, open, leave_one_domain_out or k_fold
+    config.data.protocol.domains = ()  # open, leave_one_domain_out: those that only test
+    config.data.protocol.num_folds = 5  # k_fold: parts of all images, whole groups together
+    config.data.protocol.fold = 0  # k_fold: the part that tests; the next one validates
+    config.data.protocol.seed = 0  # k_fold: of the parts
+    config.data.protocol.leakage = "refuse"  # groups or equal images in two splits: refuse, or drop them from training
+
+    # Options of the sources, each under its name.
+    config.data.manifest = ""  # path of the CSV, for source "manifest"
+    config.data.labels = placeholder(tuple)  # class names in order of their index; unset: training's, sorted
+    config.data.demo = ConfigDict()
+    config.data.demo.data_dir = ""  # "": TFDS's own default
+    config.data.demo.seed = 0
+    config.data.demo.num_train = 1200
+    config.data.demo.num_val = 300
+    config.data.demo.num_test = 400  # of each of the two parts, closed and open
+    config.data.demo.shortcut_agreement = 0.97  # in training, validation and closed test
+    # manual_dir: the owner's files; "": the set prepared before. data_dir: of prepared sets; "": TFDS's own default.
+    config.data.cyborg_faces = ConfigDict()
+    config.data.cyborg_faces.manual_dir = ""
+    config.data.cyborg_faces.data_dir = ""
+    config.data.cyborg_faces.train_lists = ("train*.csv",)  # `train` rows train, `test` rows validate
+    config.data.cyborg_faces.test_lists = ("test*.csv",)
+    config.data.cyborg_faces.images = "images"  # what paths in the lists are relative to
+    config.data.cyborg_faces.heatmaps = "heatmaps"
+    config.data.cyborg_faces.group_pattern = ""  # regular expression: its first group in a path names the person
+    config.data.iris_pad = ConfigDict()
+    config.data.iris_pad.manual_dir = ""
+    config.data.iris_pad.data_dir = ""
+    config.data.iris_pad.lists = ("*.csv",)  # without any: folders named by type
+    config.data.iris_pad.images = "images"
+    config.data.iris_pad.maps = "maps"
+    config.data.iris_pad.group_pattern = ""  # as above, the eye or person
+    config.data.chest_xray = ConfigDict()
+    config.data.chest_xray.manual_dir = ""
+    config.data.chest_xray.data_dir = ""
+    config.data.chest_xray.collections = ()  # of nih, rsna, mimic; empty: those that are there
+    config.data.chest_xray.annotated_only = False  # True: without abnormal films that nobody annotated
+
+    # Augmentation in training, of image and human map jointly but for colour: none in the recipe.
+    config.augment = ConfigDict()
+    config.augment.flip = 0.0  # probability of a horizontal flip
+    config.augment.crop = 0.0  # largest share of each side cut off
+    config.augment.rotate = 0.0  # largest angle, degrees
+    config.augment.translate = 0.0  # largest shift, as a share of the side
+    config.augment.scale = 0.0  # largest relative change of size
+    config.augment.shear = 0.0  # largest angle, degrees
+    config.augment.brightness = 0.0  # of the image alone: largest shift, as a share of the range
+    config.augment.contrast = 0.0  # largest relative change
+    config.augment.saturation = 0.0  # largest relative change
+
+    config.model = ConfigDict()
+    config.model.name = "resnet18"  # a key of tfcam_jax.models.MODELS
+    config.model.weights = ""  # "": from scratch; "imagenet", a .safetensors or .pth file, or a Hub repository
+    config.model.keep_head = False  # take the weights' head too; classes must agree
+    config.model.dtype = "float32"  # of convolutions and activations: float32 or bfloat16
+    config.model.freeze_batch_norm = False  # keep the batch statistics of the weights, for few images
+    config.model.rematerialize = False  # less memory, about a third more time
+
+    config.optimizer = ConfigDict()
+    config.optimizer.name = "sgd"  # sgd, adam or adamw
+    config.optimizer.learning_rate = 0.005
+    config.optimizer.momentum = placeholder(float)  # sgd: 0.9
+    config.optimizer.weight_decay = 1e-6
+    config.optimizer.clip_norm = 0.0  # 0: no clipping
+    config.optimizer.schedule = "step"  # step, cosine or constant
+    config.optimizer.step_epochs = placeholder(int)  # step: 12
+    config.optimizer.step_factor = placeholder(float)  # step: 0.1
+    config.optimizer.warmup_epochs = 0.0
+
+    config.evaluation = ConfigDict()
+    config.evaluation.batch_size = 64
+    config.evaluation.select_by = "accuracy"  # best checkpoint: accuracy, auroc or cross_entropy on validation
+
+    config.log_every_steps = 10
+
+    # For launch/compare.py: the runs to compare.
+    config.compare = ConfigDict()
+    config.compare.strategies = ("cross_entropy", "cyborg", "opposed", "difference", "contrast")
+    config.compare.seeds = (0,)
+    return config

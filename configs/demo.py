@@ -1,0 +1,25 @@
+"""The embedded demo: drawn 64 px images with a true cue and a shortcut (tfcam_jax/data/demo.py).
+
+    python launch/compare.py --config=configs/demo.py --workdir=runs/demo
+    python launch/train.py --config=configs/demo.py --config.strategy=difference --workdir=runs/difference
+
+The first trains cross_entropy, cyborg and the three reconstructions, and ends with a table and a picture.
+"""
+
+from ml_collections import ConfigDict
+
+from configs import default
+
+
+def get_config() -> ConfigDict:
+    config = default.get_config()
+    config.data.source = "demo"
+    config.data.mean = (0.5, 0.5, 0.5)
+    config.data.std = (0.25, 0.25, 0.25)
+    config.model.name = "small_cnn"
+    config.batch_size = 32
+    config.epochs = 12
+    config.optimizer.learning_rate = 0.05
+    config.optimizer.schedule = "cosine"
+    config.evaluation.batch_size = 128
+    return config

@@ -1,0 +1,28 @@
+"""Iris presentation attacks with human saliency, tested on attack types never trained on (LivDet-Iris 2020 style).
+
+    python launch/prepare.py --config=configs/iris_pad.py --config.data.iris_pad.manual_dir=FOLDER --check \
+        --out=runs/iris_check
+    python launch/train.py --config=configs/iris_pad.py --config.data.iris_pad.manual_dir=FOLDER \
+        --config.strategy=difference --workdir=runs/iris
+    python launch/train.py --config=configs/iris_pad.py --config.data.iris_pad.manual_dir=FOLDER \
+        --config.data.protocol.name=leave_one_domain_out --config.data.protocol.domains="('printout',)" \
+        --workdir=runs/iris_without_printout
+
+FOLDER holds collections that their owners give out on request; its layout says tfcam_jax/data/iris_pad.py. The last
+command leaves one attack type out. What to expect: attacks outnumber live eyes or the reverse, hence balanced sampling;
+figures per attack type. This config has not been run on the real collections. Paper of the task: Das et al.,
+arXiv 2009.00749.
+"""
+
+from ml_collections import ConfigDict
+
+from configs import default
+
+
+def get_config() -> ConfigDict:
+    config = default.get_config()
+    config.data.source = "iris_pad"
+    config.data.channels = 1
+    config.data.balance = "sampling"
+    config.strategy = "cyborg"
+    return config

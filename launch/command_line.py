@@ -1,0 +1,65 @@
+"""What the launch scripts share: the path to `configs`, and errors that a user can mend without their traceback."""
+
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from absl import app, flags, logging
+
+# Compiled programs are kept between runs: a second start is fast. The variable's own value wins.
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path.home() / ".cache" / "tfcam_jax" / "compiled"))
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # config files import `configs.default`
+
+from tfcam_jax.checkpoints import CheckpointError
+from tfcam_jax.data.source import DataError
+from tfcam_jax.experiment import ConfigError
+from tfcam_jax.operating_points import SelectionError
+from tfcam_jax.report import ReportError
+from tfcam_jax.scores import ScoresError
+from tfcam_jax.state_dicts import StateDictError
+from tfcam_jax.train import NonFiniteError
+from tfcam_jax.weights import WeightsError
+from tfcam_jax.workdir import WorkdirError
+
+EXPECTED = (
+    CheckpointError,
+    ConfigError,
+    DataError,
+    NonFiniteError,
+    ReportError,
+    ScoresError,
+    SelectionError,
+    StateDictError,
+    WeightsError,
+    WorkdirError,
+)
+
+
+def run(main: Callable[[], object]) -> None:
+    """Parses flags and calls `main`. An expected error goes to stderr as one message, with exit status 1."""
+
+    def guarded(argv: list[str]) -> None:
+        if len(argv) > 1:
+            raise app.UsageError(f"unexpected argument {argv[1]!r}; a config value is set as --config.key=value")
+        logging.set_verbosity(logging.WARNING)  # Orbax tells each file at the level above
+        try:
+            main()
+        except EXPECTED as error:
+            sys.exit(f"error: {error}")
+
+    app.run(guarded, flags_parser=_parse)
+
+
+def _parse(argv: list[str]) -> list[str]:
+    try:
+        remaining = flags.FLAGS(argv)
+        for name in flags.FLAGS:
+            # A config file that could not be loaded says so only when something is asked of it.
+            getattr(flags.FLAGS[name].value, "is_locked", None)
+    except (flags.Error, AttributeError, KeyError, OSError, TypeError, ValueError) as error:
+        # ml_collections hands on the repr of a message, which hides its line end.
+        message = str(error).strip("\"'").replace("\\n", "\n").replace("\\'", "'")
+        sys.exit(f"error: {message}\nRun with --help for the flags; configs/default.py holds every config key.")
+    return remaining

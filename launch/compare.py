@@ -1,0 +1,17 @@
+"""Trains several strategies on the same data and compares them in a table and a picture.
+
+python launch/compare.py --config=configs/demo.py --workdir=runs/demo
+"""
+
+import command_line
+from absl import flags
+from ml_collections import config_flags
+
+from tfcam_jax.compare import compare
+
+CONFIG = config_flags.DEFINE_config_file("config", None, "Config file; override with --config.key=value.")
+WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the comparison; finished runs in it are not repeated.")
+flags.mark_flags_as_required(["config", "workdir"])
+
+if __name__ == "__main__":
+    command_line.run(lambda: compare(CONFIG.value, WORKDIR.value))

@@ -1,0 +1,25 @@
+"""Shows which places of each image carried the decision of a run's best checkpoint, as a page, PNGs and JSON.
+
+python launch/explain.py --workdir=runs/mine --split=test --out=report
+python launch/explain.py --workdir=runs/mine --images=photographs --out=report
+"""
+
+import command_line
+from absl import flags
+
+from tfcam_jax.report import write_report
+
+WORKDIR = flags.DEFINE_string("workdir", None, "Folder of a run.")
+OUT = flags.DEFINE_string("out", None, "Folder of the report, new or empty; an unfinished one is continued.")
+IMAGES = flags.DEFINE_string("images", None, "Folder of images without labels; the predicted class counts as true.")
+SPLIT = flags.DEFINE_enum("split", None, ["train", "val", "test"], "Split to explain; test, or val without one.")
+DATA = flags.DEFINE_string("data", None, "CSV manifest of other data with the same classes.")
+flags.mark_flags_as_required(["workdir", "out"])
+
+
+def main() -> None:
+    print(f"Report: {write_report(WORKDIR.value, OUT.value, IMAGES.value, SPLIT.value, DATA.value)}")
+
+
+if __name__ == "__main__":
+    command_line.run(main)

@@ -1,0 +1,17 @@
+"""Trains one classifier.
+
+python launch/train.py --config=configs/demo.py --workdir=runs/mine --config.strategy=difference
+"""
+
+import command_line
+from absl import flags
+from ml_collections import config_flags
+
+from tfcam_jax.train import train
+
+CONFIG = config_flags.DEFINE_config_file("config", None, "Config file; override with --config.key=value.")
+WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run: made new, or continued with the same config.")
+flags.mark_flags_as_required(["config", "workdir"])
+
+if __name__ == "__main__":
+    command_line.run(lambda: train(CONFIG.value, WORKDIR.value))

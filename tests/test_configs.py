@@ -1,0 +1,69 @@
+"""Every file in configs/ is a config: the default's keys, values that fit, parts that can be built."""
+
+import importlib.util
+import inspect
+import pathlib
+
+import pytest
+
+from configs import default
+from tfcam_jax.data.transforms import Augment
+from tfcam_jax.experiment import build_model, check_values
+from tfcam_jax.models import MODEL_CARDS
+from tfcam_jax.strategies import STRATEGIES, strategy_options
+
+REPO = pathlib.Path(__file__).parent.parent
+FILES = sorted((REPO / "configs").glob("*.py"))
+
+
+def load(path):
+    spec = importlib.util.spec_from_file_location(f"config_{path.stem}", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def flatten(config, prefix=""):
+    for key, value in config.items():
+        if hasattr(value, "items"):
+            yield from flatten(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_config_has_the_defaults_keys_and_can_be_built(path):
+    config = load(path).get_config()
+    assert dict(flatten(config)).keys() == dict(flatten(default.get_config())).keys()
+    if config.data.source == "manifest" and not config.data.manifest:
+        config.data.manifest = "any.csv"
+    check_values(config)
+    build_model(config, num_classes=2)
+    Augment(**config.augment)
+    assert set(config.compare.strategies) <= set(STRATEGIES)
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_config_says_what_it_is_for_and_how_it_is_run(path):
+    assert path.stem == "default" or f"--config=configs/{path.name}" in load(path).__doc__
+
+
+def test_every_option_of_a_strategy_stands_in_the_default_config():
+    options = {option for name in STRATEGIES for option in strategy_options(name)}
+    assert options == set(default.get_config().guidance.keys())
+
+
+def test_every_augmentation_stands_in_the_default_config():
+    assert set(inspect.signature(Augment).parameters) == set(default.get_config().augment.keys())
+
+
+def test_the_default_is_the_cyborg_recipe():
+    """Boyd et al., WACV 2023, as the method text states it."""
+    config = default.get_config()
+    recipe = load(REPO / "configs/cyborg_recipe.py").get_config()
+    assert MODEL_CARDS[recipe.model.name].image_size == 224 and recipe.data.image_size is None
+    assert recipe.model.weights == "imagenet"
+    assert (config.batch_size, config.epochs) == (20, 50)
+    assert (config.optimizer.name, config.optimizer.learning_rate, config.optimizer.weight_decay) == ("sgd", 5e-3, 1e-6)
+    assert config.optimizer.schedule == "step" and config.evaluation.select_by == "accuracy"
+    assert all(value == 0 for value in config.augment.values())

@@ -1,0 +1,117 @@
+"""Files of every mode and depth against what Pillow's own definitions and plain arithmetic say."""
+
+import io
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tfcam_jax.data.decode import check_channels, decode_image, decode_map
+
+RNG = np.random.default_rng(0)
+GREY = RNG.integers(0, 256, (5, 7), np.uint8)
+COLOUR = RNG.integers(0, 256, (5, 7, 3), np.uint8)
+ALPHA = RNG.integers(0, 256, (5, 7), np.uint8)
+DEEP = RNG.integers(0, 65536, (5, 7), np.uint16)
+
+
+def encode(image, kind="PNG", **options):
+    file = io.BytesIO()
+    image = image if isinstance(image, Image.Image) else Image.fromarray(image)
+    image.save(file, kind, **options)
+    return file.getvalue()
+
+
+def luma(rgb):
+    return rgb.astype(float) @ [0.299, 0.587, 0.114]
+
+
+@pytest.mark.parametrize("kind", ["PNG", "TIFF", "BMP"])
+def test_plain_images_come_back_exactly(kind):
+    np.testing.assert_array_equal(decode_image(encode(COLOUR, kind), 3), COLOUR)
+    np.testing.assert_array_equal(decode_image(encode(GREY, kind), 1)[..., 0], GREY)
+    np.testing.assert_array_equal(decode_image(encode(GREY, kind), 3), np.repeat(GREY[..., None], 3, 2))
+    np.testing.assert_allclose(decode_image(encode(COLOUR, kind), 1)[..., 0], luma(COLOUR), atol=1)
+
+
+def test_transparency_lies_over_black():
+    rgba = np.dstack([COLOUR, ALPHA])
+    expected = COLOUR * (ALPHA[..., None] / 255)
+    np.testing.assert_allclose(decode_image(encode(rgba), 3), expected, atol=1)
+    grey_alpha = encode(Image.merge("LA", [Image.fromarray(GREY), Image.fromarray(ALPHA)]))
+    np.testing.assert_allclose(decode_image(grey_alpha, 1)[..., 0], GREY * (ALPHA / 255), atol=1)
+    np.testing.assert_allclose(decode_map(grey_alpha), GREY / 255 * (ALPHA / 255), atol=1.5 / 255)
+    np.testing.assert_allclose(decode_map(encode(rgba)), luma(expected) / 255, atol=1.5 / 255)
+
+
+def test_palette_is_resolved_not_read_as_indices():
+    image = Image.fromarray(GREY % 4, "L").convert("P")
+    image.putpalette([0, 0, 0, 250, 0, 0, 0, 250, 0, 0, 0, 250])
+    expected = np.array([[0, 0, 0], [250, 0, 0], [0, 250, 0], [0, 0, 250]], np.uint8)[GREY % 4]
+    np.testing.assert_array_equal(decode_image(encode(image), 3), expected)
+    np.testing.assert_allclose(decode_map(encode(image)), luma(expected) / 255, atol=1 / 255)
+    transparent = encode(image, transparency=2)
+    expected[GREY % 4 == 2] = 0
+    np.testing.assert_array_equal(decode_image(transparent, 3), expected)
+
+
+def test_one_bit():
+    bits = GREY > 127
+    np.testing.assert_array_equal(decode_map(encode(Image.fromarray(bits))), bits.astype(np.float32))
+    np.testing.assert_array_equal(decode_image(encode(Image.fromarray(bits)), 1)[..., 0], bits * 255)
+
+
+@pytest.mark.parametrize("kind", ["PNG", "TIFF", "PPM"])
+def test_sixteen_bits_are_scaled_by_their_depth(kind):
+    encoded = encode(DEEP, kind)
+    np.testing.assert_allclose(decode_image(encoded, 1)[..., 0], DEEP / 257, atol=0.51)
+    np.testing.assert_allclose(decode_map(encoded), DEEP / 65535, rtol=1e-6)
+
+
+def test_a_faint_sixteen_bit_map_keeps_its_shape():
+    faint = (DEEP // 1000).astype(np.uint16)
+    saliency = decode_map(encode(faint))
+    assert saliency.dtype == np.float32
+    assert len(np.unique(saliency)) == len(np.unique(faint))
+
+
+def test_float_maps_are_taken_as_they_are_and_must_be_in_range():
+    values = RNG.random((5, 7), np.float32)
+    np.testing.assert_array_equal(decode_map(encode(values, "TIFF")), values)
+    for wrong in (values - 0.5, values * 300, values * np.nan):
+        with pytest.raises(ValueError, match="values outside 0 to 1"):
+            decode_map(encode(wrong.astype(np.float32), "TIFF"))
+    with pytest.raises(ValueError, match="values outside 0 to 65535"):
+        decode_image(encode(np.array([[70000]], np.int32), "TIFF"), 3)
+
+
+def test_cmyk():
+    ink = np.zeros((2, 2, 4), np.uint8)
+    ink[0, 0] = 255, 0, 0, 0
+    decoded = decode_image(encode(Image.fromarray(ink, "CMYK"), "TIFF"), 3)
+    np.testing.assert_array_equal(decoded[0], [[0, 255, 255], [255, 255, 255]])
+
+
+def test_exif_orientation_turns_image_and_map():
+    exif = Image.Exif()
+    exif[0x0112] = 6  # The viewer turns it a quarter clockwise.
+    np.testing.assert_array_equal(decode_image(encode(COLOUR, exif=exif), 3), np.rot90(COLOUR, -1))
+    np.testing.assert_allclose(decode_map(encode(GREY, exif=exif)), np.rot90(GREY, -1) / 255, rtol=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG"])
+def test_truncated_and_foreign_files_are_refused(kind):
+    noise = RNG.integers(0, 256, (64, 64, 3), np.uint8)
+    encoded = encode(noise, kind)
+    for decode in (lambda data: decode_image(data, 3), decode_map):
+        with pytest.raises(ValueError, match="broken image"):
+            decode(encoded[: len(encoded) // 2])
+        for foreign in (b"", b"not an image"):
+            with pytest.raises(ValueError, match="not an image"):
+                decode(foreign)
+
+
+def test_channels():
+    for channels in (0, 2, 4):
+        with pytest.raises(ValueError, match="channels must be 1"):
+            check_channels(channels)

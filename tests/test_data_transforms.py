@@ -1,0 +1,258 @@
+"""The joint transform against Pillow and SciPy, and as a property: what the map marks stays marked."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from scipy import ndimage
+
+from tfcam_jax.data import Augment, Example
+from tfcam_jax.data.transforms import apply
+
+AFFINE = Augment(rotate=25, translate=0.1, scale=0.2, shear=10)
+
+
+def noise(height, width, channels=3, seed=0):
+    rng = np.random.default_rng(seed)
+    return Example(rng.integers(0, 256, (height, width, channels), np.uint8), rng.random((height, width), np.float32))
+
+
+def smooth(height, width):
+    """Image and map that hold the same picture, without detail that resampling would lose."""
+    y, x = np.mgrid[:height, :width] / max(height, width)
+    picture = 0.5 + 0.25 * np.sin(5 * x + 1) + 0.25 * np.cos(4 * y)
+    return Example(np.rint(255 * picture).astype(np.uint8)[..., None], picture.astype(np.float32))
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("size", [9, 40])
+def test_plain_resize_is_pillows(channels, size):
+    example = noise(30, 20, channels)
+    image, saliency = apply(example, size)
+    assert image.shape == (size, size, channels) and image.dtype == np.uint8
+    assert saliency.shape == (size, size) and saliency.dtype == np.float32
+    for channel in range(channels):
+        expected = Image.fromarray(example.image[..., channel]).resize((size, size), Image.Resampling.BILINEAR)
+        np.testing.assert_array_equal(image[..., channel], expected)
+    expected = Image.fromarray(example.saliency).resize((size, size), Image.Resampling.BILINEAR)
+    np.testing.assert_array_equal(saliency, expected)
+
+
+def test_a_faint_dot_survives_resizing():
+    saliency = np.zeros((224, 224), np.float32)
+    saliency[100, 100] = 1 / 255
+    _, moved = apply(Example(np.zeros((224, 224, 3), np.uint8), saliency), 32)
+    assert moved.max() > 0
+    assert np.unravel_index(moved.argmax(), moved.shape) == (14, 14)
+
+
+@pytest.mark.parametrize("saliency", [None, *(np.full((29, 31), value, np.float32) for value in (0, 0.3, 0.7, 1))])
+@pytest.mark.parametrize("augment", [Augment(), AFFINE])
+def test_no_map_and_constant_map_give_zeros(saliency, augment):
+    # A constant map, turned, would otherwise become a picture of the border.
+    _, moved = apply(Example(np.zeros((8, 8, 3), np.uint8), saliency), 16, augment, np.random.default_rng(0))
+    assert moved.shape == (16, 16) and not moved.any()
+
+
+def test_a_crop_within_a_box_leaves_no_map():
+    saliency = np.zeros((100, 100), np.float32)
+    saliency[1:99, 1:99] = 1
+    example = Example(np.zeros((100, 100, 3), np.uint8), saliency)
+    augment = Augment(crop=0.9, rotate=30)
+    moved = [apply(example, 16, augment, np.random.default_rng(seed))[1] for seed in range(40)]
+    inside = [m for m in moved if not m.any()]
+    assert inside, "none of the crops lies within the box"
+    assert all(len(np.unique(m)) > 1 for m in moved if m.any())
+
+
+def test_identity_draws_change_nothing():
+    example = noise(30, 20)
+    plain, drawn = apply(example, 16), apply(example, 16, Augment(), np.random.default_rng(3))
+    for before, after in zip(plain, drawn, strict=True):
+        np.testing.assert_array_equal(before, after)
+
+
+def test_flip_mirrors_both_with_its_probability():
+    example = noise(16, 16)
+    plain_image, plain_map = apply(example, 16)
+    flipped = 0
+    for seed in range(200):
+        image, saliency = apply(example, 16, Augment(flip=0.3), np.random.default_rng(seed))
+        turn = not np.array_equal(image, plain_image)
+        flipped += turn
+        np.testing.assert_array_equal(image, plain_image[:, ::-1] if turn else plain_image)
+        np.testing.assert_array_equal(saliency, plain_map[:, ::-1] if turn else plain_map)
+    assert 40 <= flipped <= 80  # 60 +- 3 standard deviations
+
+
+def test_crop_is_a_window_of_the_right_size():
+    # On a ramp the crop's window can be read off the values: intensity = column and row.
+    columns = np.tile(np.arange(200, dtype=np.float32), (200, 1))
+    spans = []
+    for seed in range(100):
+        rng = np.random.default_rng(seed)
+        image, saliency = apply(Example(columns.astype(np.uint8)[..., None], columns), 50, Augment(crop=0.4), rng)
+        np.testing.assert_allclose(image[..., 0], saliency, atol=0.51)
+        spans.append((saliency[0, -1] - saliency[0, 0]) * 50 / 49)
+    assert 0.6 * 200 <= min(spans) <= 0.65 * 200
+    assert 0.95 * 200 <= max(spans) <= 200.1
+
+
+@given(seed=st.integers(0, 10_000), size=st.sampled_from([17, 32]))
+@settings(max_examples=40, deadline=None)
+def test_affine_agrees_with_scipy(seed, size):
+    example = noise(size, size, 1, seed)
+    image, saliency = apply(example, size, AFFINE, np.random.default_rng(seed))
+    # Recover the mapping from two ramps, whose values are coordinates, then resample independently.
+    y, x = np.mgrid[:size, :size].astype(np.float32)
+    inside = np.full((size, size), True)
+    coordinates = []
+    for ramp in (y, x):
+        _, moved = apply(Example(example.image, ramp + 100), size, AFFINE, np.random.default_rng(seed))
+        inside &= moved > 0
+        coordinates.append(moved - 100)
+    # Ramps are flat within half a pixel of the border, where coordinates are clamped; look further in.
+    inside &= np.all([(c > 0.01) & (c < size - 1.01) for c in coordinates], axis=0)
+    expected = ndimage.map_coordinates(example.saliency, coordinates, order=1, mode="nearest")
+    np.testing.assert_allclose(saliency[inside], expected[inside], atol=2e-3)
+    expected = ndimage.map_coordinates(example.image[..., 0].astype(np.float32), coordinates, order=1, mode="nearest")
+    np.testing.assert_allclose(image[..., 0][inside], expected[inside], atol=1.5)
+
+
+def test_beyond_the_border_the_image_repeats_its_edge_and_the_map_is_empty():
+    example = Example(np.full((32, 32, 3), 200, np.uint8), np.pad(np.zeros((16, 16), np.float32), 8, constant_values=1))
+    outside = 0
+    for seed in range(20):
+        image, saliency = apply(example, 32, AFFINE, np.random.default_rng(seed))
+        assert (image == 200).all()
+        outside += (saliency[[0, 0, -1, -1], [0, -1, 0, -1]] == 0).sum()
+    assert outside > 20  # of 80 corners
+
+
+augments = st.builds(
+    Augment,
+    flip=st.floats(0, 1),
+    crop=st.floats(0, 0.3),
+    rotate=st.floats(0, 30),
+    translate=st.floats(0, 0.1),
+    scale=st.floats(0, 0.2),
+    shear=st.floats(0, 10),
+)
+
+
+@given(augment=augments, seed=st.integers(0, 10_000), x=st.floats(0.35, 0.65), y=st.floats(0.35, 0.65))
+@settings(max_examples=150, deadline=None)
+def test_a_marked_spot_stays_marked(augment, seed, x, y):
+    """A disc in the image and its map at half the resolution go to the same place."""
+    shares = lambda n: (np.arange(n) + 0.5) / n
+    disc = lambda height, width: np.hypot(shares(height)[:, None] - y, shares(width)[None, :] - x) < 0.1
+    image = np.zeros((120, 160, 3), np.uint8)
+    image[disc(120, 160), 1] = 255
+    moved, saliency = apply(Example(image, disc(60, 80).astype(np.float32)), 64, augment, np.random.default_rng(seed))
+    green = moved[..., 1] / 255
+    assert green.sum() > 20
+    assert not moved[..., [0, 2]].any()
+    place = ndimage.center_of_mass
+    np.testing.assert_allclose(place(saliency), place(green), atol=0.6)
+    np.testing.assert_allclose(saliency.sum(), green.sum(), rtol=0.1)
+
+
+@pytest.mark.parametrize("augment", [AFFINE, Augment(flip=0.5, crop=0.3)])
+def test_image_and_map_move_alike_everywhere(augment):
+    example = smooth(48, 48)
+    for seed in range(20):
+        image, saliency = apply(example, 48, augment, np.random.default_rng(seed))
+        inside = saliency > 0
+        # The image is rounded when stored, when resized and when moved.
+        np.testing.assert_allclose(image[..., 0][inside] / 255, saliency[inside], atol=2.1 / 255)
+
+
+def forward_map(augment, seed, size=64):
+    """[2, 3]: where an input point (x, y, 1) goes, about the centre and in shares of the side, by least squares."""
+    y, x = (np.mgrid[:size, :size] + 0.5) / size - 0.5
+    blank = np.zeros((size, size, 1), np.uint8)
+    come_from = [
+        apply(Example(blank, (1 + ramp).astype(np.float32)), size, augment, np.random.default_rng(seed))[1] - 1
+        for ramp in (x, y)
+    ]
+    inside = np.all([np.abs(c) < 0.45 for c in come_from], axis=0)
+    points = np.column_stack([*(c[inside] for c in come_from), np.ones(inside.sum())])
+    return np.linalg.lstsq(points, np.column_stack([x[inside], y[inside]]), rcond=None)[0].T
+
+
+READINGS = {
+    "rotate": (20, lambda m: np.degrees(np.arctan2(m[1, 0], m[0, 0]))),
+    "scale": (0.2, lambda m: np.sqrt(np.linalg.det(m[:, :2])) - 1),
+    "shear": (15, lambda m: np.degrees(np.arctan(m[0, 1]))),
+    "translate": (0.1, lambda m: m[0, 2]),
+}
+
+
+@pytest.mark.parametrize("part", READINGS)
+def test_each_part_moves_as_much_as_it_says(part):
+    limit, read = READINGS[part]
+    maps = [forward_map(Augment(**{part: limit}), seed) for seed in range(40)]
+    values = np.array([read(m) for m in maps])
+    assert np.abs(values).max() <= limit * 1.01
+    assert values.min() < -0.7 * limit and values.max() > 0.7 * limit
+    for name, (other_limit, other) in READINGS.items():
+        if name != part and {name, part} != {"rotate", "shear"}:
+            assert max(abs(other(m)) for m in maps) < 0.02 * other_limit, name
+
+
+def test_the_same_draws_give_the_same_pixels():
+    example = noise(30, 20)
+    augment = Augment(flip=0.5, crop=0.2, rotate=10, translate=0.1, scale=0.1, shear=5)
+    draw = lambda seed: apply(example, 16, augment, np.random.default_rng(seed))
+    for first, again, other in zip(draw(1), draw(1), draw(2), strict=True):
+        np.testing.assert_array_equal(first, again)
+        assert not np.array_equal(first, other)
+
+
+def test_parts_do_not_disturb_each_other():
+    """Which images are flipped is the same whether they are cropped or not."""
+    ramp = np.tile(np.arange(32, dtype=np.float32), (32, 1))
+    example = Example(np.zeros((32, 32, 3), np.uint8), ramp)
+    flipped = lambda **parts: [
+        saliency[0, 0] > saliency[0, -1]
+        for saliency in (apply(example, 32, Augment(flip=0.5, **parts), np.random.default_rng(s))[1] for s in range(30))
+    ]
+    assert flipped() == flipped(crop=0.2)
+    assert 5 < sum(flipped()) < 25
+
+
+@pytest.mark.parametrize(
+    "options", [{"flip": 1.5}, {"crop": 1.0}, {"rotate": -1}, {"scale": 1.0}, {"shear": 90}, {"translate": 2}]
+)
+def test_impossible_augmentation_is_refused(options):
+    with pytest.raises(ValueError, match=f"augment.{next(iter(options))} must be in"):
+        Augment(**options)
+
+
+@given(st.integers(0, 2**31))
+def test_colour_changes_the_image_alone_and_leaves_the_geometry(seed):
+    rng = np.random.default_rng(seed)
+    example = Example(rng.integers(60, 190, (16, 16, 3), np.uint8), rng.random((16, 16), np.float32))
+    geometry = {"flip": 0.5, "crop": 0.3, "rotate": 20.0}
+    plain, plain_map = apply(example, 12, Augment(**geometry), np.random.default_rng(seed))
+    coloured, own_map = apply(
+        example, 12, Augment(**geometry, brightness=0.1, contrast=0.2, saturation=0.5), np.random.default_rng(seed)
+    )
+    np.testing.assert_array_equal(own_map, plain_map)
+    assert (coloured != plain).any()
+    # Each of the three draws, by the definition: the draws follow the ten of the geometry.
+    again = np.random.default_rng(seed)
+    again.random(10)
+    brightness, contrast, saturation = 2 * again.random(3) - 1
+    mean = plain.mean()
+    values = (plain - mean) * (1 + 0.2 * contrast) + mean + 25.5 * brightness
+    grey = values @ [0.299, 0.587, 0.114]
+    expected = grey[..., None] + (1 + 0.5 * saturation) * (values - grey[..., None])
+    np.testing.assert_allclose(coloured, np.clip(expected, 0, 255), atol=2.5)
+
+
+def test_grey_images_have_no_saturation():
+    example = Example(np.full((4, 4, 1), 90, np.uint8), None)
+    image, _ = apply(example, 4, Augment(saturation=1.0), np.random.default_rng(0))
+    np.testing.assert_array_equal(image, example.image)

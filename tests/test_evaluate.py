@@ -1,0 +1,232 @@
+"""Evaluation of a finished run: from its folder alone, on its own and on other data, and what it refuses."""
+
+import json
+import shutil
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+from scipy.stats import pearsonr
+from sklearn.metrics import roc_auc_score
+from tiny_manifest import write_manifest
+from tiny_run import train_tiny
+
+from tfcam_jax.checkpoints import CheckpointError
+from tfcam_jax.data.evaluation_sets import open_image_folder
+from tfcam_jax.data.source import DataError
+from tfcam_jax.evaluate import evaluate, evaluate_leave_one_domain_out, evaluate_source
+from tfcam_jax.experiment import open_dataset
+from tfcam_jax.operating_points import SelectionError
+from tfcam_jax.scores import ScoresError, read_scores
+from tfcam_jax.trained import restore_trained
+from tfcam_jax.workdir import WorkdirError
+
+
+@pytest.fixture(scope="module")
+def workdir(tmp_path_factory):
+    return train_tiny(tmp_path_factory.mktemp("trained"))
+
+
+@pytest.fixture(scope="module")
+def evaluation(workdir, tmp_path_factory):
+    out = tmp_path_factory.mktemp("evaluation")
+    return out, evaluate(workdir, out=out, faithfulness_images=6)
+
+
+@pytest.fixture
+def lone_run(workdir, tmp_path):
+    """The workdir, moved away from its data, which are not there any more."""
+    moved = shutil.copytree(workdir, tmp_path / "moved")
+    config = json.loads((moved / "config.json").read_text())
+    config["data"]["manifest"] = "gone/manifest.csv"
+    (moved / "config.json").write_text(json.dumps(config))
+    return moved
+
+
+def files(folder):
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_files_hold_what_is_returned(evaluation):
+    out, found = evaluation
+    assert sorted(path.name for path in out.iterdir()) == ["evaluation.json", "scores.csv", "tables.txt"]
+    assert json.loads((out / "evaluation.json").read_text()) == found
+    text = (out / "tables.txt").read_text()
+    for words in ("closed", "open", "val EER", "APCER", "Positive (attack): bright", "sigmoid(z_1)", "ROAD gap"):
+        assert words in text
+
+
+def test_figures_are_those_of_training_and_of_the_scores(workdir, evaluation):
+    out, found = evaluation
+    results = json.loads((workdir / "results.json").read_text())
+    for name in ("closed", "open"):
+        for key in ("images", "accuracy", "auroc"):
+            assert found["sets"][name][key] == pytest.approx(results["sets"][name][key])
+        for kind, key in (("T", "true"), ("U", "false"), ("D", "difference")):
+            cc = results["sets"][name]["map_agreement"][key]
+            assert found["map_agreement"][name]["map"][kind]["cc"] == pytest.approx(cc, abs=1e-5)
+    assert found["thresholds"]["margin"] == pytest.approx(results["thresholds"]["margin"], abs=1e-4)
+    scores, names = read_scores(out / "scores.csv")
+    assert names == ("dark", "bright") and scores.splits == ("val",) * 8 + ("test",) * 12
+    test = scores[np.flatnonzero(np.array(scores.splits) == "test")]
+    assert test.seen == (True,) * 6 + (False,) * 6
+    area = roc_auc_score(test.labels, test.logits[:, 1] - test.logits[:, 0])
+    assert found["sets"]["all"]["scores"]["margin"]["auroc"] == pytest.approx(area)
+    assert list(found["domains"]) == ["new", "old"]
+
+
+def test_agreement_at_map_resolution_by_hand(workdir, evaluation):
+    trained = restore_trained(workdir)
+    test = open_dataset(trained.config).splits["test"]
+    predictions = evaluate_source(trained, trained.state, test)
+    pairs = [
+        (t - u, s)
+        for t, u, s, v in zip(
+            predictions.true_map, predictions.false_map, predictions.saliency, predictions.usable, strict=True
+        )
+        if v
+    ]
+    expected = np.mean([pearsonr(d.ravel(), s.ravel()).statistic for d, s in pairs])
+    entry = evaluation[1]["map_agreement"]["all"]
+    assert entry["maps"] == len(pairs) == 9
+    assert entry["map"]["D"]["cc"] == pytest.approx(expected, abs=1e-5)
+    assert entry["image"]["D"]["cc"] != pytest.approx(expected, abs=1e-3)
+
+
+def test_faithful_maps_beat_the_random_order(evaluation):
+    """The squares are found by a model that has learned them: taking D's first places away hurts the most."""
+    maps = evaluation[1]["faithfulness"]["maps"]
+    assert evaluation[1]["faithfulness"]["images"] == 6
+    assert set(maps) == {"T", "|U|", "D", "random"}
+    for entry in maps.values():
+        curves = entry["curves"]
+        assert len(curves["deletion"]) == 11 and len(curves["road_most"]) == 9
+        # At the ends nothing or everything was replaced, whatever the order.
+        assert curves["deletion"][0] == pytest.approx(maps["D"]["curves"]["deletion"][0])
+        assert curves["insertion"][-1] == pytest.approx(curves["deletion"][0], abs=1e-5)
+        assert curves["deletion"][-1] == pytest.approx(maps["D"]["curves"]["deletion"][-1])
+    assert maps["D"]["road_gap"] > maps["random"]["road_gap"]
+    assert all(abs(maps["D"][key]) <= 1 for key in ("random_head", "random_weights"))
+
+
+def test_other_data_need_neither_the_old_ones_nor_a_training_split(lone_run, evaluation, tmp_path):
+    manifest = write_manifest(tmp_path / "other", seed=5)
+    lines = manifest.read_text().splitlines(keepends=True)
+    manifest.write_text("".join([lines[0], *[line for line in lines if line.startswith("test")]]))
+    found = evaluate(lone_run, data=manifest, faithfulness_images=0)
+    results = json.loads((lone_run / "results.json").read_text())
+    assert found["thresholds"] == results["thresholds"] and found["faithfulness"] == {}
+    assert found["sets"]["all"]["images"] == 12 and found["sets"]["open"]["images"] == 6
+    assert (lone_run / "evaluation/scores.csv").exists()
+    with pytest.raises(DataError, match="no row has split 'val'"):
+        evaluate(lone_run, data=manifest, thresholds="data", out=tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_thresholds_can_come_from_the_new_datas_validation(lone_run, tmp_path):
+    manifest = write_manifest(tmp_path / "other", seed=5, val=20)
+    found = evaluate(lone_run, data=manifest, thresholds="data", faithfulness_images=0)
+    scores, _ = read_scores(lone_run / "evaluation/scores.csv")
+    assert scores.splits.count("val") == 20
+    assert found["thresholds"] != json.loads((lone_run / "results.json").read_text())["thresholds"]
+    assert "val of the new data EER" in (lone_run / "evaluation/tables.txt").read_text()
+
+
+def test_thresholds_from_test_data_are_refused(workdir, tmp_path):
+    with pytest.raises(SelectionError, match="'test'"):
+        evaluate(workdir, thresholds="test", out=tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_validation_alone(workdir, tmp_path):
+    found = evaluate(workdir, split="val", out=tmp_path, faithfulness_images=0)
+    assert (found["split"], list(found["sets"]), found["sets"]["all"]["images"]) == ("val", ["all"], 8)
+
+
+def test_classes_that_do_not_match_are_named(workdir, tmp_path):
+    manifest = write_manifest(tmp_path / "other")
+    manifest.write_text(manifest.read_text().replace("bright", "brilliant"))
+    with pytest.raises(DataError, match=r"row \d+: label 'brilliant', but the model knows 'dark', 'bright'"):
+        evaluate(workdir, data=manifest, out=tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_run_needs_a_sound_finished_checkpoint(workdir, tmp_path):
+    with pytest.raises(WorkdirError, match="holds no run"):
+        evaluate(tmp_path)
+    (tmp_path / "config.json").write_text("{")
+    with pytest.raises(WorkdirError, match="damaged"):
+        evaluate(tmp_path)
+    (tmp_path / "config.json").write_bytes((workdir / "config.json").read_bytes())
+    with pytest.raises(CheckpointError, match="no best checkpoint"):
+        evaluate(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["config.json"]
+
+
+def test_damaged_checkpoint_is_named(lone_run):
+    for path in (lone_run / "checkpoints/best").rglob("*"):
+        if path.is_file():
+            path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    with pytest.raises(CheckpointError, match="checkpoints/best"):
+        evaluate(lone_run)
+
+
+def test_unfinished_training_has_no_thresholds(lone_run, tmp_path):
+    (lone_run / "results.json").unlink()
+    manifest = write_manifest(tmp_path / "other")
+    with pytest.raises(WorkdirError, match="the training has not ended"):
+        evaluate(lone_run, data=manifest)
+    assert not (lone_run / "evaluation").exists()
+
+
+def test_scores_do_not_depend_on_the_number_of_devices(workdir):
+    """These tests run on two virtual devices; another process has three."""
+    code = f"""
+import os, sys
+os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=3"
+os.environ["JAX_PLATFORMS"] = "cpu"
+import jax
+from tfcam_jax.evaluate import score_source
+from tfcam_jax.experiment import open_dataset
+from tfcam_jax.trained import restore_trained
+assert jax.device_count() == 3
+trained = restore_trained({str(workdir)!r})
+print(score_source(trained, open_dataset(trained.config).splits["test"], "test")[0].logits.tolist())
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    trained = restore_trained(workdir)
+    assert jax.device_count() == 2
+    here = evaluate_source(trained, trained.state, open_dataset(trained.config).splits["test"])
+    np.testing.assert_allclose(json.loads(done.stdout), here.logits, atol=1e-5)
+
+
+def test_study_of_several_evaluations(evaluation, tmp_path, capsys):
+    out, _ = evaluation
+    study = evaluate_leave_one_domain_out([out, out / "scores.csv"], tmp_path / "study")
+    assert list(study["domains"]) == ["new", "new (table 2)"] and study["deviation"]["auroc"] == 0
+    assert json.loads((tmp_path / "study/leave_one_domain_out.json").read_text()) == study
+    assert "left out" in capsys.readouterr().out
+    (tmp_path / "other.csv").write_text((out / "scores.csv").read_text().replace("bright", "bold"))
+    with pytest.raises(ScoresError, match="dark, bold"):
+        evaluate_leave_one_domain_out([out, tmp_path / "other.csv"])
+
+
+def test_folder_of_images_names_every_bad_file(tmp_path):
+    with pytest.raises(DataError, match="no such folder"):
+        open_image_folder(tmp_path / "absent", 3)
+    (tmp_path / "notes.txt").write_text("x")
+    with pytest.raises(DataError, match="no image in it"):
+        open_image_folder(tmp_path, 3)
+    write_manifest(tmp_path / "data", train=2, val=2, test=2)
+    source = open_image_folder(tmp_path / "data/images", 3)
+    assert source.records.ids == tuple(sorted(f"{split}{i}.png" for split in ("train", "val", "test") for i in (0, 1)))
+    assert set(source.records.labels) == {-1} and source[0].image.shape == (32, 32, 3)
+    (tmp_path / "data/images/val0.png").write_bytes(b"no")
+    (tmp_path / "data/images/deep").mkdir()
+    (tmp_path / "data/images/deep/cut.JPG").write_bytes(b"\xff\xd8\xff")
+    with pytest.raises(DataError) as caught:
+        open_image_folder(tmp_path / "data/images", 3)
+    assert len(caught.value.problems) == 2 and "deep/cut.JPG" in str(caught.value) and "val0.png" in str(caught.value)

@@ -1,0 +1,71 @@
+"""The launch scripts as users call them, on real files."""
+
+import pathlib
+import subprocess
+import sys
+
+import pytest
+from tiny_manifest import write_manifest
+
+REPO = pathlib.Path(__file__).parent.parent
+
+
+def launch(script, *arguments):
+    """Runs a script from another folder than the repository's, as a user may."""
+    command = [sys.executable, "-W", "error::DeprecationWarning:tfcam_jax", REPO / "launch" / script, *arguments]
+    return subprocess.run(command, capture_output=True, text=True, cwd=REPO.parent, timeout=240)
+
+
+@pytest.mark.end_to_end
+def test_train_evaluate_explain(tmp_path):
+    manifest, workdir = write_manifest(tmp_path / "data"), tmp_path / "run"
+    trained = launch(
+        "train.py",
+        f"--config={REPO / 'configs/manifest.py'}",
+        f"--config.data.manifest={manifest}",
+        "--config.data.labels=('dark', 'bright')",
+        "--config.data.image_size=32",
+        "--config.model.name=small_cnn",
+        "--config.strategy=difference",
+        "--config.epochs=2",
+        f"--workdir={workdir}",
+    )
+    assert trained.returncode == 0, trained.stderr
+    assert [line.split()[0] for line in trained.stdout.splitlines()[1:5]] == ["set", "val", "closed", "open"]
+    evaluated = launch(
+        "evaluate.py", f"--workdir={workdir}", "--faithfulness_images=4", f"--out={tmp_path / 'figures'}"
+    )
+    assert evaluated.returncode == 0, evaluated.stderr
+    assert "AUROC" in evaluated.stdout and "Faithfulness, 4 images of test" in evaluated.stdout
+    assert sorted(path.name for path in (tmp_path / "figures").iterdir()) == [
+        "evaluation.json",
+        "scores.csv",
+        "tables.txt",
+    ]
+    explained = launch("explain.py", f"--workdir={workdir}", "--split=test", f"--out={tmp_path / 'report'}")
+    assert explained.returncode == 0, explained.stderr
+    assert str(tmp_path / "report/index.html") in explained.stdout
+    again = launch(
+        "explain.py", f"--workdir={workdir}", f"--images={tmp_path / 'data'}", f"--out={tmp_path / 'report'}"
+    )
+    assert again.returncode == 1 and again.stderr.startswith("error: ") and "not empty" in again.stderr
+
+
+@pytest.mark.end_to_end
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--config.stratgy=opposed"], 'Did you mean "strategy"'),
+        (["--config.epochs=many"], "--config.epochs=many"),
+        (["--config.data.manifest=absent.csv"], "absent.csv"),
+        (["--config.strategy=oposed"], "Did you mean 'opposed'"),
+        (["extra"], "unexpected argument 'extra'"),
+    ],
+)
+def test_mistakes_are_told_in_one_message(tmp_path, arguments, message):
+    config = f"--config={REPO / 'configs/manifest.py'}"
+    result = launch("train.py", config, f"--workdir={tmp_path / 'run'}", "--config.data.manifest=none.csv", *arguments)
+    assert result.returncode != 0
+    assert message in result.stderr + result.stdout
+    assert "Traceback" not in result.stderr
+    assert not (tmp_path / "run").exists()

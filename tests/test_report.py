@@ -1,0 +1,245 @@
+"""The report on a finished run: files, figures, resuming, refusing, and the page in a real browser."""
+
+import base64
+import html
+import json
+import re
+import shutil
+import subprocess
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+from tiny_run import train_tiny
+
+from tfcam_jax import report
+from tfcam_jax.data.source import DataError
+from tfcam_jax.experiment import open_dataset
+from tfcam_jax.report import ReportError, explain_source, write_report
+from tfcam_jax.report_page import embed
+from tfcam_jax.report_pictures import colorize, crop, pack_maps
+from tfcam_jax.trained import restore_trained
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+
+
+@pytest.fixture(scope="module")
+def workdir(tmp_path_factory):
+    return train_tiny(tmp_path_factory.mktemp("trained"))
+
+
+@pytest.fixture(scope="module")
+def written(workdir, tmp_path_factory):
+    out = tmp_path_factory.mktemp("reports") / "test"
+    write_report(workdir, out, split="test")
+    return out
+
+
+@pytest.fixture(scope="module")
+def figures(written):
+    return json.loads((written / "figures.json").read_text())
+
+
+def test_report_holds_page_figures_and_a_picture_of_each_image(written, figures):
+    assert sorted(path.name for path in written.iterdir()) == ["figures.json", "images", "index.html", "mean_maps.png"]
+    assert [entry["row"] for entry in figures["images"]] == list(range(12))
+    for entry in figures["images"]:
+        with Image.open(written / entry["png"]) as picture:
+            picture.load()
+            assert picture.width > 5 * 160
+    assert len(list((written / "images").iterdir())) == 12
+    assert [path.name for path in written.parent.iterdir()] == ["test"]
+
+
+def test_figures_of_each_image_add_up_to_its_margin(figures):
+    for entry in figures["images"]:
+        parts = sum(region["contribution"] for region in entry["regions"]) + entry["rest"]
+        assert parts == pytest.approx(entry["mean_difference"], abs=1e-6)
+        assert parts + entry["bias_difference"] == pytest.approx(entry["margin"], abs=1e-4)
+        z = entry["logits"][:: -1 if entry["label"] == "bright" else 1]
+        assert entry["margin"] == pytest.approx(z[0] - z[1], abs=1e-4)
+        assert entry["p"] == pytest.approx(1 / (1 + np.exp(-entry["margin"])), abs=1e-4)
+        assert entry["right"] == (entry["label"] == entry["prediction"])
+
+
+def test_library_call_gives_the_arrays_behind_the_report(workdir, written, figures):
+    trained = restore_trained(workdir)
+    batches = list(explain_source(trained, open_dataset(trained.config).splits["test"]))
+    assert np.concatenate([batch.rows for batch in batches]).tolist() == list(range(12))
+    one = jax.tree.map(lambda *leaves: np.concatenate(leaves), *[batch.explanation for batch in batches])
+    for name, values in (("margin", one.decomposition.margin), ("fooling_gap", one.fooling_gap)):
+        np.testing.assert_allclose([entry[name] for entry in figures["images"]], values, rtol=1e-6)
+    assert [entry["true_agreement"] is not None for entry in figures["images"]] == one.usable.tolist()
+    # Means over the set, and the maps inside the page.
+    summary = figures["summary"]
+    labels = np.array([entry["label"] for entry in figures["images"]])
+    for name in ("dark", "bright"):
+        expected = one.decomposition.difference[labels == name].mean(0)
+        np.testing.assert_allclose(summary["mean_maps"][f"class {name}"]["difference"], expected, atol=1e-5)
+    new = np.array([entry["domain"] for entry in figures["images"]]) == "new"
+    assert summary["mean_maps"]["domain new"]["images"] == new.sum()
+    page = (written / "index.html").read_text()
+    pictures = json.loads(re.search(r'<script type="application/json" class="pictures">(.*?)</script>', page)[1])
+    shown = np.frombuffer(base64.b64decode(pictures[3]["maps"]), "<i2").reshape(3, 4, 4) / 32767 * pictures[3]["reach"]
+    np.testing.assert_allclose(shown[2], one.decomposition.difference[3], atol=1e-3)
+
+
+def test_most_carrying_regions_are_ranked(figures):
+    found = [abs(region["contribution"]) for region in figures["summary"]["regions"]]
+    assert found == sorted(found, reverse=True)
+    everywhere = [abs(r["contribution"]) for entry in figures["images"] for r in entry["regions"][:3]]
+    assert found == sorted(everywhere, reverse=True)[: len(found)]
+
+
+def test_page_needs_no_network(written):
+    page = (written / "index.html").read_text()
+    assert not re.findall(r'(?:src|href)\s*=\s*["\'](?!data:)', page) and "http" not in page
+    assert "@import" not in page and "url(" not in page
+
+
+def test_text_of_the_data_cannot_end_a_script():
+    value = {"id": "</script><b>&\u2028"}
+    text = str(embed(value))
+    assert "<" not in text and "&" not in text and json.loads(text) == value
+
+
+def test_report_that_was_cut_off_goes_on_where_it_stopped(workdir, written, tmp_path, monkeypatch):
+    monkeypatch.setattr(report, "CHUNK", 5)
+    out, chunk, made = tmp_path / "report", report._chunk, []
+
+    def dies_in_the_third(batches, records, names, start, staging, longest):
+        if len(made) == 2:
+            raise KeyboardInterrupt
+        made.append(start)
+        return chunk(batches, records, names, start, staging, longest)
+
+    monkeypatch.setattr(report, "_chunk", dies_in_the_third)
+    with pytest.raises(KeyboardInterrupt):
+        write_report(workdir, out, split="test")
+    assert not out.exists() and made == [0, 5]
+    monkeypatch.setattr(report, "_chunk", lambda *a: made.append(a[3]) or chunk(*a))
+    write_report(workdir, out, split="test")
+    assert made == [0, 5, 10]
+    assert [path.name for path in tmp_path.iterdir()] == ["report"]
+    whole, again = (json.loads((folder / "figures.json").read_text()) for folder in (written, out))
+    for one, other in zip(whole["images"], again["images"], strict=True):
+        assert other["margin"] == pytest.approx(one["margin"], abs=1e-5) and other["png"] == one["png"]
+    np.testing.assert_allclose(
+        again["summary"]["mean_maps"]["all images"]["difference"],
+        whole["summary"]["mean_maps"]["all images"]["difference"],
+        atol=1e-5,
+    )
+
+
+def test_leftovers_of_another_report_are_not_taken(workdir, tmp_path, monkeypatch):
+    monkeypatch.setattr(report, "write_page", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        write_report(workdir, tmp_path / "report", split="val")
+    monkeypatch.undo()
+    write_report(workdir, tmp_path / "report", split="test")
+    assert len(json.loads((tmp_path / "report/figures.json").read_text())["images"]) == 12
+    assert len(list((tmp_path / "report/images").iterdir())) == 12
+
+
+def test_images_of_any_mode_and_size_without_labels(workdir, tmp_path):
+    folder = tmp_path / "photographs"
+    folder.mkdir()
+    rng = np.random.default_rng(0)
+    pixels = rng.integers(0, 255, (40, 70, 4), np.uint8)
+    Image.fromarray(pixels).save(folder / "rgba.png")
+    Image.fromarray(pixels[..., 0]).save(folder / "grey.jpg")
+    Image.fromarray(pixels[..., 0]).convert("1").save(folder / "bilevel.png")
+    Image.fromarray(pixels[:5, :3, 0].astype(np.uint16) * 257).save(folder / "deep.tiff")
+    Image.fromarray(pixels[..., :3]).convert("P").save(folder / "palette.gif")
+    write_report(workdir, tmp_path / "report", images=folder)
+    found = json.loads((tmp_path / "report/figures.json").read_text())
+    assert [entry["id"] for entry in found["images"]] == [
+        "bilevel.png",
+        "deep.tiff",
+        "grey.jpg",
+        "palette.gif",
+        "rgba.png",
+    ]
+    for entry in found["images"]:
+        assert entry["label"] is None and entry["right"] is None and entry["margin"] > 0
+    assert found["summary"]["figures"]["accuracy"] is None
+
+
+def test_what_can_not_be_explained_leaves_nothing_behind(workdir, tmp_path):
+    out, folder = tmp_path / "report", tmp_path / "photographs"
+    folder.mkdir()
+    with pytest.raises(DataError, match="no image in it"):
+        write_report(workdir, out, images=folder)
+    (folder / "broken.png").write_bytes(b"\x89PNG")
+    with pytest.raises(DataError, match=r"broken\.png"):
+        write_report(workdir, out, images=folder)
+    with pytest.raises(ReportError, match="either"):
+        write_report(workdir, out, images=folder, split="test")
+    assert [path.name for path in tmp_path.iterdir()] == ["photographs"]
+    out.mkdir()
+    (out / "thesis.tex").write_text("precious")
+    with pytest.raises(ReportError, match="not empty"):
+        write_report(workdir, out)
+    assert (out / "thesis.tex").read_text() == "precious"
+
+
+def test_pictures_by_hand():
+    ends = colorize(np.array([[-1.0, 0, 1]]), -1.0, 1.0).astype(int)
+    assert ends[0, 0, 2] > ends[0, 0, 0] + 50 and ends[0, 2, 0] > ends[0, 2, 2] + 50 and ends[0, 1].min() > 240
+    assert len(np.unique(colorize(np.ones((2, 2)), 1.0, 1.0))) <= 3
+    image = np.arange(64 * 64 * 3, dtype=np.uint32).reshape(64, 64, 3).astype(np.uint8)
+    np.testing.assert_array_equal(crop(image, (1, 2, 3, 4), (4, 4)), image[8:56, 24:64])
+    assert pack_maps(np.zeros((1, 2, 2), np.float32))[1] == 0
+
+
+PROBE = """
+<script>
+const errors = [];
+window.addEventListener("error", (event) => errors.push(event.message));
+window.addEventListener("load", () => setTimeout(() => {
+  const choose = (name, value) => { $(name).value = value; $(name).dispatchEvent(new Event("change")); };
+  const margins = () => state.chosen.map((index) => entries[index].margin);
+  const result = { all: $("count").textContent, cards: document.querySelectorAll(".card").length };
+  choose("label", "=bright"); result.bright = state.chosen.map((index) => entries[index].id);
+  choose("kind", "wrong"); result.wrong = state.chosen.length;
+  choose("label", ""); choose("kind", ""); choose("domain", "=new"); result.domain = state.chosen.length;
+  choose("domain", ""); choose("sort", "margin"); result.rising = margins();
+  choose("sort", "-margin"); result.falling = margins();
+  $("text").value = "test7"; $("text").dispatchEvent(new Event("input")); result.text = $("count").textContent;
+  const before = document.documentElement.dataset.theme; $("theme").click();
+  result.themes = [before, document.documentElement.dataset.theme].sort();
+  document.querySelector("#regions button").click(); result.target = document.querySelectorAll(".card.target").length;
+  result.overflow = document.documentElement.scrollWidth - innerWidth;
+  result.errors = errors;
+  const out = document.createElement("pre"); out.id = "probe"; out.textContent = JSON.stringify(result);
+  document.body.append(out);
+}, 400));
+</script>
+"""
+
+
+@pytest.mark.end_to_end
+@pytest.mark.skipif(CHROMIUM is None, reason="no chromium")
+@pytest.mark.parametrize("width", [390, 1300])
+def test_page_in_a_browser(written, figures, tmp_path, width):
+    """The page with a probe in front, which chooses and sorts as a user does and leaves what it saw in the page."""
+    page = (written / "index.html").read_text()
+    (tmp_path / "page.html").write_text(page.replace("<body>", "<body>" + PROBE, 1))
+    flags = "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking"
+    more = "--disable-component-update --disable-sync --enable-logging=stderr --virtual-time-budget=5000"
+    command = [CHROMIUM, *flags.split(), *more.split(), f"--user-data-dir={tmp_path / 'profile'}"]
+    command += [f"--window-size={width},900", "--dump-dom", (tmp_path / "page.html").as_uri()]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "CONSOLE" not in done.stderr
+    found = json.loads(html.unescape(re.search(r'<pre id="probe">(.*?)</pre>', done.stdout, re.DOTALL)[1]))
+    entries = figures["images"]
+    assert found["errors"] == []
+    assert found["all"] == "12 of 12 images" and found["cards"] == 12
+    assert sorted(found["bright"]) == sorted(entry["id"] for entry in entries if entry["label"] == "bright")
+    assert found["wrong"] == sum(entry["label"] == "bright" and not entry["right"] for entry in entries)
+    assert found["domain"] == 6 and found["text"] == "1 of 12 images"
+    margins = sorted(entry["margin"] for entry in entries)
+    assert found["rising"] == margins and found["falling"] == margins[::-1]
+    assert found["themes"] == ["dark", "light"] and found["target"] == 1 and found["overflow"] <= 0

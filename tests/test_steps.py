@@ -1,0 +1,257 @@
+"""The train step and the eval step, against losses written out by hand, alone and over two devices."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from tfcam_jax import steps
+from tfcam_jax.evidence import Term
+from tfcam_jax.models import SmallCNN
+from tfcam_jax.strategies import STRATEGIES, make_strategy
+
+SIZE, CLASSES, BATCH = 16, 2, 8
+MEAN, STD = (0.4, 0.5, 0.6), (0.2, 0.3, 0.25)
+PREPROCESS = functools.partial(steps.standardize, mean=MEAN, std=STD)
+
+
+def make_model(axis_name=None):
+    return SmallCNN(num_classes=CLASSES, widths=(4, 8), axis_name=axis_name)
+
+
+def make_batch(seed=0, batch=BATCH):
+    """Random batch; examples 0 and 5 have no map, the last one is padding."""
+    rng = np.random.default_rng(seed)
+    human = rng.uniform(size=(batch, SIZE, SIZE)).astype(np.float32)
+    human[[0, 5]] = 0
+    mask = np.ones(batch, np.float32)
+    mask[-1] = 0
+    return {
+        "image": rng.integers(0, 256, (batch, SIZE, SIZE, 3), dtype=np.uint8),
+        "saliency": human,
+        "label": rng.integers(0, CLASSES, batch, dtype=np.int32),
+        "mask": mask,
+        "weight": np.ones(batch, np.float32),
+    }
+
+
+def make_state(tx, seed=0):
+    return steps.create_train_state(steps.initialize(make_model(), jax.random.key(seed), SIZE), tx)
+
+
+def run_steps(strategy, batches, tx=None, seed=0):
+    tx = tx or optax.sgd(0.1)
+    step = jax.jit(steps.make_train_step(make_model(), tx, strategy, PREPROCESS))
+    state, history = make_state(tx, seed), []
+    for batch in batches:
+        state, metrics = step(state, batch)
+        history.append(jax.device_get(metrics))
+    return state, history
+
+
+def minmax(x):
+    return (x - x.min((1, 2), keepdims=True)) / (x.max((1, 2), keepdims=True) - x.min((1, 2), keepdims=True))
+
+
+def test_update_is_the_gradient_of_the_loss_written_out():
+    """`difference` at alpha = 0.3, from the equations alone: plain formulas, no masks, only the rows that count."""
+    batch, alpha = make_batch(), 0.3
+    state = make_state(optax.sgd(1.0))
+    images = jnp.asarray((batch["image"] / 255 - np.array(MEAN)) / np.array(STD), jnp.float32)
+
+    def loss(params):
+        variables = {"params": params, "batch_stats": state.batch_stats}
+        output, _ = make_model().apply(variables, images[:7], train=True, mutable=["batch_stats"])
+        labels = batch["label"][:7]
+        log_p = output.logits - jnp.log(jnp.exp(output.logits).sum(-1, keepdims=True))
+        cross_entropy = -log_p[np.arange(7), labels].mean()
+        sign = np.where(labels == 1, 1.0, -1.0).astype(np.float32)[:, None, None]
+        difference = sign * (output.features @ (output.kernel[:, 1] - output.kernel[:, 0]))
+        human = minmax(jax.image.resize(jnp.asarray(batch["saliency"][:7]) + 1e-9, difference.shape, "linear"))
+        per_example = ((minmax(difference) - human) ** 2).mean((1, 2))
+        return alpha * cross_entropy + (1 - alpha) * per_example[np.array([1, 2, 3, 4, 6])].mean()
+
+    # Row 0 and 5 have no map: their min-max is 0/0 here, and they are left out by the row numbers above.
+    expected = jax.grad(loss)(state.params)
+    updated, _ = run_steps(make_strategy("difference", alpha=alpha), [batch], optax.sgd(1.0))
+    actual = jax.tree.map(jnp.subtract, state.params, updated.params)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-6), actual, expected)
+
+
+def test_weights_weigh_the_cross_entropy_alone():
+    """An example of weight 2 counts as the same example twice, for cross-entropy; guidance does not see weights."""
+    batch, strategy = make_batch(), make_strategy("cyborg", alpha=0.5)
+    weighed = batch | {"weight": np.array([2, 1, 0, 1, 1, 1, 1, 0], np.float32)}
+    plain, heavy = (run_steps(strategy, [b])[1][0].terms for b in (batch, weighed))
+    np.testing.assert_array_equal(heavy["cyborg"], plain["cyborg"])
+    logits, _ = make_model().apply(
+        {"params": make_state(optax.sgd(0.1)).params, "batch_stats": make_state(optax.sgd(0.1)).batch_stats},
+        PREPROCESS(jnp.asarray(batch["image"])),
+        train=True,
+        mask=jnp.asarray(batch["mask"]),
+        mutable=["batch_stats"],
+    )
+    log_p = np.asarray(jax.nn.log_softmax(logits.logits))[np.arange(BATCH), batch["label"]]
+    np.testing.assert_allclose(heavy["cross_entropy"].sum, -(log_p * weighed["weight"])[:7].sum(), rtol=1e-5)
+    assert heavy["cross_entropy"].count == 7
+
+
+@pytest.mark.parametrize("name", sorted(set(STRATEGIES) - {"cross_entropy"}))
+def test_alpha_one_compiles_to_the_plain_step(name):
+    """Fact 6: equal to cross-entropy exactly, and no CAM work in the compiled step."""
+    tx = optax.sgd(0.1)
+    texts = []
+    for strategy in (make_strategy("cross_entropy"), make_strategy(name, alpha=1.0)):
+        step = steps.make_train_step(make_model(), tx, strategy, PREPROCESS)
+        texts.append(jax.jit(step).lower(make_state(tx), make_batch()).as_text())
+    assert texts[0] == texts[1]
+
+
+def test_guidance_changes_the_program():
+    """The test above would pass if lowering forgot the strategy."""
+    tx = optax.sgd(0.1)
+    lowered = [
+        jax.jit(steps.make_train_step(make_model(), tx, make_strategy(name), PREPROCESS))
+        .lower(make_state(tx), make_batch())
+        .as_text()
+        for name in ("cross_entropy", "cyborg")
+    ]
+    assert lowered[0] != lowered[1]
+
+
+@pytest.mark.parametrize("name", sorted(STRATEGIES))
+def test_every_strategy_learns_one_batch(name):
+    """Thirty steps on one batch: every term of the loss is finite and the loss falls."""
+    strategy = make_strategy(name)
+    _, history = run_steps(strategy, [make_batch()] * 30, optax.adam(3e-3))
+    assert all(np.isfinite(total.sum) for metrics in history for total in metrics.terms.values())
+
+    def loss(metrics):
+        return sum(total.sum / max(total.count, 1) for total in metrics.terms.values())
+
+    assert loss(history[-1]) < loss(history[0])
+    guided = {"entropy": 7, "hard_negative": 7}.get(name, 5)
+    assert {key: total.count for key, total in history[0].terms.items()} == (
+        {"cross_entropy": 7} | ({} if name == "cross_entropy" else {name: guided})
+    )
+
+
+@pytest.mark.parametrize("name", ["cyborg", "opposed", "difference", "contrast", "energy", "input_gradient"])
+def test_batch_without_any_map_gives_alpha_times_cross_entropy(name):
+    batch = make_batch()
+    batch["saliency"] = np.zeros_like(batch["saliency"])
+    start = make_state(optax.sgd(1.0))
+    guided, history = run_steps(make_strategy(name, alpha=0.25), [batch], optax.sgd(1.0))
+    plain, _ = run_steps(make_strategy("cross_entropy"), [batch], optax.sgd(1.0))
+    assert history[0].terms[name].count == 0
+    jax.tree.map(
+        lambda s, g, p: np.testing.assert_allclose(g - s, 0.25 * (p - s), atol=1e-6),
+        start.params,
+        guided.params,
+        plain.params,
+    )
+
+
+@pytest.mark.parametrize("name", ["opposed", "input_gradient"])
+def test_padding_changes_nothing(name):
+    batch = make_batch()
+    garbage = {k: v.copy() for k, v in batch.items()}
+    garbage["image"][-1], garbage["saliency"][-1], garbage["label"][-1] = 255, 7.0, 1
+    short = {key: value[:-1] for key, value in batch.items()}
+    runs = [run_steps(make_strategy(name), [b]) for b in (batch, garbage, short)]
+    assert len({(int(history[0].correct.sum), int(history[0].correct.count)) for _, history in runs}) == 1
+    states = [state for state, _ in runs]
+    for other in states[1:]:
+        for tree in ("params", "batch_stats"):
+            jax.tree.map(
+                lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), getattr(states[0], tree), getattr(other, tree)
+            )
+
+
+@pytest.mark.parametrize("name", ["cross_entropy", "opposed", "contrast", "entropy", "input_gradient"])
+def test_two_devices_equal_one(name):
+    """pmap with an axis name, maps and padding spread unevenly: means are over all devices, not means of means."""
+    batches = [make_batch(seed) for seed in range(3)]
+    tx, strategy = optax.sgd(0.1, momentum=0.9), make_strategy(name)
+    single, history = run_steps(strategy, batches, tx)
+    step = jax.pmap(
+        steps.make_train_step(make_model("devices"), tx, strategy, PREPROCESS, axis_name="devices"), axis_name="devices"
+    )
+    state = jax.tree.map(lambda leaf: jnp.stack([leaf, leaf]), make_state(tx))
+    for batch, expected in zip(batches, history, strict=True):
+        state, metrics = step(state, {k: v.reshape(2, BATCH // 2, *v.shape[1:]) for k, v in batch.items()})
+        for term, total in expected.terms.items():
+            np.testing.assert_allclose(metrics.terms[term].sum, [total.sum] * 2, rtol=1e-5)
+            np.testing.assert_array_equal(metrics.terms[term].count, [total.count] * 2)
+        np.testing.assert_allclose(metrics.grad_norm, [expected.grad_norm] * 2, rtol=1e-5)
+        np.testing.assert_array_equal(metrics.correct.sum, [expected.correct.sum] * 2)
+    for tree in ("params", "batch_stats"):
+        jax.tree.map(
+            lambda a, b: np.testing.assert_allclose(a, jnp.stack([b, b]), atol=1e-6),
+            getattr(state, tree),
+            getattr(single, tree),
+        )
+
+
+def test_input_gradient_is_that_of_the_log_probabilities():
+    """Central differences of `sum_k log p_k`, summed over the batch as in RRR, along its steepest direction."""
+    batch, state = make_batch(), make_state(optax.sgd(0.1))
+    images = PREPROCESS(jnp.asarray(batch["image"]))
+
+    @jax.jit
+    def total(x):
+        variables = {"params": state.params, "batch_stats": state.batch_stats}
+        output, _ = make_model().apply(
+            variables, x, train=True, mask=jnp.asarray(batch["mask"]), mutable=["batch_stats"]
+        )
+        return jax.nn.log_softmax(output.logits)[:7].sum()
+
+    direction = jax.grad(total)(images)
+    direction = direction / jnp.linalg.norm(direction)
+
+    def along_direction(evidence):
+        slopes = (evidence.input_gradient() * direction).sum((1, 2, 3))
+        return {"slope": Term(1.0, slopes, jnp.ones_like(evidence.mask))}
+
+    _, history = run_steps(along_direction, [batch])
+    h = 0.05
+    slope = (total(images + h * direction) - total(images - h * direction)) / (2 * h)
+    np.testing.assert_allclose(history[0].terms["slope"].sum, slope, rtol=2e-2)
+
+
+def test_eval_step_gives_each_example_what_it_would_get_alone():
+    batch, state = make_batch(), make_state(optax.sgd(0.1))
+    step = jax.jit(steps.make_eval_step(make_model(), PREPROCESS))
+    together = step(state.params, state.batch_stats, batch)
+    alone = [step(state.params, state.batch_stats, {k: v[i : i + 1] for k, v in batch.items()}) for i in range(BATCH)]
+    jax.tree.map(lambda t, *a: np.testing.assert_allclose(t, np.concatenate(a), atol=1e-5), together, *alone)
+    np.testing.assert_array_equal(together.usable, [False, True, True, True, True, False, True, True])
+    margin = together.logits[:, 1] - together.logits[:, 0]
+    sign = np.where(batch["label"] == 1, 1, -1)
+    np.testing.assert_allclose((together.true_map - together.false_map).mean((1, 2)), sign * margin, atol=1e-5)
+
+
+def test_eval_step_weighs_the_false_classes_by_the_logits():
+    model = SmallCNN(num_classes=3, widths=(4, 8))
+    state, batch = (
+        steps.create_train_state(steps.initialize(model, jax.random.key(0), SIZE), optax.sgd(0.1)),
+        make_batch(),
+    )
+    output = jax.jit(steps.make_eval_step(model, PREPROCESS))(state.params, state.batch_stats, batch)
+    maps = model.apply(
+        {"params": state.params, "batch_stats": state.batch_stats}, PREPROCESS(jnp.asarray(batch["image"])), train=False
+    )
+    for i, label in enumerate(batch["label"]):
+        others = [k for k in range(3) if k != label]
+        weights = np.exp(output.logits[i, others]) / np.exp(output.logits[i, others]).sum()
+        expected = np.asarray(maps.features[i]) @ np.asarray(maps.kernel)[:, others] @ weights
+        np.testing.assert_allclose(output.false_map[i], expected, atol=1e-5)
+
+
+def test_standardize_repeats_gray_and_scales():
+    gray = np.arange(0, 256, 51, dtype=np.uint8).reshape(1, 2, 3, 1)
+    expected = (np.repeat(gray, 3, -1) / 255 - np.array(MEAN)) / np.array(STD)
+    np.testing.assert_allclose(PREPROCESS(jnp.asarray(gray)), expected, atol=1e-6)

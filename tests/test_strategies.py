@@ -1,0 +1,112 @@
+"""Strategies: which terms enter, for which examples, with which weight. Run over the whole table."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from tfcam_jax import cams, losses
+from tfcam_jax.divergences import l1
+from tfcam_jax.evidence import Evidence, Term, reduce_terms
+from tfcam_jax.models import ModelOutput
+from tfcam_jax.strategies import STRATEGIES, make_strategy, strategy_options
+
+GUIDED = sorted(set(STRATEGIES) - {"cross_entropy"})
+WITHOUT_HUMAN_MAPS = {"entropy", "hard_negative"}
+
+
+def make_evidence(classes=2, batch=6, seed=0):
+    """Random evidence: example 0 has no human map, example 1 is padding."""
+    rng = np.random.default_rng(seed)
+    features = jnp.asarray(rng.gamma(1.0, size=(batch, 4, 5, 7)), jnp.float32)
+    kernel = jnp.asarray(rng.normal(0.7, size=(7, classes)), jnp.float32)  # some of every map is positive
+    bias = jnp.asarray(rng.normal(size=classes), jnp.float32)
+    human = rng.uniform(size=(batch, 16, 20)).astype(np.float32)
+    human[0] = 0
+    return Evidence(
+        output=ModelOutput(features.mean((1, 2)) @ kernel + bias[None], features, kernel, bias),
+        labels=jnp.asarray(rng.integers(0, classes, batch)),
+        mask=jnp.arange(batch) != 1,
+        weight=jnp.ones(batch),
+        human_maps=jnp.asarray(human),
+        input_gradient=lambda: jnp.asarray(rng.normal(size=(batch, 16, 20, 3)), jnp.float32),
+    )
+
+
+@pytest.mark.parametrize("name", GUIDED)
+@pytest.mark.parametrize("classes", [2, 4])
+def test_terms_weigh_alpha_and_its_complement_and_leave_out_padding(name, classes):
+    terms = make_strategy(name, alpha=0.3)(make_evidence(classes))
+    assert {key: term.weight for key, term in terms.items()} == {"cross_entropy": 0.3, name: 0.7}
+    guided = [name in WITHOUT_HUMAN_MAPS, False, True, True, True, True]
+    np.testing.assert_array_equal(terms[name].mask, guided)
+    np.testing.assert_array_equal(terms["cross_entropy"].mask, [True, False, True, True, True, True])
+    assert all(np.isfinite(term.per_example).all() for term in terms.values())
+
+
+@pytest.mark.parametrize("name", GUIDED)
+def test_alpha_one_leaves_cross_entropy_alone(name):
+    assert set(make_strategy(name, alpha=1.0)(make_evidence())) == {"cross_entropy"}
+
+
+@pytest.mark.parametrize("name", sorted(set(GUIDED) - {"hard_negative", "outside", "input_gradient"}))
+def test_constant_maps_do_not_count(name):
+    evidence = make_evidence()
+    zero = jnp.zeros_like(evidence.output.features)
+    terms = make_strategy(name)(evidence._replace(output=evidence.output.replace(features=zero)))
+    assert not terms[name].mask.any()
+
+
+def test_cyborg_on_the_predicted_class_keeps_the_true_label_in_cross_entropy():
+    evidence = make_evidence(batch=40)
+    predicted = evidence.output.logits.argmax(-1)
+    assert (predicted != evidence.labels).any(), "the test needs a wrong prediction"
+    terms = make_strategy("cyborg", cam_class="predicted")(evidence)
+    reference = make_strategy("cyborg")(evidence)
+    relabelled = make_strategy("cyborg")(evidence._replace(labels=predicted))
+    np.testing.assert_array_equal(terms["cyborg"].per_example, relabelled["cyborg"].per_example)
+    np.testing.assert_array_equal(terms["cross_entropy"].per_example, reference["cross_entropy"].per_example)
+    assert (terms["cyborg"].per_example != reference["cyborg"].per_example).any()
+
+
+def test_options_reach_the_loss():
+    evidence = make_evidence()
+    mse, other = make_strategy("difference")(evidence), make_strategy("difference", divergence="l1")(evidence)
+    maps = cams.class_activation_maps(evidence.output.features, evidence.output.kernel)
+    true_map, false_map = cams.split_true_false(maps, evidence.labels)
+    human = jax.image.resize(evidence.human_maps, (6, 4, 5), "linear")
+    expected = losses.difference_loss(true_map, false_map, cams.normalize(human), l1)
+    np.testing.assert_allclose(other["difference"].per_example, expected, rtol=1e-5)
+    assert (mse["difference"].per_example != other["difference"].per_example).all()
+    on_true, on_difference = (make_strategy("energy", attribution=a)(evidence) for a in ("true", "difference"))
+    assert (on_true["energy"].per_example != on_difference["energy"].per_example).any()
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("diference", {}, "Did you mean 'difference'"),
+        ("contrast", {"divergence": "l1"}, "no option 'divergence'.*it has alpha"),
+        ("cross_entropy", {"alpha": 0.5}, "no option 'alpha'"),
+        ("difference", {"divergence": "kll"}, "Did you mean 'kl'"),
+        ("cyborg", {"cam_class": "false"}, "unknown cam_class"),
+        ("energy", {"attribution": "diff"}, "unknown attribution"),
+        ("opposed", {"alpha": 1.5}, r"\[0, 1\]"),
+    ],
+)
+def test_options_that_make_no_sense_are_refused(name, options, message):
+    with pytest.raises(ValueError, match=message):
+        make_strategy(name, **options)
+
+
+def test_unset_options_take_the_strategys_default():
+    assert strategy_options("cyborg") == ["alpha", "divergence", "cam_class"]
+    make_strategy("contrast", alpha=0.5, divergence=None, cam_class=None)
+
+
+def test_reduction_divides_by_the_examples_that_count():
+    losses_, mask = jnp.array([1.0, jnp.nan, 4.0, 100.0]), jnp.array([True, False, True, False])
+    share, totals = reduce_terms({"a": Term(0.5, losses_, mask), "b": Term(2.0, losses_, jnp.zeros(4, bool))})
+    assert share == 0.5 * (1 + 4) / 2
+    assert (totals["a"].sum, totals["a"].count) == (5, 2)
+    assert (totals["b"].sum, totals["b"].count) == (0, 0)

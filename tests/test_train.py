@@ -1,0 +1,263 @@
+"""Whole runs in this process: files, figures, continuing, refusing."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+from flax import traverse_util
+from ml_collections import ConfigDict
+from safetensors.numpy import save_file
+from tiny_manifest import write_manifest
+
+from configs import default
+from tfcam_jax import train
+from tfcam_jax.checkpoints import Checkpoints
+from tfcam_jax.compare import compare
+from tfcam_jax.data.evaluation_sets import choose_rows
+from tfcam_jax.data.source import DataError
+from tfcam_jax.evaluate import Predictions, evaluate_source
+from tfcam_jax.evidence import Total
+from tfcam_jax.experiment import ConfigError, build_experiment
+from tfcam_jax.steps import StepMetrics
+from tfcam_jax.weights import WeightsError
+from tfcam_jax.workdir import WorkdirError, load_config
+
+
+@pytest.fixture(scope="module")
+def manifest(tmp_path_factory):
+    return write_manifest(tmp_path_factory.mktemp("data"))
+
+
+def make_config(manifest, **overrides) -> ConfigDict:
+    config = default.get_config()
+    config.data.manifest = str(manifest)
+    config.data.labels = ("dark", "bright")
+    config.data.image_size = 32
+    config.model.name = "small_cnn"
+    config.batch_size, config.epochs, config.log_every_steps = 5, 3, 2
+    config.optimizer.learning_rate = 0.05
+    config.augment.flip = 0.5
+    config.strategy = "opposed"
+    config.update_from_flattened_dict(overrides)
+    return config
+
+
+def read_lines(workdir):
+    return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+
+
+def stored_state(workdir, config, name="latest"):
+    built = build_experiment(config)
+    with Checkpoints(workdir) as checkpoints:
+        state, record = checkpoints.restore(name, built.random_state())
+    return jax.device_get(state), record
+
+
+@pytest.fixture(scope="module")
+def finished(manifest, tmp_path_factory):
+    """A finished run: its folder, its config and what training returned."""
+    workdir, config = tmp_path_factory.mktemp("runs") / "whole", make_config(manifest)
+    return workdir, config, train.train(config, workdir)
+
+
+def test_run_leaves_config_provenance_metrics_and_results(finished, manifest):
+    workdir, config, results = finished
+    assert json.loads((workdir / "results.json").read_text()) == results
+    assert load_config(workdir).to_json() == config.to_json()
+    run = json.loads((workdir / "run.json").read_text())
+    assert run["packages"]["jax"] == jax.__version__ and run["devices"]
+    lines = read_lines(workdir)
+    # Three batches of 5, 5 and 2 an epoch, written after the second and at the end; then validation.
+    assert [line["step"] for line in lines] == [2, 3, 3, 5, 6, 6, 8, 9, 9]
+    assert [line["train/cross_entropy_examples"] for line in lines if "epoch" not in line] == [10, 2] * 3
+    assert sum(line["train/opposed_examples"] for line in lines if "epoch" not in line) == 3 * 9
+    assert list((workdir / "tensorboard").glob("events*"))
+    assert {name: entry["images"] for name, entry in results["sets"].items()} == {"val": 8, "closed": 6, "open": 6}
+    assert results["class_names"] == ["dark", "bright"]
+
+
+def test_best_is_the_later_of_the_most_accurate(finished):
+    workdir, config, results = finished
+    accuracy = [line["val/accuracy"] for line in read_lines(workdir) if "epoch" in line]
+    assert results["epoch"] == max(range(3), key=lambda epoch: (accuracy[epoch], epoch)) + 1
+    assert stored_state(workdir, config, "best")[1]["epoch"] == results["epoch"]
+
+
+def test_run_cut_off_continues_as_if_it_had_not_been(finished, manifest, tmp_path, monkeypatch):
+    """Dies in the middle of the last epoch; the restart gives the same bits and the same lines."""
+    workdir, config, results = finished
+    cut = tmp_path / "cut"
+    original, calls = train.check_finite, []
+
+    def dies_at_the_fifth(metrics, first_step):
+        calls.append(first_step)
+        if len(calls) == 6:
+            raise KeyboardInterrupt
+        original(metrics, first_step)
+
+    monkeypatch.setattr(train, "check_finite", dies_at_the_fifth)
+    with pytest.raises(KeyboardInterrupt):
+        train.train(config, cut)
+    assert read_lines(cut)[-1]["step"] == 8
+    monkeypatch.setattr(train, "check_finite", original)
+    assert train.train(config, cut) == results
+    assert read_lines(cut) == read_lines(workdir)
+    expected, actual = stored_state(workdir, config)[0], stored_state(cut, config)[0]
+    jax.tree.map(np.testing.assert_array_equal, expected, actual)
+
+
+def test_finished_run_is_not_trained_again(finished):
+    workdir, config, results = finished
+    before = (workdir / "metrics.jsonl").read_bytes()
+    assert train.train(config, workdir) == results
+    assert (workdir / "metrics.jsonl").read_bytes() == before
+
+
+def test_workdir_of_another_config_is_refused_and_left_alone(finished, manifest):
+    workdir, *_ = finished
+    before = {path: path.read_bytes() for path in workdir.rglob("*") if path.is_file()}
+    with pytest.raises(WorkdirError, match=r"strategy: 'opposed' there, 'contrast' asked for"):
+        train.train(make_config(manifest, strategy="contrast"), workdir)
+    assert {path: path.read_bytes() for path in workdir.rglob("*") if path.is_file()} == before
+
+
+def test_folder_that_is_no_run_is_refused(manifest, tmp_path):
+    (tmp_path / "thesis.tex").write_text("precious")
+    with pytest.raises(WorkdirError, match="not a run"):
+        train.train(make_config(manifest), tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        ({"strategy": "oposed"}, "Did you mean 'opposed'"),
+        ({"model.name": "resnet19"}, "Did you mean 'resnet18'"),
+        ({"optimizer.name": "sdg"}, "unknown optimizer.name 'sdg'"),
+        ({"optimizer.schedule": "cosine", "optimizer.step_epochs": 3}, "no option 'step_epochs'"),
+        ({"optimizer.name": "adam", "optimizer.momentum": 0.9}, "no option 'momentum'"),
+        ({"strategy": "contrast", "guidance.divergence": "l1"}, "no option 'divergence'"),
+        ({"batch_size": 0}, "config.batch_size is 0"),
+        ({"data.manifest": ""}, "data.manifest is empty"),
+        ({"evaluation.select_by": "auc"}, "evaluation.select_by"),
+        ({"model.dtype": "float16"}, "model.dtype"),
+        ({"model.name": "inception_v3"}, "32x32 px are too small for InceptionV3"),
+    ],
+)
+def test_bad_values_are_refused_before_anything_is_written(manifest, tmp_path, overrides, message):
+    with pytest.raises(ConfigError, match=message):
+        train.train(make_config(manifest, **overrides), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_bad_data_are_refused_before_anything_is_written(tmp_path):
+    manifest = write_manifest(tmp_path / "data")
+    (tmp_path / "data/images/train3.png").write_bytes(b"not a picture")
+    with pytest.raises(DataError, match=r"row 5.*train3\.png"):
+        train.train(make_config(manifest), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_nan_stops_the_run_and_names_step_and_term(manifest, tmp_path):
+    config = make_config(manifest, **{"optimizer.learning_rate": 1e30})
+    with pytest.raises(train.NonFiniteError, match=r"step \d+: the (term '\w+' of the loss|norm of the gradient) is"):
+        train.train(config, tmp_path / "run")
+    assert not (tmp_path / "run/results.json").exists()
+
+
+def test_predictions_are_those_of_single_images(finished):
+    """Batches, padding and order leave no trace: each image alone gives the same logits."""
+    workdir, config, _ = finished
+    built = build_experiment(config)
+    state, _ = stored_state(workdir, config, "best")
+    source = built.dataset.splits["test"]
+    together = evaluate_source(built, state, source)
+    single = config.copy_and_resolve_references()
+    single.evaluation.batch_size = 1
+    alone = evaluate_source(build_experiment(single), state, source)
+    assert isinstance(together, Predictions) and len(together.labels) == 12
+    for name in ("logits", "true_map", "false_map", "saliency"):
+        np.testing.assert_allclose(getattr(together, name), getattr(alone, name), atol=1e-5)
+    np.testing.assert_array_equal(together.usable, source.records.has_map)
+
+
+def test_comparison_has_a_row_per_strategy_and_skips_finished_runs(manifest, tmp_path, monkeypatch):
+    config = make_config(manifest, **{"compare.strategies": ("cross_entropy", "cyborg"), "epochs": 1})
+    config.guidance.divergence = "l1"
+    results = compare(config, tmp_path / "runs", num_images=3)
+    table = (tmp_path / "runs/table.txt").read_text().splitlines()
+    assert [line.split()[0] for line in table[:3]] == ["strategy", "cross_entropy", "cyborg"]
+    assert (tmp_path / "runs/maps.png").read_bytes().startswith(b"\x89PNG")
+    assert load_config(tmp_path / "runs/cross_entropy-seed0").guidance.divergence is None
+    assert load_config(tmp_path / "runs/cyborg-seed0").guidance.divergence == "l1"
+    monkeypatch.setattr(train, "train_one_epoch", lambda *_: pytest.fail("trained again"))
+    assert compare(config, tmp_path / "runs", num_images=3) == results
+
+
+def test_arms_of_a_seed_start_from_the_same_weights_and_batches(manifest):
+    one, other = (build_experiment(make_config(manifest, strategy=name)) for name in ("cyborg", "contrast"))
+    jax.tree.map(np.testing.assert_array_equal, one.initial_state().params, other.initial_state().params)
+    for a, b in zip(one.train_epoch(1), other.train_epoch(1), strict=True):
+        jax.tree.map(np.testing.assert_array_equal, a, b)
+
+
+def save_weights(workdir, config, path):
+    """The best checkpoint's network as a file in PyTorch's layout."""
+    state, _ = stored_state(workdir, config, "best")
+    tensors = {}
+    for collection in (state.params, state.batch_stats):
+        for names, leaf in traverse_util.flatten_dict(collection).items():
+            leaf, module = np.asarray(leaf), ".".join(names[:-1])
+            leaf = leaf.transpose(3, 2, 0, 1) if leaf.ndim == 4 else leaf.T
+            kind = {"kernel": "weight", "scale": "weight", "mean": "running_mean", "var": "running_var"}
+            tensors[f"{module}.{kind.get(names[-1], names[-1])}"] = np.ascontiguousarray(leaf)
+    save_file(tensors, path)
+
+
+def test_weights_are_loaded_at_the_start_and_not_needed_again(manifest, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    config = make_config(manifest, epochs=1)
+    train.train(config, tmp_path / "scratch")
+    save_weights(tmp_path / "scratch", config, tmp_path / "weights.safetensors")
+    config.model.weights, config.model.keep_head = str(tmp_path / "weights.safetensors"), True
+    config.optimizer.learning_rate = 0.0
+    train.train(config, tmp_path / "tuned")
+    before, after = (stored_state(tmp_path / name, config, "best")[0].params for name in ("scratch", "tuned"))
+    jax.tree.map(np.testing.assert_array_equal, before, after)
+    (tmp_path / "weights.safetensors").unlink()
+    evaluate(tmp_path / "tuned")
+    with pytest.raises(WeightsError, match=r"weights\.safetensors does not exist"):
+        train.train(config, tmp_path / "other")
+    assert not (tmp_path / "other").exists()
+
+
+def test_seed_decides_weights_and_order(manifest):
+    one, other = (build_experiment(make_config(manifest, seed=seed)) for seed in (0, 1))
+    assert (next(iter(one.train_epoch(0)))["index"] != next(iter(other.train_epoch(0)))["index"]).any()
+    kernels = [built.random_state().params["head"]["kernel"] for built in (one, other)]
+    assert (kernels[0] != kernels[1]).any()
+
+
+def test_means_over_steps_add_before_they_divide():
+    entries = [
+        StepMetrics({"a": Total(6.0, 4.0), "b": Total(0.0, 0.0)}, Total(3, 4), 1.0),
+        StepMetrics({"a": Total(4.0, 1.0), "b": Total(0.0, 0.0)}, Total(1, 1), 2.0),
+    ]
+    assert train.summarize(entries) == {
+        "train/a": 2.0,
+        "train/a_examples": 5.0,
+        "train/b": None,
+        "train/b_examples": 0.0,
+        "train/accuracy": 0.8,
+        "train/grad_norm": 1.5,
+    }
+
+
+def test_rows_to_look_at_alternate_classes_and_prefer_maps(finished):
+    records = build_experiment(finished[1]).dataset.splits["train"].records
+    rows = choose_rows(records, 6)
+    assert len(set(rows)) == 6
+    np.testing.assert_array_equal(records.labels[rows], [0, 1, 0, 1, 0, 1])
+    assert records.has_map[rows].all()
+    assert len(choose_rows(records, 100)) == len(records)

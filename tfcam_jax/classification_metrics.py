@@ -1,0 +1,161 @@
+"""Figures of a classifier's decisions and scores over a set of images, in NumPy and scikit-learn.
+
+Of two classes, the one with index 1 is the positive (the attack, the finding). A higher score speaks for it, and an
+image is called positive where its score is at least the threshold.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from jaxtyping import Float, Int
+from scipy.special import expit, log_softmax
+from sklearn.metrics import average_precision_score, balanced_accuracy_score, brier_score_loss, roc_auc_score, roc_curve
+
+CALIBRATION_BINS = 15
+
+
+def classification(labels: Int[np.ndarray, " n"], logits: Float[np.ndarray, "n classes"]) -> dict[str, float | None]:
+    """Cross-entropy (nats), accuracy and AUROC.
+
+    AUROC is that of the last class's probability for two classes, the unweighted mean over one class against the
+    rest for more; None where a class has no example.
+    """
+    log_p = log_softmax(np.asarray(logits, np.float64), axis=-1)
+    return {
+        "cross_entropy": float(-log_p[np.arange(len(labels)), labels].mean()),
+        "accuracy": float((log_p.argmax(-1) == labels).mean()),
+        "auroc": _auroc(labels, log_p),
+    }
+
+
+def probability_figures(
+    labels: Int[np.ndarray, " n"], logits: Float[np.ndarray, "n classes"]
+) -> dict[str, float | None]:
+    """`classification`, and what else the softmax probabilities say without a threshold.
+
+    Returns:
+      also `balanced_accuracy` (mean recall of the classes that occur), `ece` (expected calibration error) and `brier`
+      (scikit-learn's: mean squared error of p_1 for two classes, summed over the classes for more).
+    """
+    log_p = log_softmax(np.asarray(logits, np.float64), axis=-1)
+    p, classes = np.exp(log_p), logits.shape[-1]
+    proba = p[:, 1] if classes == 2 else p / p.sum(-1, keepdims=True)
+    options = {"pos_label": 1} if classes == 2 else {"labels": range(classes)}
+    occurring = np.isin(p.argmax(-1), np.unique(labels))
+    return {
+        **classification(labels, logits),
+        "balanced_accuracy": _balanced_accuracy(labels, p.argmax(-1), occurring),
+        "ece": expected_calibration_error(labels, p),
+        "brier": float(brier_score_loss(labels, proba, **options)),
+    }
+
+
+def _balanced_accuracy(labels: np.ndarray, predicted: np.ndarray, occurring: np.ndarray) -> float:
+    # scikit-learn warns of predictions of a class that no label has. Any other wrong class counts just as wrong.
+    wrong_anyway = np.where(labels == labels.min(), labels.max(), labels.min())
+    known = np.where(occurring, predicted, wrong_anyway)
+    if len(np.unique(labels)) == 1:
+        return float((predicted == labels).mean())
+    return float(balanced_accuracy_score(labels, known))
+
+
+def expected_calibration_error(labels: Int[np.ndarray, " n"], probabilities: Float[np.ndarray, "n classes"]) -> float:
+    """Gap between confidence and accuracy, in [0, 1] (Guo et al., ICML 2017).
+
+    Confidence is the largest probability; 15 bins of equal width on [0, 1], weighted by their number of images. A
+    bin holds its upper edge.
+    """
+    confidence, correct = probabilities.max(-1), probabilities.argmax(-1) == labels
+    bins = np.clip(np.ceil(confidence * CALIBRATION_BINS).astype(int) - 1, 0, CALIBRATION_BINS - 1)
+    gaps = np.bincount(bins, weights=correct - confidence, minlength=CALIBRATION_BINS)
+    return float(np.abs(gaps).sum() / len(labels))
+
+
+def binary_scores(logits: Float[np.ndarray, "n 2"]) -> dict[str, Float[np.ndarray, " n"]]:
+    """The two scores of the protocol, float64.
+
+    Returns:
+      `margin`, z_1 - z_0, which orders as the softmax probability does without rounding to exactly 1; and
+      `sigmoid_logit_1`, the score of the CYBORG scripts, which a shift common to both logits changes.
+    """
+    logits = np.asarray(logits, np.float64)
+    return {"margin": logits[:, 1] - logits[:, 0], "sigmoid_logit_1": expit(logits[:, 1])}
+
+
+def ranking_figures(labels: Int[np.ndarray, " n"], score: Float[np.ndarray, " n"]) -> dict[str, float | None]:
+    """What a score says without a threshold: AUROC, average precision, EER (on this set's own ROC curve), d'.
+
+    Both classes must occur.
+    """
+    return {
+        "auroc": float(roc_auc_score(labels, score)),
+        "average_precision": float(average_precision_score(labels, score)),
+        "eer": equal_error(labels, score)[0],
+        "d_prime": d_prime(labels, score),
+    }
+
+
+def d_prime(labels: Int[np.ndarray, " n"], score: Float[np.ndarray, " n"]) -> float | None:
+    """Distance of the classes' mean scores in units of their root mean variance; None without any spread."""
+    negative, positive = score[labels == 0], score[labels == 1]
+    spread = np.sqrt((positive.var() + negative.var()) / 2)
+    return float((positive.mean() - negative.mean()) / spread) if spread > 0 else None
+
+
+def equal_error(labels: Int[np.ndarray, " n"], score: Float[np.ndarray, " n"]) -> tuple[float, float]:
+    """Equal error rate and the threshold for it.
+
+    Returns:
+      `(rate, threshold)`. The rate is where the ROC curve, drawn with straight lines, meets FPR = 1 - TPR. The
+      threshold is the one of the set with the smallest gap between both errors, halfway to the next lower score, so
+      that new scores near it may fall to either side.
+    """
+    fpr, tpr, thresholds = roc_curve(labels, score, drop_intermediate=False)
+    gap = fpr - (1 - tpr)
+    after = int(np.argmax(gap >= 0))  # the first point beyond the crossing; the curve starts with gap -1
+    share = -gap[after - 1] / (gap[after] - gap[after - 1])
+    rate = fpr[after - 1] + share * (fpr[after] - fpr[after - 1])
+    nearest = int(np.argmin(np.abs(gap)))
+    if nearest == 0:  # its threshold is infinite
+        return float(rate), float(np.nextafter(score.max(), np.inf))
+    lower = thresholds[nearest + 1] if nearest + 1 < len(thresholds) else thresholds[nearest]
+    return float(rate), float((thresholds[nearest] + lower) / 2)
+
+
+def threshold_at_false_positive_rate(negative_scores: Float[np.ndarray, " n"], rate: float) -> float:
+    """Smallest threshold at which no more than `rate` (0 to 1) of the negatives are called positive.
+
+    Tied scores fall on one side together, so the rate reached can be lower. For fewer than 1 / rate negatives none
+    is let through.
+    """
+    descending = np.sort(np.asarray(negative_scores, np.float64))[::-1]
+    # The small addend undoes the rounding of products such as 0.29 * 100.
+    allowed = int(np.floor(rate * len(descending) + 1e-9))
+    return float(np.nextafter(descending[allowed], np.inf)) if allowed < len(descending) else -np.inf
+
+
+def rates_at(
+    labels: Int[np.ndarray, " n"], score: Float[np.ndarray, " n"], threshold: float
+) -> dict[str, float | None]:
+    """`tpr`, `fpr`, `accuracy` and `balanced_accuracy` at a threshold; None for a rate of a class that is absent."""
+    called = score >= threshold
+    rate = lambda rows: float(called[rows].mean()) if rows.any() else None
+    tpr, fpr = rate(labels == 1), rate(labels == 0)
+    both = tpr is not None and fpr is not None
+    return {
+        "tpr": tpr,
+        "fpr": fpr,
+        "accuracy": float((called == (labels == 1)).mean()),
+        "balanced_accuracy": (tpr + 1 - fpr) / 2 if both else None,
+    }
+
+
+def _auroc(labels: np.ndarray, log_p: np.ndarray) -> float | None:
+    classes = log_p.shape[-1]
+    if len(np.unique(labels)) < classes:
+        return None
+    if classes == 2:
+        # The margin orders as the probability does, without its rounding to exactly 1.
+        return float(roc_auc_score(labels, log_p[:, 1] - log_p[:, 0]))
+    p = np.exp(log_p)
+    return float(roc_auc_score(labels, p / p.sum(-1, keepdims=True), multi_class="ovr"))

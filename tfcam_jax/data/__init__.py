@@ -1,0 +1,56 @@
+"""Where images and human maps come from, and how they become batches.
+
+`SOURCES` maps a name to a function of plain keyword arguments that opens a `Dataset`. A new source is one such
+function and one line here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+from .chest_xray import ChestXray, ChestXrayConfig, open_chest_xray
+from .cyborg_faces import CyborgFaces, CyborgFacesConfig, open_cyborg_faces
+from .demo import open_demo
+from .iris_pad import IrisPad, IrisPadConfig, open_iris_pad
+from .listed_builder import list_owner_files
+from .manifest import list_manifest, open_manifest
+from .pipeline import Batch, eval_batches, train_batches
+from .rows import Listing
+from .source import DataError, Dataset, Example, Records, Source
+from .transforms import Augment
+
+__all__ = [
+    "LISTINGS",
+    "SOURCES",
+    "Augment",
+    "Batch",
+    "DataError",
+    "Dataset",
+    "Example",
+    "Records",
+    "Source",
+    "eval_batches",
+    "open_chest_xray",
+    "open_cyborg_faces",
+    "open_demo",
+    "open_iris_pad",
+    "open_manifest",
+    "train_batches",
+]
+
+SOURCES: dict[str, Callable[..., Dataset]] = {
+    "demo": open_demo,
+    "manifest": open_manifest,
+    "cyborg_faces": open_cyborg_faces,
+    "iris_pad": open_iris_pad,
+    "chest_xray": open_chest_xray,
+}
+
+# The same sources' files before any image is opened, for `prepare --check`; `demo` has none, it is drawn.
+LISTINGS: dict[str, Callable[..., Listing]] = {
+    "manifest": list_manifest,
+    "cyborg_faces": partial(list_owner_files, CyborgFaces, CyborgFacesConfig),
+    "iris_pad": partial(list_owner_files, IrisPad, IrisPadConfig),
+    "chest_xray": partial(list_owner_files, ChestXray, ChestXrayConfig),
+}

@@ -1,0 +1,237 @@
+"""What is done with human maps once they are drawn: combining annotators, blur, threshold, and placebos.
+
+A placebo replaces the maps of training by ones that say nothing of their image. A gain counts only if the true maps
+beat them. The examples that have a map stay the same, and so do order, augmentation and step count.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import combinations
+
+import numpy as np
+from jaxtyping import Float, Int
+from PIL import Image
+from scipy import ndimage
+
+from .source import DataError, Dataset, Example, Records, Source
+
+PLACEBOS = ("none", "other_image", "mean_map", "border_ring")
+
+# Of a map that stands for a whole class, pixels: 16 for each of the 7 x 7 places of the usual CAM.
+_PLACEBO_SIDE = 112
+_PLACES = 7
+# As in tfcam_jax.saliency, which knows arrays of jax only.
+_RING_RADIUS = 0.65
+
+
+def combine(maps: Mapping[str, Float[np.ndarray, "_ _"]], how: str) -> Float[np.ndarray, "h w"] | None:
+    """One map of several annotators'.
+
+    Args:
+      maps: by annotator, at least one; brought to the first one's size.
+      how: "mean"; "majority": the share of annotators is counted whose map reaches half of its own peak, and the
+        result is 1 where they are more than half; or the name of an annotator.
+
+    Returns:
+      The map; None if the named annotator did not see the image.
+    """
+    if how not in ("mean", "majority"):
+        return maps.get(how)
+    first, *others = maps.values()
+    if not others:
+        return first
+    stack = np.stack([first, *(_resize(other, first.shape) for other in others)])
+    if how == "mean":
+        return stack.mean(0, dtype=np.float32)
+    peaks = stack.max((1, 2), keepdims=True)
+    votes = (stack >= 0.5 * peaks) & (peaks > 0)
+    return (2 * votes.sum(0) > len(stack)).astype(np.float32)
+
+
+def agreement(maps: Sequence[Float[np.ndarray, "_ _"]]) -> float | None:
+    """Mean Pearson correlation over all pairs of annotators of one image; None without a pair of maps that vary."""
+    varying = [m for m in maps if m.min() < m.max()]
+    if len(varying) < 2:
+        return None
+    shape = varying[0].shape
+    flat = [_resize(m, shape).ravel() for m in varying]
+    return float(np.mean([np.corrcoef(one, other)[0, 1] for one, other in combinations(flat, 2)]))
+
+
+@dataclass(frozen=True)
+class WithMaps:
+    """A source whose maps went through `change`, called with the row number and the map; the records stay."""
+
+    source: Source
+    change: Callable[[int, np.ndarray], np.ndarray]
+
+    @property
+    def records(self) -> Records:
+        return self.source.records
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def __getitem__(self, index: int) -> Example:
+        example = self.source[index]
+        if example.saliency is None:
+            return example
+        return replace(example, saliency=self.change(index, example.saliency))
+
+
+@dataclass(frozen=True)
+class Smooth:
+    """Blurs and thresholds a map; a class, as it travels to worker processes.
+
+    Attributes:
+      blur: standard deviation of a Gaussian, as a share of the map's longer side; 0 leaves it. What lies beyond the
+        border counts as the border's value.
+      threshold: after the blur, 1 where the map reaches this share of its peak and 0 elsewhere; 0 leaves it.
+    """
+
+    blur: float = 0.0
+    threshold: float = 0.0
+
+    def __post_init__(self):
+        for name, limit in {"blur": 0.5, "threshold": 1.0}.items():
+            if not 0 <= getattr(self, name) <= limit:
+                raise ValueError(f"maps.{name} must be in [0, {limit}]; got {getattr(self, name)}")
+
+    def __call__(self, index: int, saliency: np.ndarray) -> np.ndarray:
+        if self.blur:
+            saliency = ndimage.gaussian_filter(saliency, self.blur * max(saliency.shape), mode="nearest")
+        if self.threshold:
+            saliency = (saliency >= self.threshold * saliency.max()).astype(np.float32)
+        return saliency
+
+
+def smooth_maps(source: Source, blur: float, threshold: float) -> Source:
+    """The source with its maps blurred and thresholded; the same source if both are 0."""
+    change = Smooth(blur, threshold)
+    return WithMaps(source, change) if blur or threshold else source
+
+
+def process_maps(dataset: Dataset, *, blur: float, threshold: float, placebo: str, seed: int) -> Dataset:
+    """The data set with all maps blurred and thresholded, and training's replaced by placebos.
+
+    Placebos are made of the smoothed maps. Validation and test keep their maps, as they measure. Arguments as in
+    `Smooth` and `placebo_maps`.
+    """
+    splits = {split: smooth_maps(source, blur, threshold) for split, source in dataset.splits.items()}
+    return replace(dataset, splits={**splits, "train": placebo_maps(splits["train"], placebo, seed)})
+
+
+def placebo_maps(source: Source, kind: str, seed: int) -> Source:
+    """The source with placebos in place of its maps, where it has maps.
+
+    other_image: the map of another image of the same class and of another group. Within a class, maps are dealt out
+      anew so that each is used exactly once: the set of maps of each class, hence where maps of a class lie, how large
+      and how sharp they are, is that of the true arm, and only the tie between image and map is gone. Across classes
+      it would also change what a class's maps look like.
+    mean_map: the mean over the class's maps, each first divided by its peak. It knows where the class's objects lie
+      on average, and nothing of the image. An image's own map is in it with 1/n.
+    border_ring: 1 on the 28 outer ones of 7 x 7 places, 0 within; says nothing even of the class.
+
+    Args:
+      source: training data.
+      kind: one of `PLACEBOS`.
+      seed: of the dealing.
+
+    Raises:
+      DataError: other_image, if a class has one map only, or one group holds more than half of a class's maps.
+      ValueError: an unknown kind.
+    """
+    if kind not in PLACEBOS:
+        raise ValueError(f"maps.placebo must be one of {', '.join(PLACEBOS)}; got {kind!r}")
+    if kind == "none":
+        return source
+    if kind == "other_image":
+        return WithMaps(source, Dealt(source, deal_maps(source.records, seed)))
+    labels = source.records.labels
+    if kind == "border_ring":
+        return WithMaps(source, PerClass(labels, dict.fromkeys(np.unique(labels).tolist(), border_ring())))
+    return WithMaps(source, PerClass(labels, mean_maps(source)))
+
+
+@dataclass(frozen=True)
+class Dealt:
+    """Gives row i the map of row `donors[i]`."""
+
+    source: Source
+    donors: Int[np.ndarray, " n"]
+
+    def __call__(self, index: int, saliency: np.ndarray) -> np.ndarray:
+        other = self.source[int(self.donors[index])].saliency
+        return saliency if other is None else other
+
+
+@dataclass(frozen=True)
+class PerClass:
+    """Gives every row the map of its class."""
+
+    labels: Int[np.ndarray, " n"]
+    maps: Mapping[int, np.ndarray]
+
+    def __call__(self, index: int, saliency: np.ndarray) -> np.ndarray:
+        return self.maps[int(self.labels[index])]
+
+
+def deal_maps(records: Records, seed: int) -> Int[np.ndarray, " n"]:
+    """For each row the row whose map it gets: another one, of its class, of another group; -1 without a map.
+
+    Rows of a class are put in a random order that keeps groups together; each row gives its map to the one that stands
+    as many places on as the largest group has members, which is never of its own group.
+    """
+    donors = np.full(len(records), -1)
+    problems = []
+    for label in np.unique(records.labels):
+        rows = np.flatnonzero(records.has_map & (records.labels == label))
+        if not len(rows):
+            continue
+        rng = np.random.default_rng([seed, int(label)])
+        names = [records.groups[row] or f"\0{row}" for row in rows]  # Rows without a group stand alone.
+        _, group, sizes = np.unique(names, return_inverse=True, return_counts=True)
+        order = rows[np.lexsort((rng.random(len(rows)), rng.permutation(len(sizes))[group]))]
+        step = sizes.max()
+        if 2 * step > len(rows):
+            what = (
+                f"group {names[int(np.argmax(group == sizes.argmax()))]!r} holds {step}" if step > 1 else "there is one"
+            )
+            problems.append(
+                f"placebo other_image: of the {len(rows)} maps of class {label}, {what}; more than half can't be dealt "
+                "to other groups. Use mean_map or border_ring"
+            )
+            continue
+        donors[order] = np.roll(order, step)
+    if problems:
+        raise DataError(problems)
+    return donors
+
+
+def mean_maps(source: Source) -> dict[int, Float[np.ndarray, "112 112"]]:
+    """Mean map of each class that has maps, by class index; reads every map once."""
+    sums: dict[int, np.ndarray] = {}
+    counts: dict[int, int] = {}
+    for row in np.flatnonzero(source.records.has_map):
+        saliency, label = source[int(row)].saliency, int(source.records.labels[row])
+        scaled = _resize(saliency / max(saliency.max(), 1e-12), (_PLACEBO_SIDE, _PLACEBO_SIDE))
+        sums[label] = sums.get(label, 0) + scaled
+        counts[label] = counts.get(label, 0) + 1
+    return {label: (total / counts[label]).astype(np.float32) for label, total in sums.items()}
+
+
+def border_ring() -> Float[np.ndarray, "112 112"]:
+    """1 on the 28 of 7 x 7 places that lie beyond 0.65 of the way to the border, 0 within: strategy `sham`'s ring."""
+    centred = (2 * np.arange(_PLACES) + 1) / _PLACES - 1
+    ring = np.hypot(centred[:, None], centred) > _RING_RADIUS
+    side = _PLACEBO_SIDE // _PLACES
+    return np.kron(ring, np.ones((side, side))).astype(np.float32)
+
+
+def _resize(saliency: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    if saliency.shape == tuple(shape):
+        return saliency
+    picture = Image.fromarray(np.asarray(saliency, np.float32))
+    return np.asarray(picture.resize(shape[::-1], Image.Resampling.BILINEAR))

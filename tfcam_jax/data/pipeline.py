@@ -1,0 +1,209 @@
+"""From a source to batches of fixed shape, in threads or worker processes (Grain), and on to the device."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import grain
+import numpy as np
+from absl import flags
+from jaxtyping import Float, Int
+
+from .source import Source
+from .transforms import IDENTITY, Augment, apply
+
+# image uint8 [B, S, S, channels]; saliency float32 [B, S, S], all zero = no map; label int32 [B]; mask float32 [B],
+# 1 for an example, 0 for padding; weight float32 [B], of the example's cross-entropy, 0 for padding; index int32 [B],
+# the row in `source.records`, -1 for padding.
+Batch = dict[str, np.ndarray]
+
+BALANCES = ("none", "weights", "sampling")
+
+# Batches that a worker or a reading thread prepares ahead of the one that is being trained on.
+_BATCHES_AHEAD = 2
+
+
+@dataclass(frozen=True)
+class _LoadBatch:
+    """Number of a batch to this host's part of it. A class, as it travels to worker processes.
+
+    Attributes:
+      order: row of each position in the epoch.
+      weights: of each row.
+      seed: of the augmentation, joined by the position, so that neither hosts nor workers change a draw; None: none.
+    """
+
+    source: Source
+    order: np.ndarray
+    weights: np.ndarray
+    seed: tuple[int, ...] | None
+    batch_size: int
+    image_size: int
+    augment: Augment
+    shard_index: int
+    shard_count: int
+
+    def __call__(self, number: int) -> Batch:
+        count = self.batch_size // self.shard_count
+        start = number * self.batch_size + self.shard_index * count
+        positions = range(start, min(start + count, len(self.order)))
+        batch: Batch = {}
+        for i, position in enumerate(positions):
+            row = int(self.order[position])
+            rng = None if self.seed is None else np.random.default_rng([*self.seed, position])
+            image, saliency = apply(self.source[row], self.image_size, self.augment, rng)
+            batch = batch or self._padding(count, image.shape[-1])
+            batch["image"][i], batch["saliency"][i] = image, saliency
+            batch["label"][i] = self.source.records.labels[row]
+            batch["mask"][i], batch["weight"][i], batch["index"][i] = 1, self.weights[row], row
+        # A host beyond the end of the last batch still needs to know how many channels its padding has.
+        return batch or self._padding(count, self.source[0].image.shape[-1])
+
+    def _padding(self, count: int, channels: int) -> Batch:
+        size = self.image_size
+        return {
+            "image": np.zeros((count, size, size, channels), np.uint8),
+            "saliency": np.zeros((count, size, size), np.float32),
+            "label": np.zeros(count, np.int32),
+            "mask": np.zeros(count, np.float32),
+            "weight": np.zeros(count, np.float32),
+            "index": np.full(count, -1, np.int32),
+        }
+
+
+def train_batches(
+    source: Source,
+    *,
+    epoch: int,
+    seed: int,
+    batch_size: int,
+    image_size: int,
+    augment: Augment = IDENTITY,
+    balance: str = "none",
+    num_threads: int = 4,
+    num_workers: int = 0,
+    shard_index: int = 0,
+    shard_count: int = 1,
+    first_batch: int = 0,
+) -> grain.DatasetIterator[Batch]:
+    """One epoch, in an order and with an augmentation that depend on (seed, epoch) alone.
+
+    Args:
+      source: the split to read.
+      epoch: number of the epoch, >= 0.
+      seed: of the run, >= 0.
+      batch_size: examples per batch over all hosts; the last batch is padded with masked zeros, never dropped.
+      image_size: side of the square images and maps.
+      augment: random geometry and colour.
+      balance: "none" and "weights" give every example once; "weights" weighs it by n / (classes * n_class), so that
+        each class counts alike and the mean weight is 1; "sampling" draws as many examples, each class as often
+        as any other (but for a remainder): a rare class's examples several times, a frequent class's some.
+      num_threads: threads that read and transform, per process; 0 works in the caller's thread.
+      num_workers: worker processes; 0 works in this one. Neither number changes what comes out. With workers,
+        a script needs the usual `if __name__ == "__main__"` guard.
+      shard_index: number of this host, from 0.
+      shard_count: number of hosts; each gets its `batch_size / shard_count` consecutive examples of each batch, so that
+        the batches over all hosts are the same for any number of them.
+      first_batch: batches to leave out at the start: an epoch that was cut off goes on as if it had not been, also
+        with other numbers of threads, workers and hosts.
+
+    Returns:
+      An iterator of batches, whose `get_state`, `set_state` resume it too.
+
+    Raises:
+      ValueError: an unknown balance, or a batch size that the hosts can't share evenly.
+    """
+    labels = source.records.labels
+    order = epoch_order(labels, epoch=epoch, seed=seed, balance=balance)
+    weights = class_weights(labels) if balance == "weights" else np.ones(len(labels), np.float32)
+    # A third number keeps the augmentation's draws apart from the order's.
+    load = _LoadBatch(
+        source, order, weights, (seed, epoch, 1), batch_size, image_size, augment, shard_index, shard_count
+    )
+    return _iterate(load, first_batch, num_threads, num_workers)
+
+
+def eval_batches(
+    source: Source,
+    *,
+    batch_size: int,
+    image_size: int,
+    num_threads: int = 4,
+    num_workers: int = 0,
+    shard_index: int = 0,
+    shard_count: int = 1,
+) -> grain.DatasetIterator[Batch]:
+    """Every example exactly once, in the split's order, not augmented; otherwise as `train_batches`."""
+    order, weights = np.arange(len(source)), np.ones(len(source), np.float32)
+    load = _LoadBatch(source, order, weights, None, batch_size, image_size, IDENTITY, shard_index, shard_count)
+    return _iterate(load, 0, num_threads, num_workers)
+
+
+def epoch_order(labels: Int[np.ndarray, " n"], *, epoch: int, seed: int, balance: str) -> Int[np.ndarray, " n"]:
+    """Rows in the order in which an epoch takes them; see `train_batches`."""
+    if balance not in BALANCES:
+        raise ValueError(f"balance must be one of {', '.join(BALANCES)}; got {balance!r}")
+    rng = np.random.default_rng([seed, epoch, 0])
+    if balance != "sampling":
+        return rng.permutation(len(labels))
+    classes = np.unique(labels)
+    # The remainder goes to other classes in other epochs.
+    shares = len(labels) // len(classes) + (rng.permutation(len(classes)) < len(labels) % len(classes))
+    drawn = [
+        _draw_rows(rng, np.flatnonzero(labels == label), share)
+        for label, share in zip(classes, shares.tolist(), strict=True)
+    ]
+    return rng.permutation(np.concatenate(drawn))
+
+
+def _draw_rows(rng: np.random.Generator, rows: np.ndarray, count: int) -> np.ndarray:
+    """So many of the rows, none of them oftener than any other by more than one."""
+    rounds = [rng.permutation(rows) for _ in range(-(-count // len(rows)))]
+    return np.concatenate(rounds)[:count]
+
+
+def class_weights(labels: Int[np.ndarray, " n"]) -> Float[np.ndarray, " n"]:
+    """Weight of each example by its class, n / (classes * n_class): classes add up alike, the mean is 1."""
+    _, position, counts = np.unique(labels, return_inverse=True, return_counts=True)
+    return (len(labels) / (len(counts) * counts))[position].astype(np.float32)
+
+
+def prefetch_to_device(batches: Iterable[Any], put: Callable[[Any], Any], ahead: int = 2) -> Iterator[Any]:
+    """Keeps batches on their way to the device while the one before is being trained on.
+
+    Args:
+      batches: host batches.
+      put: starts a batch's transfer and returns at once, as `jax.device_put` does.
+      ahead: batches in flight or waiting on the device beyond the one handed out, >= 1.
+
+    Yields:
+      What `put` returned, in order.
+    """
+    if ahead < 1:
+        raise ValueError(f"ahead must be at least 1; got {ahead}")
+    waiting: deque = deque()
+    for batch in batches:
+        waiting.append(put(batch))
+        if len(waiting) > ahead:
+            yield waiting.popleft()
+    yield from waiting
+
+
+def _iterate(load: _LoadBatch, first: int, num_threads: int, num_workers: int) -> grain.DatasetIterator[Batch]:
+    if load.batch_size % load.shard_count or not 0 <= load.shard_index < load.shard_count:
+        raise ValueError(
+            f"batch_size {load.batch_size} must be a multiple of the number of hosts, {load.shard_count}, "
+            f"and this host's number, {load.shard_index}, below it"
+        )
+    # The split over threads and workers is one of whole batches, and therefore cannot change them.
+    dataset = grain.MapDataset.range(first, -(-len(load.order) // load.batch_size)).map(load)
+    options = grain.ReadOptions(num_threads=num_threads, prefetch_buffer_size=max(num_threads, _BATCHES_AHEAD))
+    iterable = dataset.to_iter_dataset(options)
+    if num_workers:
+        if not flags.FLAGS.is_parsed():
+            flags.FLAGS.mark_as_parsed()  # Grain reads its own flags, which are unparsed outside absl's app.run.
+        iterable = iterable.mp_prefetch(grain.MultiprocessingOptions(num_workers, _BATCHES_AHEAD))
+    return iter(iterable)

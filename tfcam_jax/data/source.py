@@ -1,0 +1,151 @@
+"""The interface between data on disk and the input pipeline: splits with random access and their metadata."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
+
+import numpy as np
+from jaxtyping import Bool, Float, Int, UInt8
+
+SPLITS = ("train", "val", "test")
+
+# How many problems a DataError's message lists; `problems` holds them all.
+_SHOWN = 20
+
+
+class DataError(ValueError):
+    """What is wrong with a data set: every problem found, each with its place and a remedy.
+
+    Attributes:
+      problems: one line per problem, in the order of the files and rows.
+    """
+
+    def __init__(self, problems: Sequence[str]):
+        self.problems = list(problems)
+        count = len(self.problems)
+        lines = self.problems[:_SHOWN]
+        if count > _SHOWN:
+            lines.append(f"... and {count - _SHOWN} more")
+        super().__init__("\n".join(lines if count == 1 else [f"{count} problems in the data:", *lines]))
+
+    def __reduce__(self):
+        # Exceptions are pickled by their message; a worker process must hand over the list.
+        return type(self), (self.problems,)
+
+
+@dataclass(frozen=True)
+class Example:
+    """One decoded image at its stored size, and where people looked.
+
+    Attributes:
+      image: as many channels as the source was asked for, 1 or 3.
+      saliency: human map, non-negative, 1 = the brightest that its file can hold. Its size may differ from the
+        image's, its aspect ratio does not. None if nobody annotated the image.
+    """
+
+    image: UInt8[np.ndarray, "H W channels"]
+    saliency: Float[np.ndarray, "h w"] | None
+
+
+@dataclass(frozen=True)
+class Records:
+    """What is known of one split without decoding an image: columns of equal length, in the split's order.
+
+    Attributes:
+      ids: name of the example, stable over runs.
+      labels: class index, int32.
+      domains: where the example comes from (a generator, a hospital, an attack type); "" if unknown.
+      groups: what must not be torn apart or counted twice (a patient, a tile); "" if unknown.
+      has_map: True where there is a human map that says something: it exists and isn't constant.
+      digests: equal for images with equal pixels; None if nobody looked.
+    """
+
+    ids: tuple[str, ...]
+    labels: Int[np.ndarray, " n"]
+    domains: tuple[str, ...]
+    groups: tuple[str, ...]
+    has_map: Bool[np.ndarray, " n"]
+    digests: tuple[str, ...] | None = None
+
+    def __post_init__(self):
+        lengths = {name: len(column) for name, column in vars(self).items() if column is not None}
+        if len(set(lengths.values())) > 1:
+            raise ValueError(f"the columns of Records must be equally long; got {lengths}")
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def __getitem__(self, rows: Sequence[int] | Int[np.ndarray, " m"]) -> Records:
+        rows = [int(row) for row in rows]
+        pick = lambda column: column[rows] if isinstance(column, np.ndarray) else tuple(column[row] for row in rows)
+        return Records(**{name: None if column is None else pick(column) for name, column in vars(self).items()})
+
+
+@runtime_checkable
+class Source(Protocol):
+    """One split, with random access. Safe to read from several threads, and pickles for worker processes."""
+
+    records: Records
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> Example: ...
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """A data set with its splits: "train" and "val", and "test" where there is one.
+
+    Attributes:
+      name: for figures and tables.
+      class_names: position = class index.
+      splits: split name to source.
+      skipped: a line for each row that was left out because its files could not be read.
+    """
+
+    name: str
+    class_names: tuple[str, ...]
+    splits: Mapping[str, Source]
+    skipped: tuple[str, ...] = ()
+
+
+class Subset:
+    """Some rows of a source, in the order given."""
+
+    def __init__(self, source: Source, rows: Sequence[int] | Int[np.ndarray, " m"]):
+        self._source, self._rows = source, [int(row) for row in rows]
+        self.records = source.records[self._rows]
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, index: int) -> Example:
+        return self._source[self._rows[index]]
+
+
+class Joined:
+    """Several sources one after the other."""
+
+    def __init__(self, sources: Sequence[Source]):
+        self._sources, self._starts = list(sources), np.cumsum([0, *map(len, sources)])
+        parts = [source.records for source in sources]
+        chain = lambda name: tuple(value for part in parts for value in getattr(part, name))
+        self.records = Records(
+            ids=chain("ids"),
+            labels=np.concatenate([part.labels for part in parts]),
+            domains=chain("domains"),
+            groups=chain("groups"),
+            has_map=np.concatenate([part.has_map for part in parts]),
+            digests=None if any(part.digests is None for part in parts) else chain("digests"),
+        )
+
+    def __len__(self) -> int:
+        return int(self._starts[-1])
+
+    def __getitem__(self, index: int) -> Example:
+        if not 0 <= index < len(self):
+            raise IndexError(f"row {index} of {len(self)}")
+        part = int(np.searchsorted(self._starts, index, side="right")) - 1
+        return self._sources[part][index - int(self._starts[part])]

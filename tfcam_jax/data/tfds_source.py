@@ -1,0 +1,97 @@
+"""A split of a prepared TFDS data set as a source, read without TensorFlow."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import tensorflow_datasets as tfds
+
+from .decode import decode_image, decode_map
+from .source import Example, Records
+
+_METADATA = ("id", "label", "domain", "group", "has_map")
+
+
+def features(class_names: Sequence[str]) -> tfds.features.FeaturesDict:
+    """The features that every builder has.
+
+    `saliency` is a grey PNG, 1 x 1 where nobody annotated the image; `has_map` says whether it stands for something.
+    """
+    picture = lambda channels: tfds.features.Image(shape=(None, None, channels))
+    return tfds.features.FeaturesDict(
+        {
+            "image": picture(3),
+            "saliency": picture(1),
+            "has_map": tfds.features.Scalar(np.bool_),
+            "label": tfds.features.ClassLabel(names=list(class_names)),
+            "domain": tfds.features.Text(),
+            "group": tfds.features.Text(),
+            "id": tfds.features.Text(),
+        }
+    )
+
+
+@dataclass(frozen=True)
+class TfdsSource:
+    """One split of a set with the features of `features`.
+
+    Images are taken from TFDS as encoded bytes and decoded here, as files of a manifest are: one way for all.
+    """
+
+    encoded: Sequence
+    channels: int
+    records: Records
+
+    @classmethod
+    def open(cls, builder: tfds.core.DatasetBuilder, split: str, channels: int) -> TfdsSource:
+        """Opens a split of a prepared builder; its metadata come from the columns beside it, if they are there."""
+        skip = {name: tfds.decode.SkipDecoding() for name in ("image", "saliency")}
+        encoded = builder.as_data_source(split=split, decoders=skip)
+        columns = columns_path(builder.data_path, split)
+        records = _load_records(columns) if columns.exists() else _read_records(encoded)
+        return cls(encoded, channels, records)
+
+    def __len__(self) -> int:
+        return len(self.encoded)
+
+    def __getitem__(self, index: int) -> Example:
+        if not 0 <= index < len(self):  # array_record raises a ValueError, which `for` doesn't stop at.
+            raise IndexError(f"row {index} of {len(self)}")
+        example = self.encoded[index]
+        saliency = decode_map(example["saliency"]) if self.records.has_map[index] else None
+        return Example(decode_image(example["image"], self.channels), saliency)
+
+
+def columns_path(folder: str | os.PathLike, split: str) -> Path:
+    """Where a split's metadata lie, so that opening a large set doesn't read every record."""
+    return Path(folder) / f"{split}.columns.json"
+
+
+def save_records(path: Path, records: Records) -> None:
+    """Writes a split's columns."""
+    listed: Mapping = {name: getattr(column, "tolist", lambda c=column: c)() for name, column in vars(records).items()}
+    path.write_text(json.dumps(listed), encoding="utf-8")
+
+
+def _load_records(path: Path) -> Records:
+    columns = json.loads(path.read_text(encoding="utf-8"))
+    arrays = {"labels": np.int32, "has_map": bool}
+    typed = lambda name, column: np.array(column, arrays[name]) if name in arrays else tuple(column)
+    return Records(**{name: None if column is None else typed(name, column) for name, column in columns.items()})
+
+
+def _read_records(encoded: Sequence) -> Records:
+    rows = [{name: example[name] for name in _METADATA} for example in encoded]
+    text = lambda name: tuple(row[name].decode() for row in rows)
+    return Records(
+        ids=text("id"),
+        labels=np.array([row["label"] for row in rows], np.int32),
+        domains=text("domain"),
+        groups=text("group"),
+        has_map=np.array([row["has_map"] for row in rows], bool),
+    )

@@ -1,0 +1,176 @@
+"""One geometric transform for an image and its human map (crop, resize, flip, affine), and colour for the image."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Float, UInt8
+from PIL import Image, ImageEnhance
+
+from .source import Example
+
+_BILINEAR = Image.Resampling.BILINEAR
+
+
+@dataclass(frozen=True)
+class Augment:
+    """Random geometry and colour, every part drawn uniformly. The default changes nothing, as in the CYBORG recipe.
+
+    Attributes:
+      flip: probability of a left-right flip, 0..1.
+      crop: largest share of each side that is cut off, 0..0.9; both sides and the place are drawn independently.
+      rotate: largest rotation, degrees, either way, 0..180.
+      translate: largest shift along each axis, as a share of the side, either way, 0..0.5.
+      scale: largest change of size, as a share, either way, 0..0.5.
+      shear: largest shear along x, degrees, either way, 0..45.
+      brightness: largest shift of all values, as a share of the range, either way, 0..0.5.
+      contrast: largest change of the values' distance from their mean, as a share, either way, 0..0.9.
+      saturation: largest change of the colours' distance from grey, as a share, either way, 0..1.
+
+    Raises:
+      ValueError: a value beyond its limits.
+    """
+
+    flip: float = 0.0
+    crop: float = 0.0
+    rotate: float = 0.0
+    translate: float = 0.0
+    scale: float = 0.0
+    shear: float = 0.0
+    brightness: float = 0.0
+    contrast: float = 0.0
+    saturation: float = 0.0
+
+    # Beyond these limits no image is left to learn from, and what must be padded grows without bound.
+    def __post_init__(self):
+        limits = {"flip": 1, "crop": 0.9, "rotate": 180, "translate": 0.5, "scale": 0.5, "shear": 45}
+        limits |= {"brightness": 0.5, "contrast": 0.9, "saturation": 1}
+        for name, limit in limits.items():
+            if not 0 <= getattr(self, name) <= limit:
+                raise ValueError(f"augment.{name} must be in [0, {limit}]; got {getattr(self, name)}")
+
+
+IDENTITY = Augment()
+
+
+@dataclass(frozen=True)
+class _Geometry:
+    """One draw: the box kept (left, top, right, bottom as shares), and where each output pixel comes from."""
+
+    box: tuple[float, float, float, float] = (0.0, 0.0, 1.0, 1.0)
+    flip: bool = False
+    matrix: np.ndarray | None = None  # [2, 2], output to input, about the centre
+    shift: np.ndarray | None = None  # [2], x and y, share of the side
+
+
+def apply(
+    example: Example, size: int, augment: Augment = IDENTITY, rng: np.random.Generator | None = None
+) -> tuple[UInt8[np.ndarray, "size size channels"], Float[np.ndarray, "size size"]]:
+    """Brings image and map to `size` by `size` pixels, moving both alike.
+
+    The aspect ratio is not kept (the CYBORG code squeezes too). Resizing is Pillow's antialiased triangle filter, on
+    uint8 for the image and on floats for the map, whose faint values would otherwise round away.
+
+    The affine part may ask for pixels beyond the border. The image repeats its edge there, as a black wedge would be
+    a cue of its own; the map is 0 there, as nobody marked what does not exist.
+
+    Args:
+      example: image and map, which may differ in size.
+      size: side of the result, pixels.
+      augment: what to vary.
+      rng: source of the draws; None leaves the geometry as it is.
+
+    Returns:
+      `(image, saliency)`. The saliency is all zero, which later stages read as "no map", if there is none, if it is
+      constant, or if the crop leaves a constant piece of it.
+    """
+    geometry = _Geometry() if rng is None else _draw(augment, rng)
+    image = _move_image(example.image, size, geometry)
+    if rng is not None and (augment.brightness or augment.contrast or augment.saturation):
+        image = _recolour(image, augment, rng)
+    if example.saliency is None:
+        return image, np.zeros((size, size), np.float32)
+    return image, _move_map(example.saliency, size, geometry)
+
+
+def _draw(augment: Augment, rng: np.random.Generator) -> _Geometry:
+    # Always the same number of draws, so that switching one part on leaves the others as they were.
+    flip, *unit = rng.random(10)
+    width, height = 1 - augment.crop * unit[0], 1 - augment.crop * unit[1]
+    left, top = (1 - width) * unit[2], (1 - height) * unit[3]
+    angle, shear, scale, *shift = 2 * np.asarray(unit[4:]) - 1
+    matrix = shift_xy = None
+    if augment.rotate or augment.shear or augment.scale or augment.translate:
+        radians = math.radians(augment.rotate * angle)
+        rotation = np.array([[math.cos(radians), -math.sin(radians)], [math.sin(radians), math.cos(radians)]])
+        slant = np.array([[1, math.tan(math.radians(augment.shear * shear))], [0, 1]])
+        matrix = np.linalg.inv((1 + augment.scale * scale) * rotation @ slant)
+        shift_xy = augment.translate * np.asarray(shift)
+    return _Geometry((left, top, left + width, top + height), bool(flip < augment.flip), matrix, shift_xy)
+
+
+def _recolour(image: np.ndarray, augment: Augment, rng: np.random.Generator) -> np.ndarray:
+    """Brightness and contrast as one table of 256 values, then saturation; the map has no colours."""
+    brightness, contrast, saturation = 2 * rng.random(3) - 1
+    mean = image.mean()
+    table = (1 + augment.contrast * contrast) * (np.arange(256) - mean) + mean + 255 * augment.brightness * brightness
+    image = np.clip(np.rint(table), 0, 255).astype(np.uint8)[image]
+    if augment.saturation and image.shape[-1] == 3:
+        enhancer = ImageEnhance.Color(Image.fromarray(image))
+        image = np.asarray(enhancer.enhance(1 + augment.saturation * saturation))
+    return image
+
+
+def _move_image(image: np.ndarray, size: int, geometry: _Geometry) -> np.ndarray:
+    picture = Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image)
+    pixels = np.asarray(_crop_and_resize(picture, size, geometry))
+    if geometry.matrix is not None:
+        coefficients = _affine_coefficients(size, geometry)
+        margin = _overshoot(size, coefficients)
+        padded = np.pad(pixels, ((margin, margin), (margin, margin), *[(0, 0)] * (pixels.ndim - 2)), mode="edge")
+        pixels = _affine(padded, size, _behind_margin(coefficients, margin))
+    return pixels.reshape(size, size, image.shape[-1])
+
+
+def _move_map(saliency: np.ndarray, size: int, geometry: _Geometry) -> np.ndarray:
+    values = np.asarray(_crop_and_resize(Image.fromarray(np.asarray(saliency, np.float32)), size, geometry))
+    if values.min() == values.max():
+        # Before the affine part, whose zeros outside would turn a constant piece into a map of the border.
+        return np.zeros((size, size), np.float32)
+    if geometry.matrix is not None:
+        values = _affine(values, size, _affine_coefficients(size, geometry))
+    return np.ascontiguousarray(values)
+
+
+def _crop_and_resize(picture: Image.Image, size: int, geometry: _Geometry) -> Image.Image:
+    left, top, right, bottom = geometry.box
+    width, height = picture.size
+    box = (left * width, top * height, min(right * width, width), min(bottom * height, height))
+    picture = picture.resize((size, size), _BILINEAR, box=box)
+    return picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if geometry.flip else picture
+
+
+def _affine_coefficients(size: int, geometry: _Geometry) -> np.ndarray:
+    """[2, 3]: input (x, y) of an output point (x, y, 1), in pixels from the corner."""
+    centre = np.full(2, size / 2)
+    offset = centre - geometry.matrix @ (centre + size * geometry.shift)
+    return np.column_stack([geometry.matrix, offset])
+
+
+def _overshoot(size: int, coefficients: np.ndarray) -> int:
+    """How many pixels beyond the border the output's corners reach."""
+    corners = np.array([[0, 0, size, size], [0, size, 0, size], [1, 1, 1, 1]])
+    reached = coefficients @ corners
+    return max(0, math.ceil(max(-reached.min(), reached.max() - size))) + 1
+
+
+def _behind_margin(coefficients: np.ndarray, margin: int) -> np.ndarray:
+    return coefficients + np.array([[0, 0, margin], [0, 0, margin]])
+
+
+def _affine(pixels: np.ndarray, size: int, coefficients: np.ndarray) -> np.ndarray:
+    picture = Image.fromarray(pixels)
+    data = tuple(coefficients.ravel())
+    return np.asarray(picture.transform((size, size), Image.Transform.AFFINE, data, _BILINEAR, fillcolor=0))

@@ -1,0 +1,87 @@
+"""What a strategy sees of one batch, and what it answers: weighted, masked terms.
+
+This is the seam between `steps` and `strategies`; neither imports the other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple, Protocol, runtime_checkable
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+
+@runtime_checkable
+class Output(Protocol):
+    """What is used of a model's output; `tfcam_jax.models.ModelOutput` is one."""
+
+    logits: Float[Array, "batch classes"]
+    features: Float[Array, "batch h w channels"]
+    kernel: Float[Array, "channels classes"]
+
+
+class Evidence(NamedTuple):
+    """One batch as a model sees it.
+
+    Attributes:
+      output: logits, pooled features and head of the model.
+      labels: true classes, 0..K-1.
+      mask: True for an example, False for padding.
+      weight: of each example's cross-entropy; 1 where classes are not weighed.
+      human_maps: human saliency at the image's resolution, any non-negative range; all zero where nobody annotated.
+      input_gradient: computes the gradient of `sum_k log p_k` by the normalised image, `[batch, H, W, channels]`.
+        A second pass through the model, so only strategies that need it call it.
+    """
+
+    output: Output
+    labels: Int[Array, " batch"]
+    mask: Bool[Array, " batch"]
+    weight: Float[Array, " batch"]
+    human_maps: Float[Array, "batch H W"]
+    input_gradient: Callable[[], Array]
+
+
+class Term(NamedTuple):
+    """One term of the loss: `weight * sum(mask * per_example) / sum(mask)` over all devices."""
+
+    weight: float
+    per_example: Float[Array, " batch"]
+    mask: Bool[Array, " batch"]
+
+
+Terms = dict[str, Term]
+Strategy = Callable[[Evidence], Terms]
+
+
+class Total(NamedTuple):
+    """A sum over examples and how many entered it: adds up over devices and steps, then divides."""
+
+    sum: Float[Array, ""]
+    count: Float[Array, ""]
+
+
+def reduce_terms(terms: Terms, axis_name: str | None = None) -> tuple[Float[Array, ""], dict[str, Total]]:
+    """Reduces terms to this device's share of the loss and to each term's total over all devices.
+
+    Args:
+      terms: the strategy's answer.
+      axis_name: pmap axis; None where the arrays span all devices already.
+
+    Returns:
+      `(share, totals)`. The shares of all devices sum to the loss, so gradients are to be *summed* over devices.
+      A term without any example that counts contributes 0, with gradient 0.
+    """
+    share = jnp.zeros(())
+    totals = {}
+    for name, term in terms.items():
+        # `where`, not a product: 0 * nan is nan, and what is masked may be anything.
+        local = jnp.where(term.mask, term.per_example, 0).sum()
+        count = term.mask.sum().astype(local.dtype)
+        if axis_name is not None:
+            count = jax.lax.psum(count, axis_name)
+        share = share + term.weight * local / jnp.maximum(count, 1)
+        everywhere = local if axis_name is None else jax.lax.psum(jax.lax.stop_gradient(local), axis_name)
+        totals[name] = Total(everywhere, count)
+    return share, totals

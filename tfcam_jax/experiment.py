@@ -1,0 +1,213 @@
+"""From a config to the parts of a run: data, model, optimiser, strategy, compiled steps.
+
+The one place that reads model, data and optimiser keys and hands them on as plain arguments.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import functools
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from ml_collections import ConfigDict
+
+from . import steps
+from .data import SOURCES
+from .data.human_maps import PLACEBOS, Smooth, process_maps
+from .data.pipeline import BALANCES, eval_batches, train_batches
+from .data.source import Dataset, Source
+from .data.transforms import Augment
+from .models import MODEL_CARDS, MODELS, cam_size
+from .optimizers import make_optimizer, make_schedule
+from .protocol import apply_protocol, check_options
+from .strategies import make_strategy
+from .weights import load_pretrained
+
+SELECT_BY = ("accuracy", "auroc", "cross_entropy")
+
+
+class ConfigError(ValueError):
+    """A config value that can't be used."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Experiment:
+    """What a config describes, built and ready to run.
+
+    Attributes:
+      dataset: the splits, validated.
+      steps_per_epoch: training batches in an epoch.
+      random_state: makes the state of step 0 from the seed alone; also what a checkpoint is restored like.
+      initial_state: the same with the pretrained weights that the config names, if any.
+      train_step: compiled; its state argument is donated.
+      eval_step: compiled.
+      train_epoch: batches of one epoch of training.
+      eval_epoch: batches that hold each example of a split once.
+    """
+
+    dataset: Dataset
+    steps_per_epoch: int
+    random_state: Callable[[], steps.TrainState]
+    initial_state: Callable[[], steps.TrainState]
+    train_step: Callable[[steps.TrainState, steps.Batch], tuple[steps.TrainState, steps.StepMetrics]]
+    eval_step: Callable[[Any, Any, steps.Batch], steps.EvalOutput]
+    train_epoch: Callable[[int], Iterator[steps.Batch]]
+    eval_epoch: Callable[[Source], Iterator[steps.Batch]]
+
+
+def build_experiment(config: ConfigDict) -> Experiment:
+    """Builds everything that a config describes; validates the data.
+
+    Raises:
+      ConfigError: a value that names nothing or lies outside its range.
+      DataError: images, maps or lists that can't be trained on.
+    """
+    check_values(config)
+    dataset = open_dataset(config)
+    steps_per_epoch = -(-len(dataset.splits["train"]) // config.batch_size)
+    strategy = make_strategy(config.strategy, **config.guidance)
+    tx = _optimizer(config, steps_per_epoch)
+    model = build_model(config, len(dataset.class_names))
+    image_size, preprocess = preprocessing(config)
+    variables = functools.partial(steps.initialize, model, jax.random.key(config.seed), image_size)
+    reading = {
+        "image_size": image_size,
+        "num_threads": config.data.num_threads,
+        "num_workers": config.data.num_workers,
+    }
+    return Experiment(
+        dataset=dataset,
+        steps_per_epoch=steps_per_epoch,
+        random_state=lambda: steps.create_train_state(variables(), tx),
+        initial_state=lambda: steps.create_train_state(_pretrained(config, variables()), tx),
+        train_step=jax.jit(steps.make_train_step(model, tx, strategy, preprocess), donate_argnums=0),
+        eval_step=jax.jit(steps.make_eval_step(model, preprocess)),
+        train_epoch=lambda epoch: train_batches(
+            dataset.splits["train"],
+            epoch=epoch,
+            seed=config.seed,
+            batch_size=config.batch_size,
+            augment=Augment(**config.augment),
+            balance=config.data.balance,
+            **reading,
+        ),
+        eval_epoch=lambda source: eval_batches(source, batch_size=config.evaluation.batch_size, **reading),
+    )
+
+
+def check_values(config: ConfigDict) -> None:
+    """Refuses values that would fail late or do nothing sensible; looks at no data.
+
+    Raises:
+      ConfigError: names the key, the value and what is allowed.
+    """
+    tables: dict[str, tuple[str, Any]] = {
+        "data.source": (config.data.source, SOURCES),
+        "model.name": (config.model.name, MODELS),
+        "evaluation.select_by": (config.evaluation.select_by, SELECT_BY),
+        "data.channels": (config.data.channels, (1, 3)),
+        "model.dtype": (config.model.dtype, ("float32", "bfloat16")),
+        "data.balance": (config.data.balance, BALANCES),
+        "data.maps.placebo": (config.data.maps.placebo, PLACEBOS),
+    }
+    for key, (value, known) in tables.items():
+        if value not in known:
+            nearest = difflib.get_close_matches(str(value), [str(k) for k in known], n=1)
+            hint = f" Did you mean {nearest[0]!r}?" if nearest else ""
+            raise ConfigError(f"config.{key} is {value!r}.{hint} Known: {', '.join(map(str, known))}.")
+    for key, value in {
+        "epochs": config.epochs,
+        "batch_size": config.batch_size,
+        "data.image_size": preprocessing(config)[0],
+        "evaluation.batch_size": config.evaluation.batch_size,
+        "log_every_steps": config.log_every_steps,
+    }.items():
+        if value < 1:
+            raise ConfigError(f"config.{key} is {value}; it must be at least 1.")
+    if config.data.source == "manifest" and not config.data.manifest:
+        raise ConfigError("config.data.manifest is empty: give --config.data.manifest=PATH of the CSV.")
+    try:  # built again once the data are known; here for what they say of their options
+        check_options(**config.data.protocol)
+        Smooth(config.data.maps.blur, config.data.maps.threshold)
+        make_strategy(config.strategy, **config.guidance)
+        _optimizer(config, steps_per_epoch=1)
+        cam_size(build_model(config, num_classes=2), preprocessing(config)[0])
+    except (ValueError, TypeError) as error:
+        raise ConfigError(str(error)) from error
+
+
+def open_dataset(config: ConfigDict) -> Dataset:
+    """Opens and validates the data that a config names, split by its protocol, with the maps it asks for."""
+    dataset = SOURCES[config.data.source](channels=config.data.channels, **source_options(config))
+    dataset = apply_protocol(dataset, **config.data.protocol)
+    maps = config.data.maps
+    return process_maps(dataset, blur=maps.blur, threshold=maps.threshold, placebo=maps.placebo, seed=config.seed)
+
+
+def source_options(config: ConfigDict) -> dict[str, Any]:
+    """Keyword arguments, but for `channels`, of the source that a config names."""
+    data = config.data
+    if data.source == "demo":
+        return dict(data.demo)
+    options = (
+        {"manifest": data.manifest, "labels": data.labels or ()} if data.source == "manifest" else data[data.source]
+    )
+    reading = {key: data.maps[key] for key in ("combine", "sigma", "pixels_per_degree")}
+    chosen = {**options, **reading, "skip_unreadable": data.skip_unreadable}
+    # A config that was stored as JSON has lists where it had tuples.
+    return {key: tuple(value) if isinstance(value, list | tuple) else value for key, value in chosen.items()}
+
+
+def build_model(config: ConfigDict, num_classes: int) -> nn.Module:
+    """The model that a config names, for `num_classes` classes."""
+    return MODELS[config.model.name](
+        num_classes=num_classes,
+        dtype=jnp.dtype(config.model.dtype),
+        freeze_batch_norm=config.model.freeze_batch_norm,
+        rematerialize=config.model.rematerialize,
+    )
+
+
+def preprocessing(config: ConfigDict) -> tuple[int, Callable[[jax.Array], jax.Array]]:
+    """Image size, and the function from uint8 images to the model's input; what is unset is the model's own."""
+    card = MODEL_CARDS[config.model.name]
+    mean, std = tuple(config.data.mean or card.mean), tuple(config.data.std or card.std)
+    return config.data.image_size or card.image_size, functools.partial(steps.standardize, mean=mean, std=std)
+
+
+def _pretrained(config: ConfigDict, variables: dict[str, Any]) -> dict[str, Any]:
+    if not config.model.weights:
+        return variables
+    return load_pretrained(config.model.name, config.model.weights, variables, keep_head=config.model.keep_head)
+
+
+def abstract_state(config: ConfigDict, num_classes: int) -> steps.TrainState:
+    """Shapes and dtypes of the state that a run of this config saves; needs no data."""
+    model, tx = build_model(config, num_classes), _optimizer(config, steps_per_epoch=1)
+    initialize = lambda: steps.initialize(model, jax.random.key(config.seed), preprocessing(config)[0])
+    return jax.eval_shape(lambda: steps.create_train_state(initialize(), tx))
+
+
+def _optimizer(config: ConfigDict, steps_per_epoch: int) -> Any:
+    options = config.optimizer
+    schedule = make_schedule(
+        options.schedule,
+        options.learning_rate,
+        steps_per_epoch=steps_per_epoch,
+        epochs=config.epochs,
+        step_epochs=options.step_epochs,
+        step_factor=options.step_factor,
+        warmup_epochs=options.warmup_epochs,
+    )
+    return make_optimizer(
+        options.name,
+        schedule,
+        momentum=options.momentum,
+        weight_decay=options.weight_decay,
+        clip_norm=options.clip_norm,
+    )

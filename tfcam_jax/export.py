@@ -1,0 +1,73 @@
+"""A trained model as one StableHLO file that needs neither this package nor its config to run."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import export as jax_export
+
+from .explain import decompose
+from .trained import TrainedModel, restore_trained
+from .workdir import WorkdirError
+
+PLATFORMS = ("cpu", "cuda", "tpu")
+
+
+def export_model(workdir: str | Path, out: str | Path, platforms: tuple[str, ...] = PLATFORMS) -> Path:
+    """Exports a run's best checkpoint with its weights, for any batch size.
+
+    To run it, with nothing but jax and flatbuffers installed:
+
+        import jax, numpy as np
+        model = jax.export.deserialize(bytearray(open("model.stablehlo", "rb").read()))
+        images = np.zeros((1, 224, 224, 3), np.uint8)  # size and channels: model.in_avals
+        logits, true_map, false_map, difference = model.call(images)
+
+    The file takes uint8 images [batch, size, size, channels] and standardises them itself. Of the four float32
+    results, logits are [batch, classes] and the maps [batch, h, w]; the predicted class counts as the true one.
+
+    Args:
+      workdir: a run.
+      out: the file, replaced if it exists.
+      platforms: where it is to run.
+
+    Returns:
+      `out`.
+
+    Raises:
+      WorkdirError, CheckpointError: no run with a sound checkpoint there, or `out` is a folder.
+      ValueError: an unknown platform.
+    """
+    out = Path(out)
+    if out.is_dir():
+        raise WorkdirError(f"{out} is a folder; give a file as --out, such as {out / 'model.stablehlo'}")
+    unknown = [name for name in platforms if name not in (*PLATFORMS, "rocm")]
+    if unknown or not platforms:
+        raise ValueError(f"unknown platform {', '.join(unknown) or '(none)'}; known: {', '.join(PLATFORMS)}, rocm")
+    trained = restore_trained(workdir)
+    (batch,) = jax_export.symbolic_shape("batch")
+    size, channels = trained.image_size, trained.config.data.channels
+    images = jax.ShapeDtypeStruct((batch, size, size, channels), jnp.uint8)
+    exported = jax_export.export(jax.jit(_predict(trained)), platforms=platforms)(images)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    partial = out.with_name(f".{out.name}.{os.getpid()}")
+    partial.write_bytes(exported.serialize())
+    partial.replace(out)
+    return out
+
+
+def _predict(trained: TrainedModel) -> Any:
+    """The function that is exported; the weights are constants of it."""
+    state = jax.device_get(trained.state)  # from all devices to none: the file must not ask for as many
+    variables = jax.tree.map(jnp.asarray, {"params": state.params, "batch_stats": state.batch_stats})
+
+    def predict(images: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
+        output = trained.model.apply(variables, trained.preprocess(images), train=False)
+        parts = decompose(output.features, output.kernel, output.bias, output.logits.argmax(-1))
+        return output.logits, parts.true_map, parts.false_map, parts.difference
+
+    return predict

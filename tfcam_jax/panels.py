@@ -1,0 +1,57 @@
+"""Pictures of images and maps side by side, as PNG."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+INCHES = 1.5
+
+
+class Panel(NamedTuple):
+    """One cell: uint8 [H, W, channels] is drawn as an image, a float [h, w] as a map, None as an empty cell."""
+
+    title: str
+    values: np.ndarray | None
+
+
+class Row(NamedTuple):
+    """The panels of one image, with a caption to their left."""
+
+    caption: str
+    panels: Sequence[Panel]
+
+
+def draw_panels(rows: Sequence[Row], path: Path, title: str) -> None:
+    """Draws a grid; titles of the first row head the columns.
+
+    Maps go from blue (lowest) to red (highest), each panel on its own scale, upsampled for display only.
+    """
+    columns = len(rows[0].panels)
+    figure = Figure(figsize=(INCHES * (columns + 1), INCHES * len(rows) + 0.8), layout="constrained")
+    axes = figure.subplots(len(rows), columns, squeeze=False)
+    for row, line in zip(rows, axes, strict=True):
+        for panel, axis in zip(row.panels, line, strict=True):
+            _draw(axis, panel.values)
+        line[0].set_ylabel(row.caption, rotation=0, ha="right", va="center", fontsize=7)
+    for panel, axis in zip(rows[0].panels, axes[0], strict=True):
+        axis.set_title(panel.title, fontsize=8)
+    figure.suptitle(title, fontsize=9)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=120)
+
+
+def _draw(axis: Axes, values: np.ndarray | None) -> None:
+    axis.set_xticks([])
+    axis.set_yticks([])
+    if values is None:
+        axis.text(0.5, 0.5, "none", ha="center", va="center", fontsize=7, color="gray", transform=axis.transAxes)
+    elif values.ndim == 3:
+        axis.imshow(values.squeeze(-1) if values.shape[-1] == 1 else values, cmap="gray", vmin=0, vmax=255)
+    else:
+        axis.imshow(values, cmap="RdBu_r", interpolation="bilinear")

@@ -1,0 +1,105 @@
+"""Images and maps as pixels: colour scales, the PNG of one image, and pictures small enough to stand in a page."""
+
+from __future__ import annotations
+
+import base64
+import io
+
+import numpy as np
+from jaxtyping import Float, UInt8
+from matplotlib import colormaps
+from PIL import Image, ImageDraw, ImageFont
+
+_COLORS = np.rint(255 * colormaps["RdBu_r"](np.linspace(0, 1, 256))[:, :3]).astype(np.uint8)
+_MARGIN, _TITLE = 8, 20
+
+
+def colorize(values: Float[np.ndarray, "h w"], low: float, high: float) -> UInt8[np.ndarray, "h w 3"]:
+    """Blue at `low`, white halfway, red at `high`; white everywhere if both are equal."""
+    span = high - low
+    unit = (values - low) / span if span > 0 else np.full(values.shape, 0.5)
+    return _COLORS[np.clip(np.rint(255 * unit), 0, 255).astype(int)]
+
+
+def enlarge(values: Float[np.ndarray, "h w"], side: int) -> Float[np.ndarray, "side side"]:
+    """Linear interpolation to `side` by `side` pixels."""
+    return np.asarray(Image.fromarray(np.asarray(values, np.float32)).resize((side, side), Image.Resampling.BILINEAR))
+
+
+def sheet(
+    image: UInt8[np.ndarray, "H W channels"],
+    human: Float[np.ndarray, "h w"] | None,
+    maps: dict[str, Float[np.ndarray, "h w"]],
+    caption: str,
+    notes: list[str],
+    side: int = 160,
+) -> Image.Image:
+    """The picture of one image: input, human map, and each map on its own scale; below, notes and a shared scale.
+
+    Own scale: blue is the map's lowest place and red its highest, as in the figure of the paper. Shared scale: white
+    is 0, and red and blue reach equally far in all maps.
+    """
+    reach = max(float(np.abs(values).max()) for values in maps.values())
+    top = [("input", _picture(image, side)), ("human map", _human(human, side))]
+    own = lambda values: colorize(enlarge(values, side), float(values.min()), float(values.max()))
+    top += [(f"{name}, own scale", _picture(own(values), side)) for name, values in maps.items()]
+    bottom = [("", None), ("", None)] + [
+        (f"{name}, shared scale", _picture(colorize(enlarge(values, side), -reach, reach), side))
+        for name, values in maps.items()
+    ]
+    cell, height = side + _MARGIN, side + _TITLE
+    page = Image.new("RGB", (len(top) * cell + _MARGIN, 2 * height + _TITLE + _MARGIN), "white")
+    draw, font = ImageDraw.Draw(page), ImageFont.load_default(12)
+    draw.text((_MARGIN, 4), caption, fill="black", font=font)
+    for number, note in enumerate(notes):
+        draw.text((_MARGIN, _TITLE * (2 + number) + height), note, fill="black", font=font)
+    for row, cells in enumerate((top, bottom)):
+        for column, (title, picture) in enumerate(cells):
+            x, y = _MARGIN + column * cell, _TITLE + row * height
+            draw.text((x, y + 3), title, fill="dimgray", font=font)
+            if picture is not None:
+                page.paste(picture, (x, y + _TITLE))
+    return page
+
+
+def _picture(image: UInt8[np.ndarray, "H W channels"], side: int) -> Image.Image:
+    return _to_pillow(image).resize((side, side), Image.Resampling.BILINEAR)
+
+
+def _human(human: Float[np.ndarray, "h w"] | None, side: int) -> Image.Image:
+    if human is None:
+        none = Image.new("RGB", (side, side), "whitesmoke")
+        ImageDraw.Draw(none).text((side // 2 - 14, side // 2 - 8), "none", fill="gray", font=ImageFont.load_default(12))
+        return none
+    return _picture(np.rint(255 * enlarge(human, side)).astype(np.uint8)[..., None], side)
+
+
+def _to_pillow(image: UInt8[np.ndarray, "H W channels"]) -> Image.Image:
+    return Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image).convert("RGB")
+
+
+def data_uri(image: UInt8[np.ndarray, "H W channels"], longest: int) -> str:
+    """A WebP of at most `longest` pixels a side, as `data:` URI."""
+    picture = _to_pillow(image)
+    picture.thumbnail((longest, longest), Image.Resampling.LANCZOS)
+    encoded = io.BytesIO()
+    picture.save(encoded, "WEBP", quality=78)
+    return "data:image/webp;base64," + base64.b64encode(encoded.getvalue()).decode()
+
+
+def crop(
+    image: UInt8[np.ndarray, "H W channels"], box: tuple[int, int, int, int], places: tuple[int, int]
+) -> np.ndarray:
+    """The pixels of a box of places, with half a place around it as far as the image reaches."""
+    scale = np.array([image.shape[0] / places[0], image.shape[1] / places[1]] * 2)
+    top, left, bottom, right = (np.array(box) + np.array([-0.5, -0.5, 0.5, 0.5])) * scale
+    rows = slice(max(int(top), 0), min(int(np.ceil(bottom)), image.shape[0]))
+    columns = slice(max(int(left), 0), min(int(np.ceil(right)), image.shape[1]))
+    return image[rows, columns]
+
+
+def pack_maps(maps: Float[np.ndarray, "m h w"]) -> tuple[str, float]:
+    """Maps as base64 of little-endian int16, and the value that 32767 stands for (their largest magnitude)."""
+    reach = float(np.abs(maps).max())
+    scaled = np.rint(maps * (32767 / reach)) if reach > 0 else np.zeros(maps.shape)
+    return base64.b64encode(scaled.astype("<i2").tobytes()).decode(), reach

@@ -1,0 +1,145 @@
+"""One pure train step and one pure eval step.
+
+The steps are handed a model, an optimiser and a strategy and know none of them. They are to be compiled by the
+caller, with `jax.jit` (also over a mesh) or, with an `axis_name`, with `jax.pmap`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int, UInt8
+
+from . import cams, saliency
+from .evidence import Evidence, Strategy, Total, reduce_terms
+
+Batch = dict[str, Array]
+
+
+class TrainState(NamedTuple):
+    """Everything that a step changes."""
+
+    step: Int[Array, ""]
+    params: Any
+    batch_stats: Any
+    opt_state: Any
+
+
+class StepMetrics(NamedTuple):
+    """What one train step reports, over all devices.
+
+    Attributes:
+      terms: each term's sum over the examples that entered it, and their number.
+      correct: right predictions, and the number of examples.
+      grad_norm: global L2 norm of the gradient.
+    """
+
+    terms: dict[str, Total]
+    correct: Total
+    grad_norm: Float[Array, ""]
+
+
+class EvalOutput(NamedTuple):
+    """What the eval step says of each example, float32.
+
+    The maps are raw, for the true label; `saliency` is the human map at their resolution and `usable` is False
+    where there is none (see `saliency.to_cam_resolution`).
+    """
+
+    logits: Float[Array, "batch classes"]
+    true_map: Float[Array, "batch h w"]
+    false_map: Float[Array, "batch h w"]
+    saliency: Float[Array, "batch h w"]
+    usable: Bool[Array, " batch"]
+
+
+def standardize(
+    images: UInt8[Array, "batch H W channels"], mean: tuple[float, ...], std: tuple[float, ...]
+) -> Float[Array, "batch H W 3"]:
+    """`(images / 255 - mean) / std` in float32; one channel is repeated to three, here on the device."""
+    images = images.astype(jnp.float32) / 255
+    images = jnp.broadcast_to(images, (*images.shape[:-1], 3))
+    per_channel = lambda values: jnp.asarray(values, jnp.float32).reshape(1, 1, 1, 3)
+    return (images - per_channel(mean)) / per_channel(std)
+
+
+def initialize(model: Any, key: Array, image_size: int) -> dict[str, Any]:
+    """Variables of a model, `params` and `batch_stats`, from a random key."""
+    return jax.jit(lambda key: model.init(key, jnp.zeros((1, image_size, image_size, 3)), train=False))(key)
+
+
+def create_train_state(variables: dict[str, Any], tx: Any) -> TrainState:
+    """The state of step 0: a model's variables and a new optimiser state."""
+    params = variables["params"]
+    return TrainState(jnp.zeros((), jnp.int32), params, variables.get("batch_stats", {}), tx.init(params))
+
+
+def make_train_step(
+    model: Any,
+    tx: Any,
+    strategy: Strategy,
+    preprocess: Callable[[Array], Array],
+    axis_name: str | None = None,
+) -> Callable[[TrainState, Batch], tuple[TrainState, StepMetrics]]:
+    """Builds the train step.
+
+    Args:
+      model: Flax module that returns `ModelOutput`.
+      tx: Optax gradient transformation.
+      strategy: from `Evidence` to terms.
+      preprocess: from uint8 images to the model's float32 input.
+      axis_name: pmap axis over which the batch is spread; None where one program sees the whole batch.
+
+    Returns:
+      `step(state, batch) -> (state, metrics)`, pure. The batch holds `image` uint8 [B, H, W, C], `saliency`
+      [B, H, W] (all zero: no map), `label` int [B], `mask` [B] (0 for padding) and `weight` [B] of the cross-entropy.
+    """
+
+    def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, StepMetrics]:
+        images, mask = preprocess(batch["image"]), batch["mask"] > 0
+
+        def loss(params: Any):
+            variables = {"params": params, "batch_stats": state.batch_stats}
+            forward = lambda x: model.apply(variables, x, train=True, mask=batch["mask"], mutable=["batch_stats"])
+            output, updated = forward(images)
+            input_gradient = lambda: jax.grad(lambda x: _sum_log_probabilities(forward(x)[0].logits, mask))(images)
+            evidence = Evidence(output, batch["label"], mask, batch["weight"], batch["saliency"], input_gradient)
+            share, totals = reduce_terms(strategy(evidence), axis_name)
+            correct = (output.logits.argmax(-1) == batch["label"]) & mask
+            return share, (totals, updated.get("batch_stats", {}), correct.sum())
+
+        gradient, (totals, batch_stats, correct) = jax.grad(loss, has_aux=True)(state.params)
+        examples = mask.sum()
+        if axis_name is not None:
+            gradient, correct, examples = jax.lax.psum((gradient, correct, examples), axis_name)
+        updates, opt_state = tx.update(gradient, state.opt_state, state.params)
+        params = jax.tree.map(jnp.add, state.params, updates)
+        metrics = StepMetrics(totals, Total(correct, examples), _global_norm(gradient))
+        return TrainState(state.step + 1, params, batch_stats, opt_state), metrics
+
+    return train_step
+
+
+def make_eval_step(model: Any, preprocess: Callable[[Array], Array]) -> Callable[[Any, Any, Batch], EvalOutput]:
+    """Builds `step(params, batch_stats, batch) -> EvalOutput`, pure; each example stands for itself."""
+
+    def eval_step(params: Any, batch_stats: Any, batch: Batch) -> EvalOutput:
+        variables = {"params": params, "batch_stats": batch_stats}
+        output = model.apply(variables, preprocess(batch["image"]), train=False)
+        maps = cams.class_activation_maps(output.features, output.kernel)
+        true_map, false_map = cams.split_true_false(maps, batch["label"], output.logits)
+        human, usable = saliency.to_cam_resolution(batch["saliency"], true_map.shape[-2:])
+        return EvalOutput(output.logits, true_map, false_map, human, usable)
+
+    return eval_step
+
+
+def _sum_log_probabilities(logits: Array, mask: Array) -> Array:
+    return jnp.where(mask[:, None], jax.nn.log_softmax(logits), 0).sum()
+
+
+def _global_norm(tree: Any) -> Array:
+    return jnp.sqrt(sum(jnp.square(leaf).sum() for leaf in jax.tree.leaves(tree)))

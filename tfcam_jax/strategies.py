@@ -1,0 +1,229 @@
+"""Training strategies: which terms enter the loss, with which weight and for which examples.
+
+    total = alpha * cross-entropy + (1 - alpha) * guidance
+
+A new strategy is one function here, one line in `STRATEGIES` and a config. `opposed`, `difference` and `contrast`
+are reconstructions from the abstract of arXiv 2507.17000; see `tfcam_jax.losses`.
+"""
+
+from __future__ import annotations
+
+import difflib
+import functools
+import inspect
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Bool, Float
+
+from . import cams, losses, saliency
+from .divergences import DIVERGENCES, mse
+from .evidence import Evidence, Strategy, Term, Terms
+from .losses import Divergence
+
+CAM_CLASSES = ("true", "predicted")
+ATTRIBUTIONS = ("true", "difference")
+
+
+class View(NamedTuple):
+    """The maps of a batch at the CAM's resolution; `usable` marks human maps that say something."""
+
+    true_map: Float[Array, "batch h w"]
+    false_map: Float[Array, "batch h w"]
+    saliency: Float[Array, "batch h w"]
+    usable: Bool[Array, " batch"]
+
+
+Guidance = Callable[[View], tuple[Float[Array, " batch"], Bool[Array, " batch"]]]
+
+
+def cross_entropy(evidence: Evidence) -> Terms:
+    """The baseline: cross-entropy alone, each example by its weight; no CAM work."""
+    per_example = optax.softmax_cross_entropy_with_integer_labels(evidence.output.logits, evidence.labels)
+    return {"cross_entropy": Term(1.0, evidence.weight * per_example, evidence.mask)}
+
+
+def cyborg(evidence: Evidence, *, alpha: float = 0.5, divergence: Divergence = mse, cam_class: str = "true") -> Terms:
+    """True-class map like the human's; `cam_class="predicted"` takes the predicted class's, as the CYBORG code does."""
+    _known("cam_class", cam_class, CAM_CLASSES)
+    labels = evidence.labels if cam_class == "true" else evidence.output.logits.argmax(-1)
+
+    def guidance(view: View):
+        loss = losses.cyborg_loss(view.true_map, view.saliency, divergence)
+        return loss, view.usable & _varies(view.true_map)
+
+    return _guided(evidence, alpha, "cyborg", guidance, labels)
+
+
+def opposed(evidence: Evidence, *, alpha: float = 0.5, divergence: Divergence = mse) -> Terms:
+    """True-class map like the human's, false-class map like its complement (reconstruction 1)."""
+
+    def guidance(view: View):
+        loss = losses.opposed_loss(view.true_map, view.false_map, view.saliency, divergence)
+        return loss, view.usable & _varies(view.true_map) & _varies(view.false_map)
+
+    return _guided(evidence, alpha, "opposed", guidance)
+
+
+def difference(evidence: Evidence, *, alpha: float = 0.5, divergence: Divergence = mse) -> Terms:
+    """Difference of the raw maps like the human's map (reconstruction 2)."""
+
+    def guidance(view: View):
+        loss = losses.difference_loss(view.true_map, view.false_map, view.saliency, divergence)
+        maps = cams.difference_salience(view.true_map, view.false_map)
+        magnitude = cams.largest_magnitude(view.true_map, view.false_map)
+        return loss, view.usable & ~cams.is_constant(maps, magnitude)
+
+    return _guided(evidence, alpha, "difference", guidance)
+
+
+def contrast(evidence: Evidence, *, alpha: float = 0.5) -> Terms:
+    """Maps that diverge where people looked and agree elsewhere (reconstruction 3)."""
+
+    def guidance(view: View):
+        loss = losses.contrast_loss(view.true_map, view.false_map, view.saliency)
+        return loss, view.usable & _varies(view.true_map) & _varies(view.false_map)
+
+    return _guided(evidence, alpha, "contrast", guidance)
+
+
+def energy(evidence: Evidence, *, alpha: float = 0.5, attribution: str = "true") -> Terms:
+    """Positive attribution inside the human map (Rao et al., ICCV 2023), on T or on D."""
+
+    def guidance(view: View):
+        maps = _attribution(view, attribution)
+        return losses.energy_loss(maps, view.saliency), view.usable & (maps > 0).any((-2, -1))
+
+    return _guided(evidence, alpha, "energy", guidance)
+
+
+def outside(evidence: Evidence, *, alpha: float = 0.5, attribution: str = "true") -> Terms:
+    """No attribution outside the human map (RRR* in Rao et al., ICCV 2023), on T or on D."""
+
+    def guidance(view: View):
+        return losses.outside_loss(_attribution(view, attribution), view.saliency), view.usable
+
+    return _guided(evidence, alpha, "outside", guidance)
+
+
+def entropy(evidence: Evidence, *, alpha: float = 0.5) -> Terms:
+    """Low entropy of the true-class map (Piland et al., arXiv 2303.00818). Uses no human map."""
+    return _guided(
+        evidence, alpha, "entropy", lambda view: (losses.entropy_loss(view.true_map), _varies(view.true_map))
+    )
+
+
+def hard_negative(evidence: Evidence, *, alpha: float = 0.5) -> Terms:
+    """False-class map pushed to zero (after Sun et al., ECCV 2020). Uses no human map."""
+    every = jnp.ones_like(evidence.mask)
+    return _guided(evidence, alpha, "hard_negative", lambda view: (losses.hard_negative_loss(view.false_map), every))
+
+
+def input_gradient(evidence: Evidence, *, alpha: float = 0.5) -> Terms:
+    """Right for the right reasons: no input gradient outside the human map (Ross et al., IJCAI 2017)."""
+
+    def guidance(view: View):
+        image_saliency, usable = saliency.to_cam_resolution(evidence.human_maps, evidence.human_maps.shape[-2:])
+        return losses.input_gradient_loss(evidence.input_gradient(), image_saliency), usable
+
+    return _guided(evidence, alpha, "input_gradient", guidance)
+
+
+def sham(evidence: Evidence, *, alpha: float = 0.5, divergence: Divergence = mse) -> Terms:
+    """Adversarial control: `cyborg` towards the border ring, on the same examples that `cyborg` would use."""
+
+    def guidance(view: View):
+        return losses.sham_loss(view.true_map, divergence), view.usable & _varies(view.true_map)
+
+    return _guided(evidence, alpha, "sham", guidance)
+
+
+STRATEGIES: dict[str, Callable[..., Terms]] = {
+    "cross_entropy": cross_entropy,
+    "cyborg": cyborg,
+    "opposed": opposed,
+    "difference": difference,
+    "contrast": contrast,
+    "energy": energy,
+    "outside": outside,
+    "entropy": entropy,
+    "hard_negative": hard_negative,
+    "input_gradient": input_gradient,
+    "sham": sham,
+}
+
+
+def strategy_options(name: str) -> list[str]:
+    """Names of the options that a strategy of the table has."""
+    parameters = inspect.signature(STRATEGIES[_known("strategy", name, STRATEGIES)]).parameters.values()
+    return [parameter.name for parameter in parameters if parameter.kind is parameter.KEYWORD_ONLY]
+
+
+def make_strategy(name: str, **options: Any) -> Strategy:
+    """Binds a strategy of the table to its options.
+
+    Args:
+      name: key of `STRATEGIES`.
+      **options: keyword arguments of the strategy; None means the strategy's own default. `divergence` is a key of
+        `DIVERGENCES`.
+
+    Returns:
+      A function of `Evidence` alone.
+
+    Raises:
+      ValueError: an unknown name or value, or an option that this strategy does not have (it would do nothing).
+    """
+    function, accepted = STRATEGIES[_known("strategy", name, STRATEGIES)], strategy_options(name)
+    chosen = {key: value for key, value in options.items() if value is not None}
+    for key in chosen:
+        if key not in accepted:
+            raise ValueError(
+                f"strategy {name!r} has no option {key!r} (set to {chosen[key]!r}); "
+                f"it has {', '.join(accepted) or 'none'}. Leave {key!r} unset."
+            )
+    if not 0 <= chosen.get("alpha", 0.5) <= 1:
+        raise ValueError(f"alpha weighs cross-entropy against guidance and lies in [0, 1]; got {chosen['alpha']}")
+    for key, values in {"divergence": DIVERGENCES, "cam_class": CAM_CLASSES, "attribution": ATTRIBUTIONS}.items():
+        if key in chosen:
+            _known(key, chosen[key], values)
+    if "divergence" in chosen:
+        chosen["divergence"] = DIVERGENCES[chosen["divergence"]]
+    return functools.partial(function, **chosen)
+
+
+def _known(kind: str, value: str, known: Any) -> str:
+    if value in known:
+        return value
+    nearest = difflib.get_close_matches(value, known, n=1)
+    hint = f" Did you mean {nearest[0]!r}?" if nearest else ""
+    raise ValueError(f"unknown {kind} {value!r}.{hint} Known: {', '.join(known)}.")
+
+
+def _guided(evidence: Evidence, alpha: float, name: str, guidance: Guidance, cam_labels: Array | None = None) -> Terms:
+    """Cross-entropy and one guidance term. At alpha = 1 the guidance is not even traced."""
+    terms = {"cross_entropy": cross_entropy(evidence)["cross_entropy"]._replace(weight=alpha)}
+    if alpha < 1:
+        per_example, usable = guidance(_view(evidence, evidence.labels if cam_labels is None else cam_labels))
+        terms[name] = Term(1 - alpha, per_example, evidence.mask & usable)
+    return terms
+
+
+def _view(evidence: Evidence, labels: Array) -> View:
+    """Computes the maps; what a strategy does not use is removed by the compiler."""
+    maps = cams.class_activation_maps(evidence.output.features, evidence.output.kernel)
+    true_map, false_map = cams.split_true_false(maps, labels, evidence.output.logits)
+    human, usable = saliency.to_cam_resolution(evidence.human_maps, true_map.shape[-2:])
+    return View(true_map, false_map, human, usable)
+
+
+def _varies(maps: Array) -> Array:
+    return ~cams.is_constant(maps)
+
+
+def _attribution(view: View, attribution: str) -> Array:
+    _known("attribution", attribution, ATTRIBUTIONS)
+    if attribution == "true":
+        return view.true_map
+    return cams.difference_salience(view.true_map, view.false_map)
