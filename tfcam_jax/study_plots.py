@@ -11,14 +11,20 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from .study_statistics import arrange
 from .study_verdicts import arm_label, place
 
-# Okabe and Ito, "Color universal design" (2008), without yellow and black, which one of the backgrounds swallows.
-_PALETTE = ("#0072B2", "#E69F00", "#D55E00", "#009E73", "#CC79A7", "#56B4E9")
+# Okabe and Ito, "Color universal design" (2008), without yellow and black, which one of the backgrounds swallows, and
+# with gray. The usual arms look the same in every study.
+_COLORS = {
+    "cross_entropy": "#8A8D93",
+    "cyborg": "#0072B2",
+    "opposed": "#E69F00",
+    "difference": "#D55E00",
+    "contrast": "#009E73",
+}
+_OTHERS = ("#CC79A7", "#56B4E9")
 _MARKERS = ("o", "s", "D", "^", "v", "P", "X", "*")
-# The usual arms look the same in every study.
-_FIXED = {"cross_entropy": 6, "cyborg": 0, "opposed": 1, "difference": 2, "contrast": 3, "energy": 4, "sham": 5}
-_GRAY = "#8A8D93"
 _DPI = 160
 
 
@@ -36,7 +42,7 @@ DARK = Theme("#1d1f23", "#e8e8e6", "#a3a7ae", "#34373d")
 
 
 class Look(NamedTuple):
-    """How an arm is drawn; a control has the colour of the arm that it controls and an open marker."""
+    """How an arm is drawn; a control has the colour of the arm that it controls and a hollow marker."""
 
     color: str
     marker: str
@@ -60,29 +66,24 @@ class Plot(NamedTuple):
 
 
 def arm_looks(arms: Sequence[str], placebos: Mapping[str, Sequence[str]]) -> dict[str, Look]:
-    """A look for each arm; no two arms share colour, marker and filling, up to 48 arms without controls.
+    """A look for each arm: a colour for each strategy, another marker for each of its variants, hollow for controls.
 
-    Controls beyond an arm's first differ from it by the marker.
+    Strategies beyond the usual ones, and what is named after none, take the remaining colours in turn. No two arms look
+    alike as long as no colour has more than eight controls or eight others.
     """
     parents = {control: arm for arm, controls in placebos.items() for control in controls}
-    free = [number for number in range(len(_PALETTE) * len(_MARKERS)) if number not in _FIXED.values()]
-    own = [arm for arm in arms if arm not in parents]
-    numbers = {arm: _FIXED[arm] for arm in own if arm in _FIXED}
-    numbers |= dict(zip([arm for arm in own if arm not in _FIXED], free * (len(own) // len(free) + 1), strict=False))
-    looks = {arm: Look(*_appearance(number), True, arm_label(arm)) for arm, number in numbers.items()}
-    for arm in arms:
-        if arm in parents:
-            parent = looks.get(parents[arm], Look(_GRAY, "o", True, ""))
-            place_in_family = list(placebos[parents[arm]]).index(arm)
-            marker = _MARKERS[(_MARKERS.index(parent.marker) + place_in_family) % len(_MARKERS)]
-            looks[arm] = Look(parent.color, marker, False, arm_label(arm, parents))
+    # The plain strategies come first, so that they have the plain marker in every study.
+    order = sorted(arms, key=lambda arm: (arm in parents, arm not in _COLORS))
+    looks: dict[str, Look] = {}
+    for arm in order:
+        family = next((name for name in _COLORS if f"{parents.get(arm, arm)}_".startswith(f"{name}_")), None)
+        if arm in parents and parents[arm] in looks:
+            color = looks[parents[arm]].color
+        else:
+            color = _COLORS[family] if family else _OTHERS[len(looks) % len(_OTHERS)]
+        alike = sum(look.color == color and look.filled == (arm not in parents) for look in looks.values())
+        looks[arm] = Look(color, _MARKERS[alike % len(_MARKERS)], arm not in parents, arm_label(arm, parents))
     return {arm: looks[arm] for arm in arms}
-
-
-def _appearance(number: int) -> tuple[str, str]:
-    if number == _FIXED["cross_entropy"]:
-        return _GRAY, "s"
-    return _PALETTE[number % len(_PALETTE)], _MARKERS[number // len(_PALETTE) % len(_MARKERS)]
 
 
 def draw_study(
@@ -108,9 +109,8 @@ def draw_study(
             order = arrange(arms, placebos)
             draw = lambda theme, e=entries, o=order: draw_auroc(e, o, looks, reference, theme)
             plots.append(_render(f"auroc_{protocol}", f"AUROC by arm: {protocol}", _AUROC_TEXT, draw))
-        by_alpha = {arm: own["alphas"] for arm, own in selection.get(protocol, {}).items() if arm in looks}
-        if any(len(alphas) > 1 for alphas in by_alpha.values()):
-            chosen = selection[protocol]
+        chosen = {arm: own for arm, own in selection.get(protocol, {}).items() if arm in looks and looks[arm].filled}
+        if any(len(own["alphas"]) > 1 for own in chosen.values()):
             draw = lambda theme, c=chosen, e=entries: draw_alpha(c, e, looks, theme)
             plots.append(_render(f"alpha_{protocol}", f"AUROC by guidance weight: {protocol}", _ALPHA_TEXT, draw))
         if any(_points(arm, "cc_difference") or _points(arm, "cc_true") for e in entries for arm in e["arms"]):
@@ -122,23 +122,17 @@ def draw_study(
 
 _AUROC_TEXT = (
     "Each dot is a seed; the upright bar is the mean, the line its 95 % interval over seeds and groups of images "
-    "(over seeds alone where there is one group). The dashed line is the reference's mean. Open marks are placebos."
+    "(over seeds alone where there is one group). The dashed line is the reference's mean. Hollow marks are placebos."
 )
 _ALPHA_TEXT = (
-    "Mean over seeds. Filled marks are the weights chosen on validation, larger ones of those that tie. On the test sets "
-    "only they count; the other points are exploration and took no part in the choice. alpha = 1 is cross-entropy alone."
+    "Means over runs. Filled marks: the weight chosen on validation. Hollow marks on the test sets are exploration: they "
+    "took no part in the choice and prove nothing. Dotted: an arm without guidance, as all are at alpha = 1. Placebos "
+    "are left out."
 )
 _AGREEMENT_TEXT = (
     "Each dot is one seed of an arm, the mean over its folds where there are several: correlation of T and of D = T - U "
     "with the human maps, and AUROC on the same set. r within arms: each arm's mean taken away."
 )
-
-
-def arrange(arms: Sequence[str], placebos: Mapping[str, Sequence[str]]) -> list[str]:
-    """The arms in their order, each followed by its controls."""
-    controls = {control for own in placebos.values() for control in own}
-    own = [name for arm in arms if arm not in controls for name in (arm, *placebos.get(arm, ()))]
-    return [arm for arm in dict.fromkeys([*own, *arms]) if arm in arms]
 
 
 def _shown(statistics: Sequence[dict[str, Any]], protocol: str) -> list[dict[str, Any]]:
@@ -179,6 +173,7 @@ def draw_auroc(
                 _draw_arm(axis, row, by_arm[name]["figures"]["auroc"], looks[name], theme)
         axis.set_title(f"{place(entry)}: {entry['images']} images, {entry['groups']} groups", fontsize=10)
         axis.set_xlabel("AUROC")
+        axis.text(1.01, -0.7, "mean", transform=axis.get_yaxis_transform(), color=theme.soft, fontsize=8)
         axis.grid(axis="x", color=theme.line, linewidth=0.7)
     axes[0][0].set_yticks(range(len(arms)), [looks[name].label for name in arms])
     axes[0][0].set_ylim(len(arms) - 0.45, -0.55)
@@ -220,50 +215,45 @@ def draw_alpha(
     chosen: Mapping[str, Any], entries: Sequence[dict[str, Any]], looks: Mapping[str, Look], theme: Theme
 ) -> Figure:
     """A panel for validation and one for each set of the test; a line for each arm over its guidance weights."""
-    arms = {arm: own for arm, own in chosen.items() if arm in looks}
-    alphas = sorted({point["alpha"] for own in arms.values() for point in own["alphas"]} - {None})
+    alphas = sorted({point["alpha"] for own in chosen.values() for point in own["alphas"]} - {None})
     sets = [entry["set"] for entry in entries if entry["set"] != "val"]
-    by = next(iter(arms.values()))["select_by"]
     figure, axes = _panels(1, 1 + len(sets), (3.6 * (1 + len(sets)) + 0.6, 4.2), theme)
-    panels = [("val", f"validation {by}"), *((name, "AUROC") for name in sets)]
-    for axis, (name, quantity) in zip(axes[0], panels, strict=True):
+    by = next(iter(chosen.values()))["select_by"].replace("auroc", "AUROC").replace("_", "-")
+    for axis, name in zip(axes[0], ["val", *sets], strict=True):
         read = lambda point, name=name: (
             point["validation"] if name == "val" else point["test"].get(name, {}).get("auroc")
         )
-        for arm, own in arms.items():
-            _draw_line(axis, [(p["alpha"], read(p)) for p in own["alphas"]], own["chosen"], alphas, looks[arm], theme)
+        for number, (arm, own) in enumerate(chosen.items()):
+            points = {point["alpha"]: read(point) for point in own["alphas"] if read(point) is not None}
+            shift = 0.36 * ((number + 0.5) / len(chosen) - 0.5)  # so that marks of equal height stay apart
+            _draw_line(axis, points, own["chosen"], alphas, shift, looks[arm], theme)
         axis.set_xticks(range(len(alphas)), [f"{alpha:g}" for alpha in alphas])
         axis.set_xlabel("alpha")
-        axis.set_ylabel(quantity)
-        axis.set_xlim(-0.4, len(alphas) - 0.6)
-        axis.set_title("validation: decides" if name == "val" else f"{name}: open marks are exploration", fontsize=10)
-        axis.grid(color=theme.line, linewidth=0.7)
-    _legend(figure, {arm: looks[arm] for arm in arms}, theme)
+        axis.set_ylabel(by if name == "val" else "AUROC")
+        axis.set_xlim(-0.5, len(alphas) - 0.5)
+        axis.set_title("validation: decides" if name == "val" else f"{name} set: hollow is exploration", fontsize=10)
+        axis.grid(axis="y", color=theme.line, linewidth=0.7)
+    _legend(figure, {arm: looks[arm] for arm in chosen}, theme)
     return figure
 
 
 def _draw_line(
     axis: Axes,
-    points: Sequence[tuple[float | None, float | None]],
+    points: Mapping[float | None, float],
     chosen: float | None,
     alphas: Sequence[float],
+    shift: float,
     look: Look,
     theme: Theme,
 ) -> None:
     """An arm's line over its weights; a dotted one across the panel for an arm that has none."""
-    known = [(alphas.index(alpha), value) for alpha, value in points if alpha is not None and value is not None]
-    for alpha, value in points:
-        if alpha is None and value is not None:
-            axis.axhline(value, color=look.color, linewidth=1.2, linestyle=":")
-    if not known:
-        return
-    x, y = zip(*known, strict=True)
-    # Placebos are dashed, as their open markers mean something else here.
-    style = {"color": look.color, "linestyle": "-" if look.filled else "--", "linewidth": 1.2, "marker": look.marker}
-    axis.plot(x, y, markersize=5, markerfacecolor=theme.background, **style)
-    if chosen in alphas:
-        best = [pair for pair in known if pair[0] == alphas.index(chosen)]
-        axis.plot(*zip(*best, strict=True), markersize=8, **style | {"linestyle": ""})
+    if None in points:
+        axis.axhline(points[None], color=look.color, linewidth=1.4, linestyle=":")
+    known = [alpha for alpha in alphas if alpha in points]
+    at = lambda some: ([alphas.index(alpha) + shift for alpha in some], [points[alpha] for alpha in some])
+    style = {"color": look.color, "marker": look.marker, "linewidth": 1.2}
+    axis.plot(*at(known), markersize=5, markerfacecolor=theme.background, **style)
+    axis.plot(*at([alpha for alpha in known if alpha == chosen]), markersize=8, **style)
 
 
 def draw_agreement(entries: Sequence[dict[str, Any]], looks: Mapping[str, Look], theme: Theme) -> Figure:

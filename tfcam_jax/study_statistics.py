@@ -114,7 +114,7 @@ def _statistics(
     cell: _Cell, reference: str, placebos: Mapping[str, Sequence[str]], resamples: int, seed: int
 ) -> dict[str, Any]:
     drawn = _bootstrap(cell, resamples, seed) if cell.set != "val" else {}
-    arms = [_summarize(cell, arm, drawn, seed) for arm in cell.runs]
+    arms = [_summarize(cell, arm, drawn, seed) for arm in arrange(list(cell.runs), placebos)]
     comparisons, missing = [], []
     for arm, other, against in _planned(cell.runs, reference, placebos) if cell.set != "val" else []:
         common = sorted(cell.runs.get(arm, {}).keys() & cell.runs.get(other, {}).keys())
@@ -215,6 +215,13 @@ def _planned(
     controls = {control for own in placebos.values() for control in own}
     pairs = [(arm, reference, "reference") for arm in runs if arm != reference and arm not in controls]
     return pairs + [(arm, control, "placebo") for arm in runs for control in placebos.get(arm, ())]
+
+
+def arrange(arms: Sequence[str], placebos: Mapping[str, Sequence[str]]) -> list[str]:
+    """The arms in their order, each followed by its controls."""
+    controls = {control for own in placebos.values() for control in own}
+    own = [name for arm in arms if arm not in controls for name in (arm, *placebos.get(arm, ()))]
+    return [arm for arm in dict.fromkeys([*own, *arms]) if arm in arms]
 
 
 def _values(cell: _Cell, arm: str, figure: str, seeds: Sequence[int]) -> list[float | None]:

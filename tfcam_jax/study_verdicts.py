@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 from .study_statistics import LEVEL
@@ -43,9 +43,9 @@ def verdict(entry: dict[str, Any], comparison: dict[str, Any]) -> str:
     tests = f"{_equals(comparison['p_seeds'])} (seeds)"
     if comparison["p_groups"] is not None:
         tests += f", {probability(comparison['p_groups'])} (groups)"
-    names = " - ".join(arm_label(comparison[key]) for key in ("arm", "other"))
+    other = arm_label(comparison["other"], [comparison["other"]] if comparison["against"] == "placebo" else [])
     return (
-        f"{names}, {place(entry)}: {signed(difference['mean'])}{shown}, p {tests}, "
+        f"{arm_label(comparison['arm'])} - {other}, {place(entry)}: {signed(difference['mean'])}{shown}, p {tests}, "
         f"after Holm {probability(comparison['p_holm'])}: {outcome_word(comparison)}."
     )
 
@@ -69,24 +69,29 @@ def summary(entry: dict[str, Any], reference: str) -> list[str]:
     sentences = []
     if against:
         sentences.append(_against_reference(entry, against, reference))
-        sentences += _claim([c for c in against if is_reconstruction(c["arm"])], reference)
+        sentences += _claim(entry, [c for c in against if is_reconstruction(c["arm"])], reference)
     if controlled:
-        sentences.append(_against_placebos(controlled))
+        sentences.append(_against_placebos(entry, controlled))
     return sentences + _limits(entry)
 
 
 def _against_reference(entry: dict[str, Any], comparisons: Sequence[dict[str, Any]], reference: str) -> str:
-    by_word = _sorted(comparisons)
     lower = [c["arm"] for c in comparisons if c["difference"]["mean"] < 0]
     return (
-        f"Against {reference} on {place(entry)}, of {len(comparisons)} {_plural('arm', comparisons)}: significantly "
-        f"higher {_names(by_word['significantly higher'])}; significantly lower "
-        f"{_names(by_word['significantly lower'])}; not significant {_names(by_word['not significant'])}. "
+        f"{_where(entry)}, against {reference}, of {len(comparisons)}: {_counted(comparisons, lambda c: c['arm'])} "
         f"Lower than {reference} in the mean, significantly or not: {_names(lower)}."
     )
 
 
-def _claim(comparisons: Sequence[dict[str, Any]], reference: str) -> list[str]:
+def _counted(comparisons: Sequence[dict[str, Any]], name: Callable[[dict[str, Any]], str]) -> str:
+    of = lambda word: _names([name(c) for c in comparisons if outcome_word(c) == word])
+    return (
+        f"significantly higher: {of('significantly higher')}; significantly lower: {of('significantly lower')}; "
+        f"no significant difference: {of('not significant')}."
+    )
+
+
+def _claim(entry: dict[str, Any], comparisons: Sequence[dict[str, Any]], reference: str) -> list[str]:
     """Whether a reconstruction beats the reference, as the method claims."""
     if not comparisons:
         return []
@@ -98,17 +103,16 @@ def _claim(comparisons: Sequence[dict[str, Any]], reference: str) -> list[str]:
     parts += [f"higher but not significantly: {_names(unclear)}"] if unclear else []
     parts += [f"no difference at all: {_names(level)}"] if level else []
     parts += [f"the other way: {_names(other)}"] if other else []
-    return [f"That a reconstruction generalises better than {reference} is {'; '.join(parts)}."]
+    return [f"{_where(entry)}: that a reconstruction does better than {reference} is {'; '.join(parts)}."]
 
 
-def _against_placebos(comparisons: Sequence[dict[str, Any]]) -> str:
-    of: dict[str, list[dict[str, Any]]] = {}
-    for comparison in comparisons:
-        of.setdefault(comparison["arm"], []).append(comparison)
-    beats = [arm for arm, own in of.items() if all(outcome_word(c) == "significantly higher" for c in own)]
-    words = lambda own: ", ".join(f"{c['other']}: {outcome_word(c)}" for c in own)
-    rest = [f"{arm} ({words(own)})" for arm, own in of.items() if arm not in beats]
-    return f"Significantly higher than all of their placebos: {_names(beats)}. Not so: {'; '.join(rest) or 'none'}."
+def _against_placebos(entry: dict[str, Any], comparisons: Sequence[dict[str, Any]]) -> str:
+    name = lambda c: f"{c['arm']} over {c['other']}"
+    of = lambda condition: _names([name(c) for c in comparisons if condition(c)])
+    return (
+        f"{_where(entry)}, arms over their own placebos, of {len(comparisons)}: {_counted(comparisons, name)} "
+        f"Lower than the placebo in the mean: {of(lambda c: c['difference']['mean'] < 0)}."
+    )
 
 
 def _limits(entry: dict[str, Any]) -> list[str]:
@@ -143,17 +147,12 @@ def _power(entry: dict[str, Any]) -> list[str]:
     return found
 
 
-def _sorted(comparisons: Sequence[dict[str, Any]]) -> dict[str, list[str]]:
-    words = ("significantly higher", "significantly lower", "not significant")
-    return {word: [c["arm"] for c in comparisons if outcome_word(c) == word] for word in words}
-
-
 def _names(arms: Sequence[str]) -> str:
     return ", ".join(arms) or "none"
 
 
-def _plural(noun: str, counted: Sequence[Any]) -> str:
-    return noun if len(counted) == 1 else f"{noun}s"
+def _where(entry: dict[str, Any]) -> str:
+    return f"{entry['set'].capitalize()} set" + (f" ({entry['protocol']})" if entry["protocol"] != "published" else "")
 
 
 def _plain(value: float) -> str:
