@@ -287,6 +287,7 @@ def _panels(
     rows: int, columns: int, size: tuple[float, float], theme: Theme, **shared: Any
 ) -> tuple[Figure, np.ndarray]:
     figure = Figure(figsize=size, layout="constrained", facecolor=theme.background)
+    figure.get_layout_engine().set(h_pad=0.1)
     axes = figure.subplots(rows, columns, squeeze=False, **shared)
     for axis in axes.flat:
         axis.set_facecolor(theme.background)
@@ -302,7 +303,9 @@ def _panels(
 
 def _legend(figure: Figure, looks: Mapping[str, Look], theme: Theme) -> None:
     axis = figure.axes[0]
-    handles = [axis.scatter([], [], s=30, linewidths=1, label=look.label, **look.marks(theme)) for look in looks.values()]
+    handles = [
+        axis.scatter([], [], s=30, linewidths=1, label=look.label, **look.marks(theme)) for look in looks.values()
+    ]
     columns = max(1, int(figure.get_size_inches()[0] / 2.7))
     figure.legend(
         handles=handles, loc="outside lower center", ncols=columns, frameon=False, fontsize=8.5, labelcolor=theme.ink

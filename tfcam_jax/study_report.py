@@ -25,7 +25,7 @@ from .study_tables import (
     selection_table,
     set_tables,
 )
-from .study_verdicts import outcome_word, verdict
+from .study_verdicts import heading, outcome_word, verdict
 from .workdir import write_json, write_text
 
 
@@ -108,7 +108,7 @@ def study_page(study: dict[str, Any], plots: Sequence[Plot], runs: int) -> str:
     controls = [control for own in study["placebos"].values() for control in own]
     sections = [
         {
-            "title": f"{entry['protocol']}, {entry['set']} set",
+            "title": heading(entry),
             "tables": set_tables(entry, controls),
             "verdicts": [(_mark(comparison), verdict(entry, comparison)) for comparison in entry["comparisons"]],
         }
@@ -120,7 +120,7 @@ def study_page(study: dict[str, Any], plots: Sequence[Plot], runs: int) -> str:
         tiles=_tiles(study, runs),
         sections=sections,
         plots=[plot._asdict() | {"light": uri(plot.light), "dark": uri(plot.dark)} for plot in plots],
-        selection=selection_table(study["selection"]),
+        selection=selection_table(study["selection"], controls),
         notes=NOTES,
         facts={key: _plain(value) for key, value in study["provenance"].items() if not isinstance(value, dict)},
         records={

@@ -293,7 +293,8 @@ def _compare(
         "other": arms[1],
         "seeds": seeds,
         "unpaired": sorted((cell.runs[arms[0]].keys() ^ cell.runs[arms[1]].keys())),
-        "difference": describe(differences.tolist()) | {"bootstrap": _two_level(np.stack(rows), seed) if rows else None},
+        "difference": describe(differences.tolist())
+        | {"bootstrap": _two_level(np.stack(rows), seed) if rows else None},
         "p_seeds": over_seeds.p,
         "smallest_p_seeds": over_seeds.smallest,
         "p_groups": p_groups,
@@ -374,8 +375,14 @@ def _correlations(arms: Sequence[dict[str, Any]]) -> dict[str, Any]:
     found = {}
     for name in ("cc_true", "cc_difference"):
         pairs = [
-            np.array([pair for pair in zip(*(arm["figures"][key]["values"] for key in (name, "auroc")), strict=True)
-                      if None not in pair], np.float64).reshape(-1, 2)
+            np.array(
+                [
+                    pair
+                    for pair in zip(*(arm["figures"][key]["values"] for key in (name, "auroc")), strict=True)
+                    if None not in pair
+                ],
+                np.float64,
+            ).reshape(-1, 2)
             for arm in arms
         ]
         pairs = [points for points in pairs if len(points)]

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any, NamedTuple
 
 from .study_statistics import FIGURES
-from .study_verdicts import arm_label, outcome_word, place, probability, signed, summary, verdict
+from .study_verdicts import arm_label, heading, outcome_word, place, probability, signed, summary, verdict
 from .tables import align, decimal, interval
 
 _OTHER_FIGURES = {
@@ -53,7 +53,16 @@ def set_tables(entry: dict[str, Any], controls: Collection[str]) -> list[Table]:
 
 
 def _arm_table(entry: dict[str, Any], controls: Collection[str]) -> Table:
-    header = ("arm", "alpha", "seeds", "AUROC", "deviation", "95 % seeds", "95 % seeds, groups", *_OTHER_FIGURES.values())
+    header = (
+        "arm",
+        "alpha",
+        "seeds",
+        "AUROC",
+        "deviation",
+        "95 % seeds",
+        "95 % seeds, groups",
+        *_OTHER_FIGURES.values(),
+    )
     rows = []
     for arm in entry["arms"]:
         area = arm["figures"]["auroc"]
@@ -74,32 +83,21 @@ def _arm_table(entry: dict[str, Any], controls: Collection[str]) -> Table:
 
 
 def _comparison_table(entry: dict[str, Any]) -> Table:
-    header = (
-        "AUROC of",
-        "less that of",
-        "seeds",
-        "difference",
-        "95 % seeds, groups",
-        "p (seeds)",
-        "p (groups)",
-        "after Holm",
-        "effect",
-        "won",
-        "outcome",
-    )
+    header = ("AUROC of", "less that of", "difference", "95 % seeds, groups", "outcome", "after Holm")
+    header += ("p (seeds)", "p (groups)", "effect", "won", "seeds")
     rows = [
         (
             arm_label(c["arm"]),
             arm_label(c["other"], [c["other"]] if c["against"] == "placebo" else []),
-            str(len(c["seeds"])),
             signed(c["difference"]["mean"], 4).replace("\u2212", "-"),
             interval(c["difference"]["bootstrap"]),
+            outcome_word(c),
+            probability(c["p_holm"]),
             probability(c["p_seeds"]),
             "-" if c["p_groups"] is None else probability(c["p_groups"]),
-            probability(c["p_holm"]),
             "-" if c["effect_size"] is None else f"{c['effect_size']:.2f}",
             f"{100 * c['seeds_won']:.0f} %",
-            outcome_word(c),
+            str(len(c["seeds"])),
         )
         for c in entry["comparisons"]
     ]
@@ -115,58 +113,62 @@ def _seed_table(entry: dict[str, Any], controls: Collection[str]) -> Table:
     return Table(f"{place(entry)}: AUROC of each seed", ("arm", *(f"seed {seed}" for seed in seeds)), rows)
 
 
-def selection_table(selection: dict[str, dict[str, Any]]) -> Table | None:
+def selection_table(selection: dict[str, dict[str, Any]], controls: Collection[str]) -> Table | None:
     """Which alpha each arm got and why; None where nobody had a choice."""
     rows = [
         (
-            f"{arm} ({protocol})",
+            arm_label(arm, controls),
+            protocol,
             "-" if own["chosen"] is None else f"{own['chosen']:g}",
             own["select_by"],
-            "  ".join(f"{point['alpha']:g}: {point['validation']:.4f}" for point in own["alphas"]),
+            ", ".join(f"{point['alpha']:g}: {point['validation']:.4f}" for point in own["alphas"]),
         )
         for protocol, arms in selection.items()
         for arm, own in arms.items()
         if len(own["alphas"]) > 1
     ]
-    header = ("arm", "alpha", "chosen by validation", "mean on validation by alpha")
+    header = ("arm", "protocol", "alpha", "chosen by validation", "mean on validation by alpha")
     return Table("Choice of alpha: equal budget, validation alone", header, rows) if rows else None
 
 
 def as_text(study: dict[str, Any]) -> str:
     """All tables and sentences as aligned text."""
     block = lambda table: "\n".join([table.title, *align([table.header, *table.rows])])
-    return _document(study, block, lambda text: text, lambda items: "\n".join(f"- {item}" for item in items))
+    return _document(study, block, lambda text: f"{text}\n{'=' * len(text)}")
 
 
 def as_markdown(study: dict[str, Any]) -> str:
     """All tables and sentences as Markdown."""
-    escape = lambda row: [cell.replace("|", "\\|") for cell in row]
-    line = lambda row: f"| {' | '.join(escape(row))} |"
+    line = lambda row: f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in row)} |"
 
     def block(table: Table) -> str:
         rule = "| --- |" + " ---: |" * (len(table.header) - 1)
         return "\n".join([f"### {table.title}", "", line(table.header), rule, *map(line, table.rows)])
 
-    return _document(study, block, lambda text: f"## {text}", lambda items: "\n".join(f"- {item}" for item in items))
+    return _document(study, block, lambda text: f"## {text}")
 
 
-def _document(study: dict[str, Any], block: Any, heading: Any, bullets: Any) -> str:
+def _document(study: dict[str, Any], block: Callable[[Table], str], title: Callable[[str], str]) -> str:
     controls = [control for own in study["placebos"].values() for control in own]
-    parts = [heading("What was found"), bullets(conclusions(study))]
+    bullets = lambda items: "\n".join(f"- {item}" for item in items)
+    parts = [title("What was found")]
+    for name, sentences in conclusions(study).items():
+        parts += [f"{name}:", bullets(sentences)]
     for entry in study["statistics"]:
-        parts += [heading(f"{entry['protocol']}, {entry['set']} set"), *map(block, set_tables(entry, controls))]
+        parts += [title(heading(entry)), *map(block, set_tables(entry, controls))]
         if entry["comparisons"]:
             parts.append(bullets([verdict(entry, comparison) for comparison in entry["comparisons"]]))
-    chosen = selection_table(study["selection"])
+    chosen = selection_table(study["selection"], controls)
     parts += [block(chosen)] if chosen else []
-    return "\n\n".join([*parts, heading("How to read this"), bullets(NOTES)]) + "\n"
+    return "\n\n".join([*parts, title("How to read this"), bullets(NOTES)]) + "\n"
 
 
-def conclusions(study: dict[str, Any]) -> list[str]:
-    """The summary of every set of the test, the open ones first."""
+def conclusions(study: dict[str, Any]) -> dict[str, list[str]]:
+    """The summary of every set of the test by its heading, the open ones first."""
     entries = sorted(study["statistics"], key=lambda entry: entry["set"] != "open")
-    found = [sentence for entry in entries for sentence in summary(entry, study["reference"])]
-    return found or ["Nothing could be compared: there is no set of a test with two arms to compare."]
+    found = {heading(entry): summary(entry, study["reference"]) for entry in entries if entry["set"] != "val"}
+    nothing = ["Nothing could be compared: no two arms of the study were to be compared on a set of the test."]
+    return {name: sentences or nothing for name, sentences in found.items()} or {"No test": nothing}
 
 
 def arms_csv(study: dict[str, Any]) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 from .study_statistics import LEVEL
@@ -62,56 +62,52 @@ def place(entry: dict[str, Any]) -> str:
     return entry["set"] if entry["protocol"] == "published" else f"{entry['set']} ({entry['protocol']})"
 
 
+def heading(entry: dict[str, Any]) -> str:
+    """`Open set`, with the protocol where it is not the published one."""
+    return f"{entry['set'].capitalize()} set" + (f" ({entry['protocol']})" if entry["protocol"] != "published" else "")
+
+
 def summary(entry: dict[str, Any], reference: str) -> list[str]:
-    """Sentences on one protocol and set: against the reference, the claim, the placebos, and what limits them."""
+    """Sentences on one protocol and set: the claim, the arms against the reference and against placebos, the limits."""
     against = [c for c in entry["comparisons"] if c["against"] == "reference"]
     controlled = [c for c in entry["comparisons"] if c["against"] == "placebo"]
-    sentences = []
+    sentences = _claim([c for c in against if is_reconstruction(c["arm"])], reference)
     if against:
-        sentences.append(_against_reference(entry, against, reference))
-        sentences += _claim(entry, [c for c in against if is_reconstruction(c["arm"])], reference)
+        lower = [c["arm"] for c in against if c["difference"]["mean"] < 0]
+        sentences.append(
+            f"Compared with {reference}, significantly higher: {_sorted(against, 'arm')}. "
+            f"Lower than {reference} in the mean, significantly or not: {_names(lower)}."
+        )
     if controlled:
-        sentences.append(_against_placebos(entry, controlled))
+        beaten_by = [c["other"] for c in controlled if c["difference"]["mean"] < 0]
+        sentences.append(
+            f"Compared with their own placebos, arms are significantly higher than: {_sorted(controlled, 'other')}. "
+            f"Placebos with the higher mean, significantly or not: {_names(beaten_by)}."
+        )
     return sentences + _limits(entry)
 
 
-def _against_reference(entry: dict[str, Any], comparisons: Sequence[dict[str, Any]], reference: str) -> str:
-    lower = [c["arm"] for c in comparisons if c["difference"]["mean"] < 0]
-    return (
-        f"{_where(entry)}, against {reference}, of {len(comparisons)}: {_counted(comparisons, lambda c: c['arm'])} "
-        f"Lower than {reference} in the mean, significantly or not: {_names(lower)}."
-    )
-
-
-def _counted(comparisons: Sequence[dict[str, Any]], name: Callable[[dict[str, Any]], str]) -> str:
-    of = lambda word: _names([name(c) for c in comparisons if outcome_word(c) == word])
-    return (
-        f"significantly higher: {of('significantly higher')}; significantly lower: {of('significantly lower')}; "
-        f"no significant difference: {of('not significant')}."
-    )
-
-
-def _claim(entry: dict[str, Any], comparisons: Sequence[dict[str, Any]], reference: str) -> list[str]:
+def _claim(comparisons: Sequence[dict[str, Any]], reference: str) -> list[str]:
     """Whether a reconstruction beats the reference, as the method claims."""
     if not comparisons:
         return []
-    better = [c["arm"] for c in comparisons if outcome_word(c) == "significantly higher"]
-    unclear = [c["arm"] for c in comparisons if not c["significant"] and c["difference"]["mean"] > 0]
-    level = [c["arm"] for c in comparisons if c["difference"]["mean"] == 0]
-    other = [c["arm"] for c in comparisons if c["difference"]["mean"] < 0]
-    parts = [f"shown for {_names(better)}"]
-    parts += [f"higher but not significantly: {_names(unclear)}"] if unclear else []
-    parts += [f"no difference at all: {_names(level)}"] if level else []
-    parts += [f"the other way: {_names(other)}"] if other else []
-    return [f"{_where(entry)}: that a reconstruction does better than {reference} is {'; '.join(parts)}."]
+    of = lambda condition: _names([c["arm"] for c in comparisons if condition(c)])
+    mean = lambda c: c["difference"]["mean"]
+    parts = {
+        "higher but not significantly": of(lambda c: mean(c) > 0 and not c["significant"]),
+        "no difference at all": of(lambda c: mean(c) == 0),
+        "the other way": of(lambda c: mean(c) < 0),
+    }
+    shown = of(lambda c: mean(c) > 0 and c["significant"])
+    listed = "".join(f"; {words}: {names}" for words, names in parts.items() if names != "none")
+    return [f"That a reconstruction does better than {reference} is shown for {shown}{listed}."]
 
 
-def _against_placebos(entry: dict[str, Any], comparisons: Sequence[dict[str, Any]]) -> str:
-    name = lambda c: f"{c['arm']} over {c['other']}"
-    of = lambda condition: _names([name(c) for c in comparisons if condition(c)])
+def _sorted(comparisons: Sequence[dict[str, Any]], key: str) -> str:
+    of = lambda word: _names([c[key] for c in comparisons if outcome_word(c) == word])
     return (
-        f"{_where(entry)}, arms over their own placebos, of {len(comparisons)}: {_counted(comparisons, name)} "
-        f"Lower than the placebo in the mean: {of(lambda c: c['difference']['mean'] < 0)}."
+        f"{of('significantly higher')}; significantly lower: {of('significantly lower')}; "
+        f"no significant difference: {of('not significant')}"
     )
 
 
@@ -149,10 +145,6 @@ def _power(entry: dict[str, Any]) -> list[str]:
 
 def _names(arms: Sequence[str]) -> str:
     return ", ".join(arms) or "none"
-
-
-def _where(entry: dict[str, Any]) -> str:
-    return f"{entry['set'].capitalize()} set" + (f" ({entry['protocol']})" if entry["protocol"] != "published" else "")
 
 
 def _plain(value: float) -> str:
