@@ -13,6 +13,7 @@ os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # config files import `configs.default`
 
 from tfcam_jax.checkpoints import CheckpointError
+from tfcam_jax.compare import StudyError
 from tfcam_jax.data.source import DataError
 from tfcam_jax.experiment import ConfigError
 from tfcam_jax.operating_points import SelectionError
@@ -32,6 +33,7 @@ EXPECTED = (
     ScoresError,
     SelectionError,
     StateDictError,
+    StudyError,
     WeightsError,
     WorkdirError,
 )

@@ -43,8 +43,8 @@ LAYERS = (
         "panels",
         "provenance",
     ),
-    ("workdir", "experiment", "trained", "faithfulness_study"),
-    ("train", "evaluate", "report", "export", "compare", "prepare", "data_benchmark", "step_benchmark"),
+    ("workdir", "experiment", "trained", "faithfulness_study", "study_outcomes", "study_plan"),
+    ("train", "evaluate", "report", "export", "study_worker", "compare", "prepare", "data_benchmark", "step_benchmark"),
 )
 RANK = {name: rank for rank, layer in enumerate(LAYERS) for name in layer}
 CORE = frozenset(LAYERS[1])
