@@ -126,9 +126,9 @@ def choose_shown(
     for run in runs:
         entry = run.entry
         same = (entry.protocol, entry.fold, entry.seed) == (first.protocol, first.fold, first.seed)
-        if same and entry.arm in strategies and entry.folder not in failed:
-            chosen = selection[entry.protocol][entry.arm]["chosen"]
-            kept |= {entry.arm: run} if entry.alpha == chosen else {}
+        arms = selection.get(entry.protocol, {})
+        if same and entry.arm in arms and entry.folder not in failed and entry.alpha == arms[entry.arm]["chosen"]:
+            kept[entry.arm] = run
     return {strategy: kept[strategy] for strategy in strategies if strategy in kept}
 
 

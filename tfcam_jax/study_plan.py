@@ -155,7 +155,8 @@ def _alphas(arm: ConfigDict, alphas: Sequence[float]) -> Sequence[float | None]:
         return (None,)
     if arm.guidance.alpha is not None:
         return (arm.guidance.alpha,)
-    return alphas or (inspect.signature(STRATEGIES[arm.strategy]).parameters["alpha"].default,)
+    default = inspect.signature(STRATEGIES[arm.strategy]).parameters["alpha"].default
+    return [float(alpha) for alpha in alphas or (default,)]
 
 
 def _strategy_arm(config: ConfigDict, strategy: str) -> ConfigDict:
@@ -191,6 +192,8 @@ def _drop_options_of_others(arm: ConfigDict, config: ConfigDict) -> None:
 def _without_compare(config: ConfigDict) -> ConfigDict:
     """A run's config does not say which others it is compared with: a study may grow without new runs of the old."""
     arm = copy.deepcopy(config)
+    if config.compare.protocols:  # each run gets its own
+        arm.data.protocol.update(name="published", domains=(), fold=0)
     with arm.unlocked():
         del arm["compare"]
     return arm
