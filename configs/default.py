@@ -129,6 +129,7 @@ def get_config() -> ConfigDict:
     config.compare.alphas = ()  # every guided arm tries each, chosen on validation; empty: guidance.alpha alone
     config.compare.protocols = ()  # published, closed, open, leave_one_domain_out, k_fold; empty: data.protocol alone
     config.compare.seeds = (0,)
+    config.compare.reference = "cyborg"  # the arm that the others are tested against
     config.compare.processes = 0  # that train at once; 0: one for each CPU core (8 at most), one on an accelerator
     config.compare.held_megabytes = 1024  # of decoded images, kept in each process if all fit
     return config

@@ -28,6 +28,7 @@ LAYERS = (
         "classification_metrics",
         "presentation_attack",
         "intervals",
+        "paired_tests",
         "operating_points",
         "scores",
         "protocol",
@@ -43,7 +44,19 @@ LAYERS = (
         "panels",
         "provenance",
     ),
-    ("workdir", "experiment", "trained", "faithfulness_study", "study_outcomes", "study_plan"),
+    (
+        "workdir",
+        "experiment",
+        "trained",
+        "faithfulness_study",
+        "study_outcomes",
+        "study_plan",
+        "study_statistics",
+        "study_verdicts",
+        "study_tables",
+        "study_plots",
+        "study_report",
+    ),
     ("train", "evaluate", "report", "export", "study_worker", "compare", "prepare", "data_benchmark", "step_benchmark"),
 )
 RANK = {name: rank for rank, layer in enumerate(LAYERS) for name in layer}

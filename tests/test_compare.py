@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from tfcam_jax import compare as compare_module
 from tfcam_jax import study_worker
-from tfcam_jax.compare import StudyError, compare
+from tfcam_jax.compare import FailedRunsError, compare
 from tfcam_jax.data.held import hold_splits
 from tfcam_jax.experiment import build_experiment, open_dataset
 from tfcam_jax.study_outcomes import Entry, read_outcomes, read_selection, write_entries
@@ -24,6 +24,9 @@ from tfcam_jax.study_plan import plan_arms, plan_runs
 from tfcam_jax.study_worker import Worker
 from tfcam_jax.train import train
 from tfcam_jax.workdir import WorkdirError, load_config, write_json
+
+
+ARMS = {"cross_entropy", "cyborg", "cyborg_mean_map"}
 
 
 @pytest.fixture(scope="module")
@@ -52,16 +55,14 @@ def study(manifest, tmp_path_factory):
 
 
 def test_a_study_leaves_table_picture_selection_and_a_workdir_for_each_run(study):
-    workdir, config, selection = study
-    rows = [line.split()[:4] for line in (workdir / "table.txt").read_text().splitlines()[1:4]]
-    chosen = {arm: entry["chosen"] for arm, entry in selection["published"].items()}
-    assert rows == [
-        ["cross_entropy", "published", "-", "2"],
-        ["cyborg", "published", f"{chosen['cyborg']:g}", "2"],
-        ["cyborg_mean_map", "published", f"{chosen['cyborg_mean_map']:g}", "2"],
-    ]
+    workdir, config, found = study
+    assert [entry["set"] for entry in found["statistics"]] == ["val", "closed", "open"]
+    assert all({arm["arm"] for arm in entry["arms"]} == ARMS for entry in found["statistics"])
+    assert found["placebos"] == {"cyborg": ["cyborg_mean_map"]}
+    assert found["provenance"]["config"]["compare"]["seeds"] == [0, 1]
+    assert (workdir / "table.txt").exists() and (workdir / "index.html").exists()
     assert (workdir / "maps.png").read_bytes().startswith(b"\x89PNG")
-    assert json.loads((workdir / "selection.json").read_text()) == selection
+    assert json.loads((workdir / "study.json").read_text()) == found
     folders = {path.name for path in workdir.iterdir() if path.is_dir()}
     assert folders == {run.entry.folder for run in planned(config)} and len(folders) == 2 * (1 + 2 + 2)
     stored = load_config(workdir / "cyborg_mean_map-alpha0.3-published-seed1")
@@ -70,7 +71,8 @@ def test_a_study_leaves_table_picture_selection_and_a_workdir_for_each_run(study
 
 def test_alpha_is_the_best_on_validation(study):
     """From the runs' own files, by hand."""
-    workdir, config, selection = study
+    workdir, _, found = study
+    selection = found["selection"]
     for arm in ("cyborg", "cyborg_mean_map"):
         means = {}
         for alpha in (0.3, 0.6):
@@ -84,8 +86,8 @@ def test_alpha_is_the_best_on_validation(study):
 
 
 def test_outcomes_are_those_of_the_chosen_alpha_and_their_figures_follow_from_their_scores(study):
-    workdir, _, selection = study
-    outcomes = read_outcomes(workdir)
+    workdir, _, found = study
+    outcomes, selection = read_outcomes(workdir), found["selection"]
     assert {(o.arm, o.seed, o.set) for o in outcomes} == {
         (arm, seed, name) for arm in selection["published"] for seed in (0, 1) for name in ("val", "closed", "open")
     }
@@ -102,10 +104,10 @@ def test_outcomes_are_those_of_the_chosen_alpha_and_their_figures_follow_from_th
 
 
 def test_a_finished_study_is_read_and_a_grown_one_trains_only_what_is_new(study, monkeypatch):
-    workdir, config, selection = study
+    workdir, config, found = study
     trained = []
     monkeypatch.setattr(study_worker, "train", lambda config, folder, *_, **__: trained.append(folder.name))
-    assert compare(config, workdir, num_images=3) == selection and not trained
+    assert compare(config, workdir, num_images=3)["statistics"] == found["statistics"] and not trained
     grown = config.copy_and_resolve_references()
     grown.compare.strategies = ("cross_entropy", "cyborg", "opposed")
     monkeypatch.setattr(compare_module, "draw_comparison", lambda *_: None)
@@ -201,7 +203,7 @@ def test_a_failing_run_does_not_lose_the_others(manifest, tmp_path, monkeypatch)
         return original(config, folder, *arguments, **options)
 
     monkeypatch.setattr(study_worker, "train", fails_once)
-    with pytest.raises(StudyError, match=r"1 of 2 runs failed.*\n  cyborg-alpha0\.5-published-seed0: MemoryError: no"):
+    with pytest.raises(FailedRunsError, match=r"1 of 2 runs failed.*\n  cyborg-alpha0\.5-published-seed0: MemoryError: no"):
         compare(config, tmp_path / "study", num_images=2)
     assert "fails_once" in (tmp_path / "study/failures.txt").read_text()
     assert [o.arm for o in read_outcomes(tmp_path / "study") if o.set == "open"] == ["cross_entropy"]

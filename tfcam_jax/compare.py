@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
@@ -20,17 +19,18 @@ from .evaluate import evaluate_source
 from .experiment import ConfigError
 from .panels import Panel, Row, draw_panels
 from .protocol import apply_protocol, split_by_protocol
-from .study_outcomes import Outcome, read_outcomes, read_selection, write_entries
-from .study_plan import Run, plan_arms, plan_runs
+from .provenance import collect_provenance
+from .study_outcomes import read_outcomes, read_selection, write_entries
+from .study_plan import Run, placebo_arms, plan_arms, plan_runs
+from .study_report import write_study
 from .study_worker import Worker, available_cores, train_here, train_in_processes
-from .tables import align, decimal
-from .workdir import WorkdirError, check_workdir, write_json, write_text
+from .workdir import WorkdirError, check_workdir, write_text
 
 # Where nobody says how many processes: more than this many copies of jax and of the data may not fit in memory.
 _MOST_PROCESSES = 8
 
 
-class StudyError(RuntimeError):
+class FailedRunsError(RuntimeError):
     """Runs of a study that failed; the others are done."""
 
 
@@ -39,7 +39,7 @@ def compare(config: ConfigDict, workdir: str | Path, num_images: int = 6) -> dic
 
     All arms of a seed share initial weights, batches and number of steps. Runs that are finished already are taken as
     they are, cut-off ones continue, and a run that fails does not stop the others. Leaves `runs.json` (the plan),
-    `selection.json` (alpha by validation), `table.txt`, `maps.png`, and a workdir for each run.
+    the files of `study_report.write_study`, `maps.png`, and a workdir for each run.
 
     Args:
       config: as `configs/default.py` gives it.
@@ -47,11 +47,11 @@ def compare(config: ConfigDict, workdir: str | Path, num_images: int = 6) -> dic
       num_images: rows of the picture.
 
     Returns:
-      The selection, see `study_outcomes.read_selection`.
+      What `study.json` holds, see `study_report.write_study`.
 
     Raises:
       ConfigError, DataError, WorkdirError: before the first run starts.
-      StudyError: some runs failed; `failures.txt` tells why, the same command tries them again.
+      FailedRunsError: some runs failed; `failures.txt` tells why, the same command tries them again.
     """
     workdir = Path(workdir)
     _check_folder(workdir)
@@ -64,15 +64,29 @@ def compare(config: ConfigDict, workdir: str | Path, num_images: int = 6) -> dic
     workdir.mkdir(parents=True, exist_ok=True)
     write_entries(workdir, [run.entry for run in runs], config.evaluation.select_by)
     failures = run_all(worker, runs, workdir, processes, config.compare.held_megabytes)
-    if len(failures) < len(runs):
-        selection, outcomes = read_selection(workdir), read_outcomes(workdir)
-        write_json(workdir / "selection.json", selection)
-        write_text(workdir / "table.txt", format_comparison(outcomes) + "\n")
-        shown = choose_shown(runs, selection, config.compare.strategies, set(failures))
-        draw_comparison(worker, shown, workdir, num_images)
-        tqdm.write(f"\n{format_comparison(outcomes)}\n\nMaps side by side: {workdir / 'maps.png'}")
+    study = _report(config, worker, runs, failures, workdir, num_images) if len(failures) < len(runs) else {}
     _tell_failures(workdir, failures, len(runs))
-    return selection
+    return study
+
+
+def _report(
+    config: ConfigDict, worker: Worker, runs: Sequence[Run], failures: dict[str, str], workdir: Path, num_images: int
+) -> dict[str, Any]:
+    """Tests, tables, plots, page and the picture of maps, from the runs that are finished."""
+    selection = read_selection(workdir)
+    provenance = {**collect_provenance(), "config": json.loads(config.to_json())}
+    study = write_study(
+        workdir,
+        read_outcomes(workdir),
+        selection,
+        provenance,
+        reference=config.compare.reference,
+        placebos=placebo_arms(config),
+    )
+    draw_comparison(worker, choose_shown(runs, selection, config.compare.strategies, set(failures)), workdir, num_images)
+    table = (workdir / "table.txt").read_text(encoding="utf-8")
+    tqdm.write(f"\n{table}\nPage: {workdir / 'index.html'}\nMaps side by side: {workdir / 'maps.png'}")
+    return study
 
 
 def run_all(
@@ -93,28 +107,6 @@ def run_all(
         if processes == 1 or len(waiting) < 2:
             return train_here(worker, waiting, workdir, bar)
         return train_in_processes(waiting, workdir, processes, held_megabytes, bar)
-
-
-def format_comparison(outcomes: Sequence[Outcome]) -> str:
-    """An aligned table, a row per protocol and arm; means over seeds and folds."""
-    header = ("arm", "protocol", "alpha", "runs", "closed-set AUROC", "open-set AUROC", "CC true", "CC difference")
-    rows = []
-    for protocol, arm in dict.fromkeys((outcome.protocol, outcome.arm) for outcome in outcomes):
-        own = [outcome for outcome in outcomes if (outcome.protocol, outcome.arm) == (protocol, arm)]
-        by_set = {name: [outcome for outcome in own if outcome.set == name] for name in ("open", "closed", "val")}
-        widest = next(members for members in by_set.values() if members)
-        rows.append(
-            (
-                arm,
-                protocol,
-                "-" if own[0].alpha is None else f"{own[0].alpha:g}",
-                str(len(by_set["val"])),
-                *(decimal(_mean(by_set[name], "auroc")) for name in ("closed", "open")),
-                *(decimal(_mean(widest, name)) for name in ("cc_true", "cc_difference")),
-            )
-        )
-    note = "CC: correlation of the true-class map T and of T - U with the human maps, on the open set if there is one."
-    return "\n".join([*align([header, *rows]), note])
 
 
 def choose_shown(
@@ -198,12 +190,8 @@ def _tell_failures(workdir: Path, failures: dict[str, str], count: int) -> None:
         return
     write_text(path, "\n".join(f"{folder}\n{text}" for folder, text in failures.items()))
     reasons = "\n".join(f"  {folder}: {text.strip().splitlines()[-1]}" for folder, text in failures.items())
-    raise StudyError(
+    raise FailedRunsError(
         f"{len(failures)} of {count} runs failed; the others are done. The same command tries them again; {path} tells "
         f"more.\n{reasons}"
     )
 
-
-def _mean(outcomes: Sequence[Outcome], name: str) -> float | None:
-    values = [outcome.figures[name] for outcome in outcomes if outcome.figures[name] is not None]
-    return float(np.mean(values)) if values else None

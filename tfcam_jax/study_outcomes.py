@@ -135,7 +135,9 @@ def _choose(by_alpha: dict[float | None, list[dict[str, Any]]], select_by: str) 
     for alpha in sorted(by_alpha, key=lambda value: -1.0 if value is None else value):
         runs = by_alpha[alpha]
         values = [run["val"][select_by] for run in runs]
-        test = {name: _means([run[name] for run in runs if name in run]) for run in runs for name in run if name != "val"}
+        test = {
+            name: _means([run[name] for run in runs if name in run]) for run in runs for name in run if name != "val"
+        }
         alphas.append({"alpha": alpha, "runs": len(runs), "validation": float(np.mean(values)), "test": test})
     best = max(alphas, key=lambda entry: (entry["runs"], _SIGN[select_by] * entry["validation"], entry["alpha"] or 0.0))
     return {"chosen": best["alpha"], "select_by": select_by, "alphas": alphas}

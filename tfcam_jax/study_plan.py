@@ -62,6 +62,8 @@ def plan_arms(config: ConfigDict) -> dict[str, ConfigDict]:
         arms[name] = _variant_arm(config, name, changes)
     if not arms:
         raise ConfigError("config.compare.strategies and compare.variants are empty: nothing to compare.")
+    if compare.reference not in arms:
+        raise ConfigError(f"config.compare.reference is {compare.reference!r}; the arms are {', '.join(arms)}.")
     for name, arm in arms.items():
         try:
             check_values(arm)
