@@ -46,8 +46,8 @@ class Experiment:
       initial_state: the same with the pretrained weights that the config names, if any.
       train_step: compiled; its state argument is donated.
       eval_step: compiled.
-      train_epoch: `train_epoch(epoch, first_batch=0)`, batches of one epoch of training on the host, the first ones left
-        out where an epoch goes on in its middle.
+      train_epoch: `train_epoch(epoch, first_batch=0)`, batches of one epoch of training on the host, the first ones
+        left out where an epoch goes on in its middle.
       put_batch: starts a host batch's way to the device and returns at once.
       eval_epoch: batches that hold each example of a split once.
     """
