@@ -177,7 +177,9 @@ def test_held_examples_are_those_of_the_source(manifest, augment):
     held = hold_splits(dataset, ("train", "val", "test"), 20)
     for _ in range(2):
         for batches in (lambda e: e.train_epoch(3), lambda e: e.eval_epoch(e.dataset.splits["test"])):
-            pairs = zip(batches(build_experiment(config, dataset)), batches(build_experiment(config, held)), strict=True)
+            pairs = zip(
+                batches(build_experiment(config, dataset)), batches(build_experiment(config, held)), strict=True
+            )
             for expected, actual in pairs:
                 jax.tree.map(np.testing.assert_array_equal, expected, actual)
 
@@ -203,7 +205,9 @@ def test_a_failing_run_does_not_lose_the_others(manifest, tmp_path, monkeypatch)
         return original(config, folder, *arguments, **options)
 
     monkeypatch.setattr(study_worker, "train", fails_once)
-    with pytest.raises(FailedRunsError, match=r"1 of 2 runs failed.*\n  cyborg-alpha0\.5-published-seed0: MemoryError: no"):
+    with pytest.raises(
+        FailedRunsError, match=r"1 of 2 runs failed.*\n  cyborg-alpha0\.5-published-seed0: MemoryError: no"
+    ):
         compare(config, tmp_path / "study", num_images=2)
     assert "fails_once" in (tmp_path / "study/failures.txt").read_text()
     assert [o.arm for o in read_outcomes(tmp_path / "study") if o.set == "open"] == ["cross_entropy"]
@@ -239,7 +243,9 @@ def test_several_processes_give_the_same_and_outlive_one_that_dies(study, manife
     assert len(done) >= 2
     for folder in done:
         first, second = (json.loads((parent / folder / "results.json").read_text()) for parent in (workdir, tmp_path))
-        assert first["sets"]["open"]["cross_entropy"] == pytest.approx(second["sets"]["open"]["cross_entropy"], rel=1e-4)
+        assert first["sets"]["open"]["cross_entropy"] == pytest.approx(
+            second["sets"]["open"]["cross_entropy"], rel=1e-4
+        )
 
 
 def test_cores_are_shared_out():

@@ -153,7 +153,10 @@ def test_a_folder_stays_one_folder_whatever_a_domain_is_called(config, dataset):
         ({"strategies": ()}, "nothing to compare"),
         ({"placebos": ("mean",)}, "compare.placebos holds 'mean'"),
         ({"placebos": ("none",)}, "compare.placebos holds 'none'"),
-        ({"placebos": ("mean_map",), "placebo_of": ("entropy",), "strategies": ("cyborg", "entropy")}, "placebo_of holds"),
+        (
+            {"placebos": ("mean_map",), "placebo_of": ("entropy",), "strategies": ("cyborg", "entropy")},
+            "placebo_of holds",
+        ),
         ({"placebos": ("mean_map",), "placebo_of": ("opposed",)}, "names none of config.compare.strategies"),
         ({"protocols": ("kfold",)}, "Did you mean 'k_fold'"),
         ({"protocols": ("open",)}, "protocol open takes one or more protocol.domains"),

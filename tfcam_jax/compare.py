@@ -83,15 +83,15 @@ def _report(
         reference=config.compare.reference,
         placebos=placebo_arms(config),
     )
-    draw_comparison(worker, choose_shown(runs, selection, config.compare.strategies, set(failures)), workdir, num_images)
+    draw_comparison(
+        worker, choose_shown(runs, selection, config.compare.strategies, set(failures)), workdir, num_images
+    )
     table = (workdir / "table.txt").read_text(encoding="utf-8")
     tqdm.write(f"\n{table}\nPage: {workdir / 'index.html'}\nMaps side by side: {workdir / 'maps.png'}")
     return study
 
 
-def run_all(
-    worker: Worker, runs: Sequence[Run], workdir: Path, processes: int, held_megabytes: int
-) -> dict[str, str]:
+def run_all(worker: Worker, runs: Sequence[Run], workdir: Path, processes: int, held_megabytes: int) -> dict[str, str]:
     """Trains the runs that have no results yet; returns the traceback of each that failed, by folder."""
     waiting = [run for run in runs if not (workdir / run.entry.folder / "results.json").is_file()]
     bar = tqdm(
@@ -194,4 +194,3 @@ def _tell_failures(workdir: Path, failures: dict[str, str], count: int) -> None:
         f"{len(failures)} of {count} runs failed; the others are done. The same command tries them again; {path} tells "
         f"more.\n{reasons}"
     )
-

@@ -48,7 +48,9 @@ class Experiment:
       initial_state: the same with the pretrained weights that the config names, if any.
       train_step: compiled; its state argument is donated.
       eval_step: compiled.
-      train_epoch: batches of one epoch of training.
+      train_epoch: `train_epoch(epoch, first_batch=0)`, batches of one epoch of training on the host, the first ones
+        left out where an epoch goes on in its middle.
+      put_batch: starts a host batch's way to the device and returns at once.
       eval_epoch: batches that hold each example of a split once.
     """
 
@@ -59,7 +61,8 @@ class Experiment:
     initial_state: Callable[[], steps.TrainState]
     train_step: Callable[[steps.TrainState, steps.Batch], tuple[steps.TrainState, steps.StepMetrics]]
     eval_step: Callable[[Any, Any, steps.Batch], steps.EvalOutput]
-    train_epoch: Callable[[int], Iterator[steps.Batch]]
+    train_epoch: Callable[..., Iterator[steps.Batch]]
+    put_batch: Callable[[steps.Batch], steps.Batch]
     eval_epoch: Callable[[Source], Iterator[steps.Batch]]
 
 
@@ -103,15 +106,17 @@ def build_experiment(
         if programs
         else compiled(steps.make_train_step(model, tx, strategy, preprocess), donate_argnums=0),
         eval_step=programs.eval_step if programs else compiled(steps.make_eval_step(model, preprocess)),
-        train_epoch=lambda epoch: train_batches(
+        train_epoch=lambda epoch, first_batch=0: train_batches(
             dataset.splits["train"],
             epoch=epoch,
+            first_batch=first_batch,
             seed=config.seed,
             batch_size=config.batch_size,
             augment=Augment(**config.augment),
             balance=config.data.balance,
             **reading,
         ),
+        put_batch=jax.device_put,
         eval_epoch=lambda source: eval_batches(source, batch_size=config.evaluation.batch_size, **reading),
     )
 

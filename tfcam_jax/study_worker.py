@@ -69,9 +69,7 @@ class Worker:
         # Blur and threshold are applied by then.
         controlled = lambda: process_maps(arranged, blur=0.0, threshold=0.0, placebo=placebo, seed=config.seed)
         held = () if config.augment.crop else ("train",)
-        return self._keep(
-            "dataset", [key, placebo, of_seed, augment], lambda: self._hold(controlled(), config, held)
-        )
+        return self._keep("dataset", [key, placebo, of_seed, augment], lambda: self._hold(controlled(), config, held))
 
     def _hold(self, dataset: Dataset, config: ConfigDict, splits: tuple[str, ...]) -> Dataset:
         size = preprocessing(config)[0]

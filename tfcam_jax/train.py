@@ -11,6 +11,7 @@ from ml_collections import ConfigDict
 from tqdm import tqdm
 
 from .checkpoints import Checkpoints
+from .data.pipeline import prefetch_to_device
 from .evaluate import evaluate_best, evaluate_source, format_results
 from .experiment import Experiment, build_experiment
 from .scores import write_scores
@@ -84,8 +85,9 @@ def train_one_epoch(
     """
     pending: list[StepMetrics] = []
     first = int(state.step)
-    for i, batch in enumerate(experiment.train_epoch(epoch), start=1):
-        state, metrics = experiment.train_step(state, {k: v for k, v in batch.items() if k != "index"})
+    host_batches = ({k: v for k, v in batch.items() if k != "index"} for batch in experiment.train_epoch(epoch))
+    for i, batch in enumerate(prefetch_to_device(host_batches, experiment.put_batch), start=1):
+        state, metrics = experiment.train_step(state, batch)
         pending.append(metrics)
         if len(pending) == log_every or i == experiment.steps_per_epoch:
             fetched = jax.device_get(pending)
