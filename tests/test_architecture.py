@@ -50,13 +50,14 @@ LAYERS = (
         "trained",
         "faithfulness_study",
         "study_outcomes",
+        "study_plan",
         "study_statistics",
         "study_verdicts",
         "study_tables",
         "study_plots",
         "study_report",
     ),
-    ("train", "evaluate", "report", "export", "compare", "prepare", "data_benchmark", "step_benchmark"),
+    ("train", "evaluate", "report", "export", "study_worker", "compare", "prepare", "data_benchmark", "step_benchmark"),
 )
 RANK = {name: rank for rank, layer in enumerate(LAYERS) for name in layer}
 CORE = frozenset(LAYERS[1])
