@@ -292,7 +292,7 @@ def _compare(
         "arm": arms[0],
         "other": arms[1],
         "seeds": seeds,
-        "unpaired": sorted((cell.runs[arms[0]].keys() ^ cell.runs[arms[1]].keys())),
+        "unpaired": sorted(cell.runs[arms[0]].keys() ^ cell.runs[arms[1]].keys()),
         "difference": describe(differences.tolist())
         | {"bootstrap": _two_level(np.stack(rows), seed) if rows else None},
         "p_seeds": over_seeds.p,
