@@ -13,7 +13,7 @@ from tiny_study import make_outcomes, make_selection
 from tfcam_jax.study_plots import DARK, LIGHT, arm_looks, draw_agreement, draw_alpha, draw_auroc, draw_study
 from tfcam_jax.study_report import write_study
 from tfcam_jax.study_statistics import StudyError, study_statistics
-from tfcam_jax.study_verdicts import arm_label, probability, signed, summary, verdict
+from tfcam_jax.study_verdicts import probability, signed, summary, verdict
 
 STRENGTHS = {"cross_entropy": 0.5, "cyborg": 1.0, "opposed": 4.0, "difference": 0.6, "cyborg_mean_map": 1.0}
 PLACEBOS = {"cyborg": ["cyborg_mean_map"]}
@@ -54,6 +54,8 @@ def an_entry(**options):
         "arm": "difference",
         "other": "cyborg",
         "against": "reference",
+        "kind": "reconstruction",
+        "other_kind": "",
         "seeds": [0, 1, 2, 3, 4, 5, 6, 7],
         "unpaired": [],
         "difference": {"mean": 0.0123, "bootstrap": [-0.0042, 0.0281], "interval": [-0.9, 0.9]},
@@ -186,7 +188,13 @@ def test_verdict_in_words():
         f"difference (reconstruction) - cyborg, open: +0.012 [{minus}0.004, 0.028], p = 0.13 (seeds), 0.21 (groups), "
         "after Holm 0.39: not significant."
     )
-    placebo = {"against": "placebo", "other": "difference_ring", "p_seeds": 0.0001, "p_groups": None}
+    placebo = {
+        "against": "placebo",
+        "other": "difference_ring",
+        "other_kind": "placebo",
+        "p_seeds": 0.0001,
+        "p_groups": None,
+    }
     entry = an_entry(
         **placebo, p_holm=0.0002, significant=True, difference={"mean": -0.5, "bootstrap": None, "interval": None}
     )
@@ -246,18 +254,23 @@ def test_numbers_in_words():
         "1.00",
     ]
     assert [signed(value) for value in (0.0004, -0.0004, -0.25)] == ["+0.000", "+0.000", "\u22120.250"]
-    assert arm_label("difference_kl") == "difference_kl (reconstruction)" and arm_label("differences") == "differences"
+
+
+def as_arm(name, strategy=None, kind=""):
+    return {"arm": name, "strategy": strategy or name, "kind": kind}
 
 
 def test_arms_look_unlike_and_alike_across_studies():
-    arms = [*STRENGTHS, "contrast", "energy", "outside", "entropy", "difference_kl", "difference_raw", "cyborg_ring"]
-    placebos = {"cyborg": ["cyborg_mean_map", "cyborg_ring"]}
-    looks = arm_looks(arms, placebos)
-    assert list(looks) == arms
+    plain = ["energy", *STRENGTHS, "contrast", "outside", "entropy"]
+    variants = {"kl": "difference", "difference_raw": "difference", "cyborg_ring": "cyborg", "energy_d": "energy"}
+    arms = [as_arm(name, strategy) for name, strategy in variants.items()]
+    arms += [as_arm(name, "cyborg" if name == "cyborg_mean_map" else None) for name in plain]
+    looks = arm_looks(arms, {"cyborg": ["cyborg_mean_map", "cyborg_ring"]})
+    assert list(looks) == [arm["arm"] for arm in arms]
     assert len({(look.color, look.marker, look.filled) for look in looks.values()}) == len(arms)
     assert not looks["cyborg_ring"].filled and looks["cyborg_ring"].color == looks["cyborg"].color
-    assert looks["difference_kl"].color == looks["difference"].color
-    fewer = arm_looks(["difference_kl", "difference", "cyborg"], {})
+    assert looks["kl"].color == looks["difference"].color and looks["energy_d"].color == looks["energy"].color
+    fewer = arm_looks([as_arm("kl", "difference"), as_arm("difference"), as_arm("cyborg")], {})
     assert all(fewer[arm] == looks[arm] for arm in ("difference", "cyborg"))
 
 
@@ -267,7 +280,7 @@ def drawings(outcomes):
     many = [o._replace(arm=f"{o.arm}_variant_{n}") if n else o for o in outcomes for n in range(3)]
     entries = [e for e in study_statistics(many, resamples=20) if e["set"] != "val"]
     arms = [arm["arm"] for arm in entries[0]["arms"]]
-    looks = arm_looks(arms, PLACEBOS)
+    looks = arm_looks(entries[0]["arms"], PLACEBOS)
     figures = {
         "auroc": draw_auroc(entries, arms, looks, "cyborg", LIGHT),
         "alpha": draw_alpha(make_selection(arms, sets=("open", "closed"))["published"], entries, looks, LIGHT),

@@ -71,7 +71,7 @@ def test_domains_left_out_count_once_each():
 
 @pytest.mark.parametrize("protocol", ["published", "k_fold", "leave_one_domain_out"])
 def test_test_over_groups_agrees_with_exchanging_really(protocol):
-    """Every exchange of whole groups carried out on the ranks, all seeds and folds together, AUROC from scikit-learn."""
+    """Every exchange of whole groups made on the ranks, all seeds and folds together, AUROC from scikit-learn."""
     folds = ("",) if protocol == "published" else ("0", "1")
     outcomes = make_outcomes(ARMS, seeds=2, images=14, groups=3, protocol=protocol, folds=folds, draw=2)
     # A group that two folds test, as a class without domains of its own has: exchanged in both at once.
@@ -288,3 +288,24 @@ def test_controls_follow_their_arm():
     arms = ["a", "a_ring", "b", "alone", "a_mean", "b_mean"]
     ordered = arrange(arms, {"a": ["a_mean", "a_ring", "a_absent"], "b": ["b_mean"]})
     assert ordered == ["a", "a_mean", "a_ring", "b", "b_mean", "alone"]
+
+
+def test_what_an_arm_is_called():
+    """By the strategy given, else by the beginning of the name, in whole words."""
+    names = ("cyborg", "difference", "difference_kl", "differences", "mine", "opposed_ring", "energy_t")
+    entry = one_set(
+        make_outcomes(dict.fromkeys(names, 1.0), seeds=2),
+        placebos={"opposed": ["opposed_ring"]},
+        strategies={"mine": "contrast", "difference_kl": "cyborg"},
+    )
+    assert {arm["arm"]: (arm["strategy"], arm["kind"]) for arm in entry["arms"]} == {
+        "cyborg": ("cyborg", ""),
+        "difference": ("difference", "reconstruction"),
+        "difference_kl": ("cyborg", ""),
+        "differences": ("differences", ""),
+        "mine": ("contrast", "reconstruction"),
+        "opposed_ring": ("opposed", "placebo"),
+        "energy_t": ("energy", ""),
+    }
+    found = comparison(entry, "mine")
+    assert (found["kind"], found["other_kind"]) == ("reconstruction", "")

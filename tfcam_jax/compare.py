@@ -82,6 +82,7 @@ def _report(
         provenance,
         reference=config.compare.reference,
         placebos=placebo_arms(config),
+        strategies={run.entry.arm: run.config.strategy for run in runs},
     )
     draw_comparison(
         worker, choose_shown(runs, selection, config.compare.strategies, set(failures)), workdir, num_images

@@ -65,25 +65,28 @@ class Plot(NamedTuple):
     dark: bytes
 
 
-def arm_looks(arms: Sequence[str], placebos: Mapping[str, Sequence[str]]) -> dict[str, Look]:
+def arm_looks(arms: Sequence[Mapping[str, Any]], placebos: Mapping[str, Sequence[str]]) -> dict[str, Look]:
     """A look for each arm: a colour for each strategy, another marker for each of its variants, hollow for controls.
 
-    Strategies beyond the usual ones, and what is named after none, take the remaining colours in turn. No two arms look
-    alike as long as no colour has more than eight controls or eight others.
+    Strategies beyond the usual ones take the remaining colours in turn. No two arms look alike as long as no colour has
+    more than eight controls or eight others.
+
+    Args:
+      arms: as `study_statistics` gives them; `arm`, `strategy` and `kind` are read.
+      placebos: of each arm its controls.
     """
     parents = {control: arm for arm, controls in placebos.items() for control in controls}
     # The plain strategies come first, so that they have the plain marker in every study.
-    order = sorted(arms, key=lambda arm: (arm in parents, arm not in _COLORS))
+    order = sorted(arms, key=lambda arm: (arm["arm"] in parents, arm["arm"] != arm["strategy"]))
     looks: dict[str, Look] = {}
-    for arm in order:
-        family = next((name for name in _COLORS if f"{parents.get(arm, arm)}_".startswith(f"{name}_")), None)
-        if arm in parents and parents[arm] in looks:
-            color = looks[parents[arm]].color
-        else:
-            color = _COLORS[family] if family else _OTHERS[len(looks) % len(_OTHERS)]
-        alike = sum(look.color == color and look.filled == (arm not in parents) for look in looks.values())
-        looks[arm] = Look(color, _MARKERS[alike % len(_MARKERS)], arm not in parents, arm_label(arm, parents))
-    return {arm: looks[arm] for arm in arms}
+    others: dict[str, str] = {}
+    for name, strategy, kind in ((arm["arm"], arm["strategy"], arm["kind"]) for arm in order):
+        color = _COLORS.get(strategy) or others.setdefault(strategy, _OTHERS[len(others) % len(_OTHERS)])
+        color = looks[parents[name]].color if parents.get(name) in looks else color
+        filled = name not in parents
+        alike = sum(look.color == color and look.filled == filled for look in looks.values())
+        looks[name] = Look(color, _MARKERS[alike % len(_MARKERS)], filled, arm_label(name, kind))
+    return {arm["arm"]: looks[arm["arm"]] for arm in arms}
 
 
 def draw_study(
@@ -100,13 +103,12 @@ def draw_study(
       placebos: of each arm its controls.
       reference: its mean is drawn as a line across the arms.
     """
-    arms = list(dict.fromkeys(arm["arm"] for entry in statistics for arm in entry["arms"]))
-    looks = arm_looks(arms, placebos)
+    looks = arm_looks(list({arm["arm"]: arm for entry in statistics for arm in entry["arms"]}.values()), placebos)
     plots = []
     for protocol in dict.fromkeys(entry["protocol"] for entry in statistics):
         entries = _shown(statistics, protocol)
         if any(arm["figures"]["auroc"]["mean"] is not None for entry in entries for arm in entry["arms"]):
-            order = arrange(arms, placebos)
+            order = arrange(list(looks), placebos)
             draw = lambda theme, e=entries, o=order: draw_auroc(e, o, looks, reference, theme)
             plots.append(_render(f"auroc_{protocol}", f"AUROC by arm: {protocol}", _AUROC_TEXT, draw))
         chosen = {arm: own for arm, own in selection.get(protocol, {}).items() if arm in looks and looks[arm].filled}
@@ -125,13 +127,13 @@ _AUROC_TEXT = (
     "(over seeds alone where there is one group). The dashed line is the reference's mean. Hollow marks are placebos."
 )
 _ALPHA_TEXT = (
-    "Means over runs. Filled marks: the weight chosen on validation. Hollow marks on the test sets are exploration: they "
-    "took no part in the choice and prove nothing. Dotted: an arm without guidance, as all are at alpha = 1. Placebos "
-    "are left out."
+    "Means over runs. Filled marks: the weight chosen on validation. Hollow marks on the test sets are exploration: "
+    "they took no part in the choice and prove nothing. Dotted: an arm without guidance, as all are at alpha = 1. "
+    "Placebos are left out."
 )
 _AGREEMENT_TEXT = (
-    "Each dot is one seed of an arm, the mean over its folds where there are several: correlation of T and of D = T - U "
-    "with the human maps, and AUROC on the same set. r within arms: each arm's mean taken away."
+    "Each dot is one seed of an arm, the mean over its folds where there are several: correlation of T and of "
+    "D = T - U with the human maps, and AUROC on the same set. r within arms: each arm's mean taken away."
 )
 
 

@@ -36,6 +36,7 @@ def write_study(
     provenance: Mapping[str, Any],
     reference: str = "cyborg",
     placebos: Mapping[str, Sequence[str]] | None = None,
+    strategies: Mapping[str, str] | None = None,
     resamples: int = 1000,
 ) -> dict[str, Any]:
     """Compares the arms of a study and writes what was found.
@@ -51,6 +52,8 @@ def write_study(
       provenance: JSON-able; what is needed to redo the study (config, versions, commit, command). Shown as it is.
       reference: the arm that all others are tested against.
       placebos: of each arm its control arms.
+      strategies: of each arm its strategy, which says what is a reconstruction; one that is absent is taken from the
+        beginning of the arm's name.
       resamples: of the bootstrap.
 
     Returns:
@@ -63,7 +66,7 @@ def write_study(
     out, placebos = Path(out), {arm: list(controls) for arm, controls in (placebos or {}).items()}
     if out.exists() and not out.is_dir():
         raise StudyError(f"{out} is not a folder; choose another place for the report")
-    statistics = study_statistics(outcomes, reference, placebos, resamples)
+    statistics = study_statistics(outcomes, reference, placebos, strategies, resamples)
     study = {"reference": reference, "placebos": placebos, "statistics": statistics}
     study |= {"selection": selection, "provenance": dict(provenance)}
     study["conclusions"] = conclusions(study)
@@ -105,11 +108,10 @@ def study_page(study: dict[str, Any], plots: Sequence[Plot], runs: int) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    controls = [control for own in study["placebos"].values() for control in own]
     sections = [
         {
             "title": heading(entry),
-            "tables": set_tables(entry, controls),
+            "tables": set_tables(entry),
             "verdicts": [(_mark(comparison), verdict(entry, comparison)) for comparison in entry["comparisons"]],
         }
         for entry in sorted(study["statistics"], key=_test_first)
@@ -120,7 +122,7 @@ def study_page(study: dict[str, Any], plots: Sequence[Plot], runs: int) -> str:
         tiles=_tiles(study, runs),
         sections=sections,
         plots=[plot._asdict() | {"light": uri(plot.light), "dark": uri(plot.dark)} for plot in plots],
-        selection=selection_table(study["selection"], controls),
+        selection=selection_table(study),
         notes=NOTES,
         facts={key: _plain(value) for key, value in study["provenance"].items() if not isinstance(value, dict)},
         records={

@@ -3,9 +3,9 @@
 How the parts of a protocol become one figure per seed:
 
 - `k_fold`: the folds' AUROCs weighted by their numbers of (positive, negative) pairs, so that every pair of images that
-  one model scored counts once. Scores of different folds come from different models and are never compared: pooling them
-  mixes their calibrations, and pooling their ranks is biased where folds differ in their share of positives (Forman and
-  Scholz, "Apples-to-apples in cross-validation studies", 2010). Other figures: mean over images.
+  one model scored counts once. Scores of different folds come from different models and are never compared: pooling
+  them mixes their calibrations, and pooling their ranks is biased where folds differ in their share of positives
+  (Forman and Scholz, "Apples-to-apples in cross-validation studies", 2010). Other figures: mean over images.
 - `leave_one_domain_out`: plain mean over the domains left out; each counts once.
 
 What each p-value generalises over:
@@ -36,10 +36,13 @@ from .paired_tests import (
     sign_flip_test,
     t_interval,
 )
+from .strategies import STRATEGIES
 from .study_outcomes import Outcome
 
 FIGURES = ("auroc", "accuracy", "cross_entropy", "cc_true", "cc_false", "cc_difference", "fooling_gap")
 LEVEL = 0.05
+# The strategies that stand for the paper's methods, of which no equation could be read.
+RECONSTRUCTIONS = ("opposed", "difference", "contrast")
 # Weights of this many images times resamples are held at a time (32 MB).
 _CELLS = 4_000_000
 
@@ -79,6 +82,7 @@ def study_statistics(
     outcomes: Sequence[Outcome],
     reference: str = "cyborg",
     placebos: Mapping[str, Sequence[str]] | None = None,
+    strategies: Mapping[str, str] | None = None,
     resamples: int = 1000,
     seed: int = 0,
 ) -> list[dict[str, Any]]:
@@ -88,17 +92,18 @@ def study_statistics(
       outcomes: of the runs at each arm's chosen alpha.
       reference: every arm that is no placebo is tested against it.
       placebos: of each arm its control arms; the arm is tested against each of them.
+      strategies: of each arm its strategy; one that is absent is taken from the beginning of the arm's name.
       resamples: of the bootstrap.
       seed: of bootstrap and drawn permutations.
 
     Returns:
       One entry for each protocol and set, in the order of the outcomes: `protocol`, `set`, `images`, `groups`, `folds`;
-      `arms`, see `_summarize`; `comparisons`, see `_compare`, of sets of the test (not of validation, on which epoch and
-      alpha were chosen); `missing`, sentences on what could not be compared; and `correlations` of the map agreement
-      with the AUROC, see `_correlations`.
+      `arms`, see `_summarize`; `comparisons`, see `_compare`, of sets of the test (not of validation, on which epoch
+      and alpha were chosen); `missing`, sentences on what could not be compared; and `correlations` of the map
+      agreement with the AUROC, see `_correlations`.
 
     Raises:
-      StudyError: no outcome, or outcomes that contradict each other: a run twice, two alphas of an arm under a protocol,
+      StudyError: no outcome, or outcomes that contradict each other: a run twice, two alphas of an arm and protocol,
         other images than another run of the same fold, a score that is not finite.
     """
     if not outcomes:
@@ -107,7 +112,23 @@ def study_statistics(
     _check_alphas(outcomes)
     keys = dict.fromkeys((outcome.protocol, outcome.set) for outcome in outcomes)
     cells = [_gather([o for o in outcomes if (o.protocol, o.set) == key]) for key in keys]
-    return [_statistics(cell, reference, placebos, resamples, seed) for cell in cells]
+    entries = [_statistics(cell, reference, placebos, resamples, seed) for cell in cells]
+    for entry in entries:
+        _name_kinds(entry, placebos, strategies or {})
+    return entries
+
+
+def _name_kinds(entry: dict[str, Any], placebos: Mapping[str, Sequence[str]], strategies: Mapping[str, str]) -> None:
+    """Adds to each arm its `strategy` and its `kind`: `reconstruction`, `placebo` or "". To comparisons both kinds."""
+    controls = {control for own in placebos.values() for control in own}
+    kinds = {}
+    for arm in entry["arms"]:
+        named = next((name for name in STRATEGIES if f"{arm['arm']}_".startswith(f"{name}_")), arm["arm"])
+        arm["strategy"] = strategies.get(arm["arm"], named)
+        arm["kind"] = "reconstruction" if arm["strategy"] in RECONSTRUCTIONS else ""
+        arm["kind"] = kinds[arm["arm"]] = "placebo" if arm["arm"] in controls else arm["kind"]
+    for comparison in entry["comparisons"]:
+        comparison |= {"kind": kinds[comparison["arm"]], "other_kind": kinds[comparison["other"]]}
 
 
 def _statistics(
@@ -146,8 +167,8 @@ def _check_alphas(outcomes: Sequence[Outcome]) -> None:
         first = alphas.setdefault((outcome.arm, outcome.protocol), outcome.alpha)
         if first != outcome.alpha:
             raise StudyError(
-                f"arm {outcome.arm!r}, protocol {outcome.protocol!r}: outcomes of alpha {first} and of {outcome.alpha}. "
-                "Hand over those of the alpha that was chosen on validation."
+                f"arm {outcome.arm!r}, protocol {outcome.protocol!r}: outcomes of alpha {first} and of "
+                f"{outcome.alpha}. Hand over those of the alpha that was chosen on validation."
             )
 
 
@@ -280,8 +301,8 @@ def _compare(
 
     Returns:
       `arm`, `other`, `seeds` in common, `unpaired` seeds that one of both lacks, `difference` (as `describe`, with
-      `bootstrap`), `p_seeds` and `smallest_p_seeds` (that so many seeds can give), `p_groups` (None where scores have no
-      AUROC: more than two classes), `p`, `effect_size` and `seeds_won`.
+      `bootstrap`), `p_seeds` and `smallest_p_seeds` (that so many seeds can give), `p_groups` (None where scores have
+      no AUROC: more than two classes), `p`, `effect_size` and `seeds_won`.
     """
     first, second = (np.array(_values(cell, arm, "auroc", seeds), np.float64) for arm in arms)
     differences = first - second

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from .study_statistics import FIGURES
@@ -44,15 +44,15 @@ class Table(NamedTuple):
     rows: list[tuple[str, ...]]
 
 
-def set_tables(entry: dict[str, Any], controls: Collection[str]) -> list[Table]:
+def set_tables(entry: dict[str, Any]) -> list[Table]:
     """Arms, comparisons (where there are any) and the figure of each seed, of one entry of `study_statistics`."""
-    tables = [_arm_table(entry, controls)]
+    tables = [_arm_table(entry)]
     if entry["comparisons"]:
         tables.append(_comparison_table(entry))
-    return [*tables, _seed_table(entry, controls)]
+    return [*tables, _seed_table(entry)]
 
 
-def _arm_table(entry: dict[str, Any], controls: Collection[str]) -> Table:
+def _arm_table(entry: dict[str, Any]) -> Table:
     header = (
         "arm",
         "alpha",
@@ -68,7 +68,7 @@ def _arm_table(entry: dict[str, Any], controls: Collection[str]) -> Table:
         area = arm["figures"]["auroc"]
         rows.append(
             (
-                arm_label(arm["arm"], controls),
+                arm_label(arm["arm"], arm["kind"]),
                 "-" if arm["alpha"] is None else f"{arm['alpha']:g}",
                 str(len(arm["seeds"])),
                 decimal(area["mean"]),
@@ -87,8 +87,8 @@ def _comparison_table(entry: dict[str, Any]) -> Table:
     header += ("p (seeds)", "p (groups)", "effect", "won", "seeds")
     rows = [
         (
-            arm_label(c["arm"]),
-            arm_label(c["other"], [c["other"]] if c["against"] == "placebo" else []),
+            arm_label(c["arm"], c["kind"]),
+            arm_label(c["other"], c["other_kind"]),
             signed(c["difference"]["mean"], 4).replace("\u2212", "-"),
             interval(c["difference"]["bootstrap"]),
             outcome_word(c),
@@ -104,26 +104,27 @@ def _comparison_table(entry: dict[str, Any]) -> Table:
     return Table(f"{place(entry)}: paired comparisons, a family of {len(rows)}", header, rows)
 
 
-def _seed_table(entry: dict[str, Any], controls: Collection[str]) -> Table:
+def _seed_table(entry: dict[str, Any]) -> Table:
     seeds = sorted({seed for arm in entry["arms"] for seed in arm["seeds"]})
     rows = []
     for arm in entry["arms"]:
         values = dict(zip(arm["seeds"], arm["figures"]["auroc"]["values"], strict=True))
-        rows.append((arm_label(arm["arm"], controls), *(decimal(values.get(seed)) for seed in seeds)))
+        rows.append((arm_label(arm["arm"], arm["kind"]), *(decimal(values.get(seed)) for seed in seeds)))
     return Table(f"{place(entry)}: AUROC of each seed", ("arm", *(f"seed {seed}" for seed in seeds)), rows)
 
 
-def selection_table(selection: dict[str, dict[str, Any]], controls: Collection[str]) -> Table | None:
+def selection_table(study: dict[str, Any]) -> Table | None:
     """Which alpha each arm got and why; None where nobody had a choice."""
+    kinds = {arm["arm"]: arm["kind"] for entry in study["statistics"] for arm in entry["arms"]}
     rows = [
         (
-            arm_label(arm, controls),
+            arm_label(arm, kinds.get(arm, "")),
             protocol,
             "-" if own["chosen"] is None else f"{own['chosen']:g}",
             own["select_by"],
             ", ".join(f"{point['alpha']:g}: {point['validation']:.4f}" for point in own["alphas"]),
         )
-        for protocol, arms in selection.items()
+        for protocol, arms in study["selection"].items()
         for arm, own in arms.items()
         if len(own["alphas"]) > 1
     ]
@@ -149,16 +150,15 @@ def as_markdown(study: dict[str, Any]) -> str:
 
 
 def _document(study: dict[str, Any], block: Callable[[Table], str], title: Callable[[str], str]) -> str:
-    controls = [control for own in study["placebos"].values() for control in own]
     bullets = lambda items: "\n".join(f"- {item}" for item in items)
     parts = [title("What was found")]
     for name, sentences in conclusions(study).items():
         parts += [f"{name}:", bullets(sentences)]
     for entry in study["statistics"]:
-        parts += [title(heading(entry)), *map(block, set_tables(entry, controls))]
+        parts += [title(heading(entry)), *map(block, set_tables(entry))]
         if entry["comparisons"]:
             parts.append(bullets([verdict(entry, comparison) for comparison in entry["comparisons"]]))
-    chosen = selection_table(study["selection"], controls)
+    chosen = selection_table(study)
     parts += [block(chosen)] if chosen else []
     return "\n\n".join([*parts, title("How to read this"), bullets(NOTES)]) + "\n"
 
@@ -173,14 +173,13 @@ def conclusions(study: dict[str, Any]) -> dict[str, list[str]]:
 
 def arms_csv(study: dict[str, Any]) -> str:
     """A row for each protocol, set and arm, in full precision; an empty cell is a figure that does not exist."""
-    controls = {control for own in study["placebos"].values() for control in own}
     moments = [f"{figure}_{moment}" for figure in FIGURES for moment in ("mean", "deviation", "low", "high")]
     first = ("protocol", "set", "arm", "kind", "alpha", "seeds", "images", "groups")
     rows = [(*first, *moments, "auroc_bootstrap_low", "auroc_bootstrap_high")]
     for entry in study["statistics"]:
         for arm in entry["arms"]:
             seeds = " ".join(map(str, arm["seeds"]))
-            name = (entry["protocol"], entry["set"], arm["arm"], _kind(arm["arm"], controls))
+            name = (entry["protocol"], entry["set"], arm["arm"], arm["kind"])
             cells = [*name, arm["alpha"], seeds, entry["images"], entry["groups"]]
             for figure in FIGURES:
                 own = arm["figures"][figure]
@@ -212,11 +211,6 @@ def seeds_csv(study: dict[str, Any]) -> str:
                 values = (arm["figures"][figure]["values"][number] for figure in FIGURES)
                 rows.append((entry["protocol"], entry["set"], arm["arm"], arm["alpha"], seed, *values))
     return _csv(rows)
-
-
-def _kind(arm: str, controls: Collection[str]) -> str:
-    label = arm_label(arm, controls)
-    return label[len(arm) + 2 : -1] if label != arm else ""
 
 
 def _csv(rows: Sequence[Sequence[Any]]) -> str:

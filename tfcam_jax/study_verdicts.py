@@ -2,25 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from .study_statistics import LEVEL
 
-# The losses that stand for the paper's methods, of which no equation could be read. Variants begin with their names.
-RECONSTRUCTIONS = ("opposed", "difference", "contrast")
 
-
-def is_reconstruction(arm: str) -> bool:
-    """Whether an arm trains with a reconstruction; True for the control arms of one too."""
-    return any(arm == name or arm.startswith(f"{name}_") for name in RECONSTRUCTIONS)
-
-
-def arm_label(arm: str, controls: Collection[str] = ()) -> str:
+def arm_label(arm: str, kind: str) -> str:
     """The arm's name and what it is: `difference (reconstruction)`, `difference_mean_map (placebo)`."""
-    if arm in controls:
-        return f"{arm} (placebo)"
-    return f"{arm} (reconstruction)" if is_reconstruction(arm) else arm
+    return f"{arm} ({kind})" if kind else arm
 
 
 def signed(value: float, digits: int = 3) -> str:
@@ -43,9 +33,11 @@ def verdict(entry: dict[str, Any], comparison: dict[str, Any]) -> str:
     tests = f"{_equals(comparison['p_seeds'])} (seeds)"
     if comparison["p_groups"] is not None:
         tests += f", {probability(comparison['p_groups'])} (groups)"
-    other = arm_label(comparison["other"], [comparison["other"]] if comparison["against"] == "placebo" else [])
+    arm, other = (
+        arm_label(comparison[key], comparison[kind]) for key, kind in (("arm", "kind"), ("other", "other_kind"))
+    )
     return (
-        f"{arm_label(comparison['arm'])} - {other}, {place(entry)}: {signed(difference['mean'])}{shown}, p {tests}, "
+        f"{arm} - {other}, {place(entry)}: {signed(difference['mean'])}{shown}, p {tests}, "
         f"after Holm {probability(comparison['p_holm'])}: {outcome_word(comparison)}."
     )
 
@@ -71,7 +63,7 @@ def summary(entry: dict[str, Any], reference: str) -> list[str]:
     """Sentences on one protocol and set: the claim, the arms against the reference and against placebos, the limits."""
     against = [c for c in entry["comparisons"] if c["against"] == "reference"]
     controlled = [c for c in entry["comparisons"] if c["against"] == "placebo"]
-    sentences = _claim([c for c in against if is_reconstruction(c["arm"])], reference)
+    sentences = _claim([c for c in against if c["kind"] == "reconstruction"], reference)
     if against:
         lower = [c["arm"] for c in against if c["difference"]["mean"] < 0]
         sentences.append(
