@@ -93,7 +93,7 @@ def _report(
 
 
 def run_all(worker: Worker, runs: Sequence[Run], workdir: Path, processes: int, held_megabytes: int) -> dict[str, str]:
-    """Trains the runs that have no results yet; returns the traceback of each that failed, by folder."""
+    """Trains the runs that have no results yet; returns the error and traceback of each that failed, by folder."""
     waiting = [run for run in runs if not (workdir / run.entry.folder / "results.json").is_file()]
     bar = tqdm(
         total=len(runs),
@@ -190,7 +190,7 @@ def _tell_failures(workdir: Path, failures: dict[str, str], count: int) -> None:
         path.unlink(missing_ok=True)
         return
     write_text(path, "\n".join(f"{folder}\n{text}" for folder, text in failures.items()))
-    reasons = "\n".join(f"  {folder}: {text.strip().splitlines()[-1]}" for folder, text in failures.items())
+    reasons = "\n".join(f"  {folder}: {text.splitlines()[0]}" for folder, text in failures.items())
     raise FailedRunsError(
         f"{len(failures)} of {count} runs failed; the others are done. The same command tries them again; {path} tells "
         f"more.\n{reasons}"

@@ -85,7 +85,7 @@ class Worker:
 
 
 def train_here(worker: Worker, runs: Sequence[Run], workdir: Path, bar: tqdm) -> dict[str, str]:
-    """Trains the runs one after the other; returns the traceback of each that failed, by folder."""
+    """Trains the runs one after the other; returns the error of each that failed, its traceback below, by folder."""
     failures = {}
     for run in runs:
         failure = _try(worker, run, workdir)
@@ -192,11 +192,12 @@ def available_cores() -> list[int]:
 
 
 def _try(worker: Worker, run: Run, workdir: Path) -> str:
-    """Trains a run; the traceback if it failed, else ""."""
+    """Trains a run; if it failed the error in a line and its traceback, else ""."""
     try:
         worker.train(run, workdir)
-    except Exception:  # whatever it is, the other runs go on, and the end tells of it
-        return traceback.format_exc()
+    except Exception as error:  # whatever it is, the other runs go on, and the end tells of it
+        message = " ".join(str(error).split())
+        return f"{type(error).__name__}: {message}\n{traceback.format_exc()}"
     return ""
 
 

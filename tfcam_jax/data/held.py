@@ -29,7 +29,7 @@ class Held:
         # Two threads may both decode an example, to the same end.
         if index not in self._examples:
             image, saliency = apply(self._source[index], self._image_size)
-            self._examples[index] = Example(image, saliency if np.any(saliency) else None)
+            self._examples[index] = Example.from_arrays(image, saliency if np.any(saliency) else None)
         return self._examples[index]
 
 
