@@ -43,7 +43,18 @@ LAYERS = (
         "provenance",
     ),
     ("workdir", "experiment", "trained", "faithfulness_study"),
-    ("train", "evaluate", "report", "export", "compare", "prepare", "data_benchmark", "step_benchmark", "compilation"),
+    (
+        "train",
+        "evaluate",
+        "report",
+        "export",
+        "compare",
+        "prepare",
+        "benchmark",
+        "compilation",
+        "data_benchmark",
+        "scale",
+    ),
 )
 RANK = {name: rank for rank, layer in enumerate(LAYERS) for name in layer}
 CORE = frozenset(LAYERS[1])
