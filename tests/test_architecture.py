@@ -19,6 +19,7 @@ LAYERS = (
     ("evidence",),
     ("strategies",),
     ("optimizers", "steps"),
+    ("compilation", "compiled_program"),
     (
         "state_dicts",
         "weights",

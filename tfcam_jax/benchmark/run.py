@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -54,21 +54,15 @@ class Settings(NamedTuple):
     seconds: float = 20.0
 
 
-def check(names: Sequence[str], settings: Settings) -> None:
-    """Refuses unknown names.
+def check_known(kind: str, values: Sequence[str], known: Sequence[str] | Mapping[str, Any]) -> None:
+    """Refuses a name that means nothing.
 
     Raises:
-      ValueError: names the one and what is known.
+      ValueError: names it and what is known.
     """
-    for kind, values, known in (
-        ("part", names, PARTS),
-        ("backbone", settings.models, MODELS),
-        ("strategy", settings.strategies, STRATEGIES),
-        ("contestant", settings.steps, (*jax_work.STEPS, *torch_work.STEPS)),
-    ):
-        for value in values or ():
-            if value not in known:
-                raise ValueError(f"unknown {kind} {value!r}; known: {'; '.join(known)}")
+    for value in values:
+        if value not in known:
+            raise ValueError(f"unknown {kind} {value!r}; known: {'; '.join(known)}")
 
 
 def choose_case(model: str, settings: Settings, on_cpu: bool) -> Case:
@@ -89,7 +83,10 @@ def run(names: Sequence[str], settings: Settings, out: str | Path | None = None)
     Raises:
       ValueError: an unknown part, backbone, strategy or contestant.
     """
-    check(names, settings)
+    check_known("part", names, PARTS)
+    check_known("backbone", settings.models or (), MODELS)
+    check_known("strategy", settings.strategies or (), STRATEGIES)
+    check_known("contestant", settings.steps or (), (*jax_work.STEPS, *torch_work.STEPS))
     start, on_cpu = time.perf_counter(), jax.default_backend() == "cpu"
     dtype = choose_case("resnet18", settings, on_cpu).dtype
     peak = parts.measure_peak_flops(dtype)
