@@ -47,14 +47,18 @@ class Section(NamedTuple):
 
 
 def missing(libraries: Iterable[str]) -> list[str]:
-    """Those that are not installed."""
-    return [library for library in libraries if importlib.util.find_spec(library) is None]
-
-
-def left_out(title: str, libraries: Sequence[str]) -> Section:
+    """Those that are not installed, by the name that pip knows."""
     names = {"pytorch_grad_cam": "grad-cam"}
-    wanted = ", ".join(names.get(library, library) for library in libraries)
-    return Section(title, [("left out",)], [f"not installed: {wanted}; pip install -e '.[parity]'"], [])
+    return [names.get(library, library) for library in libraries if importlib.util.find_spec(library) is None]
+
+
+def _lacks(section: Section, cases: Sequence[Case], libraries: Iterable[str]) -> bool:
+    """Whether the other side can't take part; the section then says why."""
+    if gone := missing(libraries):
+        section.notes.append(f"left out; not installed: {', '.join(gone)} (pip install -e '.[parity]')")
+    elif not cases:
+        section.notes.append(f"left out; of PyTorch's networks there are {', '.join(REFERENCES)}")
+    return bool(section.notes)
 
 
 def guided(cases: Mapping[Case, Sequence[str]], seconds: float, peak_flops: float) -> Section:
@@ -124,6 +128,8 @@ def reference(cases: Sequence[Case], contestants: Sequence[str], seconds: float)
     """Train steps of the same network, weights and images here and in PyTorch, each in a process of its own."""
     heading = ("backbone", "contestant", "step ms", "by its plain", "jax by this", "95 % interval", "first loss")
     section = Section("2. Train steps beside PyTorch's", [heading], [], [])
+    if _lacks(section, cases, PYTORCH):
+        return section
     for case in cases:
         with contextlib.ExitStack() as stack:
             workers = {name: stack.enter_context(Worker(name, case)) for name in contestants}
@@ -153,6 +159,8 @@ def posthoc(cases: Sequence[Case], contestants: Sequence[str], seconds: float) -
     """T, U and D of a batch of images, here, in plain PyTorch and by pytorch-grad-cam."""
     heading = ("backbone", "contestant", "images/s", "jax by this", "95 % interval")
     section = Section("3. True-class, false-class and difference maps after training", [heading], [], [])
+    if _lacks(section, cases, (*PYTORCH, *GRAD_CAM)):
+        return section
     for case in cases:
         with contextlib.ExitStack() as stack:
             workers = {name: stack.enter_context(Worker(f"{name} maps", case)) for name in contestants}
@@ -196,8 +204,12 @@ def memory(cases: Sequence[Case], contestants: Sequence[str]) -> Section:
     """What a train step needs: the compiler's own account, and the peak of a process that takes steps."""
     heading = ("backbone", "contestant", "state MB", "temporary MB", "process MB", "added MB", "device MB")
     section = Section("5. Memory of a train step", [heading], [], [])
+    gone = missing(PYTORCH)
+    if gone:
+        section.notes.append(f"PyTorch left out; not installed: {', '.join(gone)}")
     for case in cases:
-        for name in contestants:
+        has_counterpart = case.model in REFERENCES and not gone
+        for name in [name for name in contestants if has_counterpart or name.startswith("jax")]:
             with Worker(name, case, weights="random") as worker:
                 worker.work()
                 found = worker.memory()

@@ -105,26 +105,19 @@ def run(names: Sequence[str], settings: Settings, out: str | Path | None = None)
 
 
 def _section(name: str, settings: Settings, on_cpu: bool, peak: float) -> parts.Section:
-    case = lambda model: choose_case(model, settings, on_cpu)
-    compared = [case(model) for model in settings.models or COMPARED if model in REFERENCES]
-    torch_missing = parts.missing(parts.PYTORCH)
+    cases = lambda models: [choose_case(model, settings, on_cpu) for model in settings.models or models]
     steps = settings.steps or [step for step in STEPS if not (on_cpu and "compiled" in step)]
     if name == "guided":
-        chosen = {case(model): _strategies(model, settings, on_cpu) for model in settings.models or MODELS}
+        chosen = {case: _strategies(case.model, settings, on_cpu) for case in cases(MODELS)}
         return parts.guided(chosen, settings.seconds, peak)
-    if name == "reference":
-        if torch_missing:
-            return parts.left_out("2. Train steps beside PyTorch's", torch_missing)
-        return parts.reference(compared, steps, settings.seconds)
-    if name == "maps":
-        if gone := torch_missing + parts.missing(parts.GRAD_CAM):
-            return parts.left_out("3. Maps beside pytorch-grad-cam's", gone)
-        return parts.posthoc(compared, MAPS, settings.seconds)
     if name == "start":
-        return parts.start([case(model) for model in settings.models or STARTED])
-    if torch_missing:
-        steps = [step for step in steps if step.startswith("jax")]
-    return parts.memory(compared, steps)
+        return parts.start(cases(STARTED))
+    if name == "memory":
+        return parts.memory(cases(COMPARED), steps)
+    both = [case for case in cases(COMPARED) if case.model in REFERENCES]
+    if name == "reference":
+        return parts.reference(both, steps, settings.seconds)
+    return parts.posthoc(both, MAPS, settings.seconds)
 
 
 def _strategies(model: str, settings: Settings, on_cpu: bool) -> Sequence[str]:

@@ -10,7 +10,7 @@ import sys
 import time
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 from .cases import Case, random_variables
 
@@ -44,7 +44,11 @@ class Worker:
             [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment, text=True
         )
         self._name = name
-        self.loss: dict[str, float] | None = self._answer()
+        try:
+            self.loss: dict[str, float] | None = self._answer()
+        except BaseException:
+            self.close()
+            raise
         self.build_seconds = time.perf_counter() - start
 
     def work(self) -> float:
@@ -67,10 +71,14 @@ class Worker:
             raise RuntimeError(f"the process of {self._name!r} ended with exit status {status}; its error is above")
         return json.loads(line)
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> Worker:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Ends the process."""
         self._process.stdin.close()
         self._process.stdout.close()
         self._process.terminate()
