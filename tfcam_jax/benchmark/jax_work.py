@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from .. import cams
 from ..compilation import compiler_options
 from ..explain import decompose
 from ..models import MODEL_CARDS
@@ -56,7 +57,7 @@ def maps(case: Case, variables: Any, image_size: bool = False) -> Work:
         output = model.apply(variables, prepare(images), train=False)
         parts = decompose(output.features, output.kernel, output.bias, labels)
         found = (parts.true_map, parts.false_map, parts.difference)
-        return tuple(_like_grad_cam(each, case.image_size) for each in found) if image_size else found
+        return tuple(like_grad_cam(each, case.image_size) for each in found) if image_size else found
 
     variables = jax.tree.map(jnp.asarray, variables)
     compiled = jax.jit(explain, compiler_options=compiler_options()).lower(variables, images, labels).compile()
@@ -67,10 +68,9 @@ def maps(case: Case, variables: Any, image_size: bool = False) -> Work:
     return work
 
 
-def _like_grad_cam(maps: jax.Array, size: int) -> jax.Array:
-    """The positive part of each map, resized and scaled to a maximum of 1, as pytorch-grad-cam gives it."""
-    positive = jax.image.resize(jax.nn.relu(maps), (len(maps), size, size), "linear")
-    return positive / (positive.max((1, 2), keepdims=True) + 1e-7)
+def like_grad_cam(maps: jax.Array, size: int) -> jax.Array:
+    """The positive part of each map, resized to the image and scaled to [0, 1], as pytorch-grad-cam gives it."""
+    return cams.normalize(jax.image.resize(jax.nn.relu(maps), (len(maps), size, size), "linear"))
 
 
 STEPS: dict[str, Callable[[Case, Any], Work]] = {
