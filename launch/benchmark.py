@@ -10,7 +10,10 @@ training beside pytorch-grad-cam's), `start` (from a command to the first step, 
 command takes bfloat16, batch 128 and each backbone's own image size; `--batch_size=256` for more.
 """
 
+import os
 import sys
+
+os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # contestants in other processes share the card
 
 import command_line
 from absl import flags
@@ -24,7 +27,7 @@ CONTESTANTS = flags.DEFINE_multi_string("contestant", None, "Of parts reference 
 BATCH_SIZE = flags.DEFINE_integer("batch_size", None, "Images in a batch; default: by device.", lower_bound=2)
 IMAGE_SIZE = flags.DEFINE_integer("image_size", None, "Side of the images in px; default: by device.", lower_bound=32)
 DTYPE = flags.DEFINE_enum("dtype", None, ["float32", "bfloat16"], "Of convolutions; default: by device.")
-SECONDS = flags.DEFINE_float("seconds", 20.0, "Of timing, for each backbone of a part.", lower_bound=0.0)
+SECONDS = flags.DEFINE_float("seconds", 15.0, "Of timing, for each backbone of a part.", lower_bound=0.0)
 OUT = flags.DEFINE_string("out", None, "File for all figures, with machine and versions, as JSON.")
 
 
