@@ -13,12 +13,14 @@ os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # config files import `configs.default`
 
 from tfcam_jax.checkpoints import CheckpointError
+from tfcam_jax.compare import FailedRunsError
 from tfcam_jax.data.source import DataError
 from tfcam_jax.experiment import ConfigError
 from tfcam_jax.operating_points import SelectionError
 from tfcam_jax.report import ReportError
 from tfcam_jax.scores import ScoresError
 from tfcam_jax.state_dicts import StateDictError
+from tfcam_jax.study_statistics import StudyError
 from tfcam_jax.train import NonFiniteError
 from tfcam_jax.weights import WeightsError
 from tfcam_jax.workdir import WorkdirError
@@ -27,11 +29,13 @@ EXPECTED = (
     CheckpointError,
     ConfigError,
     DataError,
+    FailedRunsError,
     NonFiniteError,
     ReportError,
     ScoresError,
     SelectionError,
     StateDictError,
+    StudyError,
     WeightsError,
     WorkdirError,
 )

@@ -11,8 +11,10 @@ from ml_collections import ConfigDict
 from tqdm import tqdm
 
 from .checkpoints import Checkpoints
+from .data.pipeline import prefetch_to_device
 from .evaluate import evaluate_best, evaluate_source, format_results
 from .experiment import Experiment, build_experiment
+from .scores import write_scores
 from .steps import StepMetrics, TrainState
 from .trained import describe_dataset
 from .workdir import check_workdir, create_workdir, write_json
@@ -26,12 +28,16 @@ class NonFiniteError(FloatingPointError):
     """A loss or gradient that is not a number; the run can't go on."""
 
 
-def train(config: ConfigDict, workdir: str | Path) -> dict[str, Any]:
+def train(
+    config: ConfigDict, workdir: str | Path, experiment: Experiment | None = None, quiet: bool = False
+) -> dict[str, Any]:
     """Trains as the config says, or continues the run that the workdir holds, and evaluates the best checkpoint.
 
     Args:
       config: as `configs/default.py` gives it.
       workdir: folder of the run. Created only once config and data have proved sound.
+      experiment: what `build_experiment` gives for this config, where it is built already.
+      quiet: no bar and no table.
 
     Returns:
       The figures that `results.json` holds, see `evaluate.evaluate_best`.
@@ -43,13 +49,14 @@ def train(config: ConfigDict, workdir: str | Path) -> dict[str, Any]:
     """
     workdir = Path(workdir)
     continued = check_workdir(workdir, config)
-    experiment = build_experiment(config)
+    experiment = experiment or build_experiment(config)
     state = None if continued else experiment.initial_state()  # before a folder is made: weights may not load
     create_workdir(workdir, config)
     with Checkpoints(workdir) as checkpoints:
         restored = checkpoints.restore("latest", experiment.random_state()) if continued else None
         state, record = restored or (state or experiment.initial_state(), {"epoch": 0, "best": None})
-        with MetricWriter(workdir, after_step=int(state.step)) as writer, _progress(config, experiment, state) as bar:
+        bar = _progress(config, experiment, state, quiet)
+        with MetricWriter(workdir, after_step=int(state.step)) as writer, bar:
             for epoch in range(record["epoch"], config.epochs):
                 state = train_one_epoch(experiment, state, epoch, config.log_every_steps, writer, bar)
                 figures = evaluate_source(experiment, state, experiment.dataset.splits["val"]).classification()
@@ -60,9 +67,11 @@ def train(config: ConfigDict, workdir: str | Path) -> dict[str, Any]:
                 checkpoints.save("latest", epoch + 1, state, record)
                 writer.write(int(state.step), {"epoch": epoch + 1} | {f"val/{k}": v for k, v in figures.items()})
                 writer.flush()
-        results = evaluate_best(experiment, checkpoints)
-    write_json(workdir / "results.json", results)
-    tqdm.write(format_results(results, title=f"{config.strategy}: best checkpoint, epoch {results['epoch']}"))
+        results, scores = evaluate_best(experiment, checkpoints)
+    write_scores(workdir / "scores.csv", scores, experiment.dataset.class_names)
+    write_json(workdir / "results.json", results)  # last: with it, the run is finished
+    if not quiet:
+        tqdm.write(format_results(results, title=f"{config.strategy}: best checkpoint, epoch {results['epoch']}"))
     return results
 
 
@@ -76,8 +85,9 @@ def train_one_epoch(
     """
     pending: list[StepMetrics] = []
     first = int(state.step)
-    for i, batch in enumerate(experiment.train_epoch(epoch), start=1):
-        state, metrics = experiment.train_step(state, {k: v for k, v in batch.items() if k != "index"})
+    host_batches = ({k: v for k, v in batch.items() if k != "index"} for batch in experiment.train_epoch(epoch))
+    for i, batch in enumerate(prefetch_to_device(host_batches, experiment.put_batch), start=1):
+        state, metrics = experiment.train_step(state, batch)
         pending.append(metrics)
         if len(pending) == log_every or i == experiment.steps_per_epoch:
             fetched = jax.device_get(pending)
@@ -126,12 +136,12 @@ def _is_better(figures: dict[str, float | None], best: dict[str, float | None] |
     return best is None or _SIGN[select_by] * figures[select_by] >= _SIGN[select_by] * best[select_by]
 
 
-def _progress(config: ConfigDict, experiment: Experiment, state: TrainState) -> tqdm:
+def _progress(config: ConfigDict, experiment: Experiment, state: TrainState, quiet: bool) -> tqdm:
     return tqdm(
         total=config.epochs * experiment.steps_per_epoch,
         initial=int(state.step),
         desc=config.strategy,
         unit="step",
-        disable=None,
+        disable=quiet or None,
         dynamic_ncols=True,
     )
