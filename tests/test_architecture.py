@@ -21,6 +21,7 @@ LAYERS = (
     ("optimizers", "steps"),
     (
         "compilation",
+        "compiled_program",
         "state_dicts",
         "weights",
         "parity",
@@ -57,7 +58,18 @@ LAYERS = (
         "study_plots",
         "study_report",
     ),
-    ("train", "evaluate", "report", "export", "study_worker", "compare", "prepare", "data_benchmark", "step_benchmark"),
+    (
+        "train",
+        "evaluate",
+        "report",
+        "export",
+        "study_worker",
+        "compare",
+        "prepare",
+        "benchmark",
+        "data_benchmark",
+        "scale",
+    ),
 )
 RANK = {name: rank for rank, layer in enumerate(LAYERS) for name in layer}
 CORE = frozenset(LAYERS[1])
