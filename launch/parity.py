@@ -7,10 +7,9 @@
 Exits with 1 if any parameter count, layer, logit or running statistic differs by more than `--tolerance`.
 """
 
-from __future__ import annotations
-
 import sys
 
+import command_line
 from absl import app, flags
 
 from tfcam_jax import parity
@@ -23,7 +22,7 @@ flags.DEFINE_integer("seed", 0, "Seed of weights and images.")
 flags.DEFINE_float("tolerance", 1e-4, "Largest relative error that passes.", lower_bound=0.0)
 
 
-def main(_argv: list[str]) -> None:
+def main() -> None:
     if unknown := set(FLAGS.models) - set(parity.REFERENCES):
         raise app.UsageError(f"no reference for {sorted(unknown)}; there are {', '.join(parity.REFERENCES)}")
     passed = parity.run(FLAGS.models, FLAGS.image_size, FLAGS.batch_size, FLAGS.seed, FLAGS.tolerance)
@@ -31,4 +30,4 @@ def main(_argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    app.run(main)
+    command_line.run(main)

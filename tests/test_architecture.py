@@ -20,6 +20,7 @@ LAYERS = (
     ("strategies",),
     ("optimizers", "steps"),
     (
+        "compilation",
         "state_dicts",
         "weights",
         "parity",
@@ -46,7 +47,7 @@ LAYERS = (
         "provenance",
     ),
     ("workdir", "experiment", "trained", "faithfulness_study"),
-    ("train", "evaluate", "report", "export", "compare", "prepare", "data_benchmark", "step_benchmark", "compilation"),
+    ("train", "evaluate", "report", "export", "compare", "prepare", "data_benchmark", "step_benchmark"),
 )
 RANK = {name: rank for rank, layer in enumerate(LAYERS) for name in layer}
 CORE = frozenset(LAYERS[1])

@@ -2,6 +2,7 @@
 
 from functools import cache, partial
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -24,9 +25,10 @@ from tfcam_jax.models import (
     Xception,
     cam_size,
 )
+from tfcam_jax.models.convolution import conv_general_dilated
 from tfcam_jax.models.inception import Unit
 from tfcam_jax.models.norm import BatchNorm
-from tfcam_jax.models.pooling import max_pool_3x3
+from tfcam_jax.models.pooling import avg_pool_2x2, avg_pool_3x3, max_pool_3x3
 
 # Per architecture a model that compiles fast and yet has every kind of block.
 INCEPTION_MODULES = (
@@ -339,3 +341,32 @@ def test_frozen_batch_norm_still_learns_scale_and_bias():
     gradients = jax.grad(loss)(variables["params"])
     np.testing.assert_allclose(gradients["bias"], x.sum((0, 1, 2)), rtol=1e-5)
     np.testing.assert_allclose(gradients["scale"], np.square(x).sum((0, 1, 2)) / np.sqrt(1 + 1e-5), rtol=1e-5)
+
+
+@pytest.mark.parametrize("size", [(7, 7), (8, 9), (3, 4), (2, 5)])
+@pytest.mark.parametrize("padding", [0, 1])
+def test_max_pool_is_the_usual_one(size, padding):
+    x = jnp.asarray(np.random.default_rng(0).integers(-3, 3, (2, *size, 3)).astype(np.float32))  # with ties
+    sides = ((padding, padding), (padding, padding))
+    usual = lambda x: nn.max_pool(x, (3, 3), strides=(2, 2), padding=sides)
+    expected, expected_pullback = jax.vjp(usual, x)
+    actual, pullback = jax.vjp(partial(max_pool_3x3, padding=padding), x)
+    np.testing.assert_array_equal(actual, expected)
+    gradient = jnp.arange(expected.size, dtype=jnp.float32).reshape(expected.shape)
+    np.testing.assert_array_equal(pullback(gradient)[0], expected_pullback(gradient)[0])
+
+
+@pytest.mark.parametrize("size", [(6, 6), (7, 4), (1, 5)])
+def test_average_pools_are_the_usual_ones(size):
+    x = jnp.asarray(np.random.default_rng(0).standard_normal((2, *size, 3)), jnp.float32)
+    np.testing.assert_allclose(avg_pool_2x2(x), nn.avg_pool(x, (2, 2), strides=(2, 2)), atol=1e-6)
+    np.testing.assert_allclose(avg_pool_3x3(x), nn.avg_pool(x, (3, 3), padding="SAME"), atol=1e-6)
+
+
+@pytest.mark.parametrize(("size", "strides", "padding"), [(1, 1, "SAME"), (1, 2, "VALID"), (1, 1, 1), (3, 2, 1)])
+def test_convolution_is_the_usual_one(size, strides, padding):
+    x = np.random.default_rng(0).standard_normal((2, 7, 6, 5)).astype(np.float32)
+    usual = nn.Conv(4, (size, size), strides=strides, padding=padding)
+    ours = nn.Conv(4, (size, size), strides=strides, padding=padding, conv_general_dilated=conv_general_dilated)
+    variables = usual.init(jax.random.key(0), x)
+    np.testing.assert_allclose(ours.apply(variables, x), usual.apply(variables, x), atol=1e-5)

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from tfcam_jax import losses, strategies
+from tfcam_jax.models import MODEL_CARDS, MODELS
 
 REPO = pathlib.Path(__file__).parent.parent
 README = (REPO / "README.md").read_text(encoding="utf-8")
@@ -54,10 +55,23 @@ def test_the_example_of_a_strategy_works():
 
 
 def test_the_strategy_table_is_that_of_the_code():
-    rows = re.findall(r"^\| `(\w+)` \| .*?\| (?:`(\w+)`|-) \|", README, flags=re.MULTILINE)
+    section = README.split("## Strategies")[1].split("\n## ")[0]
+    rows = re.findall(r"^\| `(\w+)` \| .*?\| (?:`(\w+)`|-) \|", section, flags=re.MULTILINE)
     assert [name for name, _ in rows] == sorted(strategies.STRATEGIES, key=[name for name, _ in rows].index)
     assert {name for name, _ in rows} == set(strategies.STRATEGIES)
     assert all(hasattr(losses, function) for _, function in rows if function)
+
+
+def test_the_backbone_table_is_that_of_the_code():
+    rows = re.findall(r"^\| `(\w+)` \| ([\d,]+) \| (\d+) px \| (\d+)x\d+ \| (\S+) \|", README, flags=re.MULTILINE)
+    assert {row[0] for row in rows} == set(MODELS)
+    for name, parameters, size, cam, repository in rows:
+        card = MODEL_CARDS[name]
+        assert (int(size), int(cam), repository.strip("`")) == (card.image_size, card.cam_size, card.repository or "-")
+        model = MODELS[name](num_classes=1000 if card.repository else 2)
+        image = jnp.zeros((1, card.image_size, card.image_size, 3))
+        shapes = jax.eval_shape(lambda model=model, image=image: model.init(jax.random.key(0), image, train=False))
+        assert sum(leaf.size for leaf in jax.tree.leaves(shapes["params"])) == int(parameters.replace(",", ""))
 
 
 def test_files_that_readme_names_are_there():

@@ -17,6 +17,7 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from . import steps
+from .compilation import compiler_options
 from .data import SOURCES
 from .data.human_maps import PLACEBOS, Smooth, process_maps
 from .data.pipeline import BALANCES, eval_batches, train_batches, watch_workers
@@ -83,13 +84,14 @@ def build_experiment(config: ConfigDict) -> Experiment:
         "num_threads": config.data.num_threads,
         "num_workers": config.data.num_workers,
     }
+    compiled = functools.partial(jax.jit, compiler_options=compiler_options())
     return Experiment(
         dataset=dataset,
         steps_per_epoch=steps_per_epoch,
         random_state=lambda: steps.create_train_state(variables(), tx),
         initial_state=lambda: steps.create_train_state(_pretrained(config, variables()), tx),
-        train_step=jax.jit(steps.make_train_step(model, tx, strategy, preprocess), donate_argnums=0),
-        eval_step=jax.jit(steps.make_eval_step(model, preprocess)),
+        train_step=compiled(steps.make_train_step(model, tx, strategy, preprocess), donate_argnums=0),
+        eval_step=compiled(steps.make_eval_step(model, preprocess)),
         train_epoch=lambda epoch, first_batch=0: watch_workers(
             train_batches(
                 dataset.splits["train"],

@@ -6,6 +6,7 @@ Needs the extra `parity` (torch, torchvision, timm), which are imported only whe
 from __future__ import annotations
 
 import importlib
+import re
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -25,16 +26,28 @@ from .weights import convert, merge, rename
 
 
 class Reference(NamedTuple):
-    """A PyTorch network: where it is built, and the module whose output, after ReLU, is pooled."""
+    """A PyTorch network.
+
+    Attributes:
+      module: where it is built,
+      constructor: by which function,
+      options: and which options.
+      pooled: the module whose output, after ReLU, is pooled.
+      compared_at: (pattern, replacement) for layers whose output here is that of another module there.
+    """
 
     module: str
     constructor: str
     pooled: str
     options: Mapping[str, Any] = MappingProxyType({})
+    compared_at: tuple[str, str] = ("^$", "")
 
 
 REFERENCES = {
-    "densenet121": Reference("torchvision.models", "densenet121", "features"),
+    # Transitions pool before they convolve here, and after it there, which is the same.
+    "densenet121": Reference(
+        "torchvision.models", "densenet121", "features", compared_at=(r"(transition\d)\.conv$", r"\1.pool")
+    ),
     "inception_v3": Reference(
         "torchvision.models", "inception_v3", "Mixed_7c", {"aux_logits": False, "init_weights": False}
     ),
@@ -250,7 +263,8 @@ def _run_reference(name: str, network: Any, images: np.ndarray) -> Forward:
         if isinstance(module, torch.nn.Conv2d | torch.nn.BatchNorm2d):
             path = tuple(rename(f"{key}.weight", torch_names).split(".")[:-1])
             keep = lambda _module, _inputs, output, path=path: layers.update({path: to_numpy(output)})
-            handles.append(module.register_forward_hook(keep))
+            compared = network.get_submodule(re.sub(*REFERENCES[name].compared_at, key))
+            handles.append(compared.register_forward_hook(keep))
     inputs = torch.from_numpy(images.transpose(0, 3, 1, 2).copy())
     with torch.no_grad():
         logits = network(inputs).numpy()

@@ -15,6 +15,7 @@ from ml_collections import ConfigDict
 
 from . import steps
 from .checkpoints import CheckpointError, Checkpoints
+from .compilation import compiler_options
 from .data.pipeline import eval_batches
 from .data.source import Dataset, Source
 from .experiment import abstract_state, build_model, check_values, preprocessing
@@ -112,7 +113,7 @@ def restore_trained(workdir: str | Path) -> TrainedModel:
         model=model,
         image_size=image_size,
         preprocess=preprocess,
-        eval_step=jax.jit(steps.make_eval_step(model, preprocess)),
+        eval_step=jax.jit(steps.make_eval_step(model, preprocess), compiler_options=compiler_options()),
     )
 
 

@@ -38,7 +38,10 @@ class DenseLayer(nn.Module):
 
 
 class Transition(nn.Module):
-    """Halves channels and resolution."""
+    """Halves channels and resolution.
+
+    Pools before the 1x1 convolution, which a mean over places commutes with, for a quarter of the work.
+    """
 
     conv: Callable[..., nn.Module]
     norm: Callable[..., nn.Module]
@@ -46,7 +49,7 @@ class Transition(nn.Module):
     @nn.compact
     def __call__(self, x: Array, train: bool, mask: Array | None) -> Array:
         x = nn.relu(self.norm(name="norm")(x, train, mask))
-        return avg_pool_2x2(self.conv(x.shape[-1] // 2, (1, 1), name="conv")(x))
+        return self.conv(x.shape[-1] // 2, (1, 1), name="conv")(avg_pool_2x2(x))
 
 
 class DenseNet(Backbone):

@@ -53,8 +53,8 @@ def _max_and_place(x: Array) -> tuple[Array, Array]:
 
 def _window_places(x: Array) -> list[Array]:
     """For each of the nine places of a window, its value in all windows."""
-    h, w = (x.shape[1] - 1) // 2, (x.shape[2] - 1) // 2
-    return [x[:, i : i + 2 * h - 1 : 2, j : j + 2 * w - 1 : 2] for i in range(3) for j in range(3)]
+    h, w = (max(size - 1, 0) // 2 for size in x.shape[1:3])
+    return [x[:, i : i + 2 * h : 2, j : j + 2 * w : 2] for i in range(3) for j in range(3)]
 
 
 def _max_pool_forward(x: Array) -> tuple[Array, tuple[Array, tuple[int, ...]]]:
@@ -63,17 +63,17 @@ def _max_pool_forward(x: Array) -> tuple[Array, tuple[Array, tuple[int, ...]]]:
 
 
 def _max_pool_backward(residuals: tuple[Array, tuple[int, ...]], gradient: Array) -> tuple[Array]:
-    """Gathers: a row of even number lies in two windows, as their first and last, one of odd number in one."""
+    """Adds each place's share where its slice was taken from."""
     place, (_, height, width, _) = residuals
-    planes = [[jnp.zeros((), gradient.dtype)] * 2 for _ in range(2)]
-    for i in range(3):
-        for j in range(3):
-            taken = jnp.where(place == 3 * i + j, gradient, 0)
-            shift = ((0, 0), (i // 2, 1 - i // 2), (j // 2, 1 - j // 2), (0, 0))
-            planes[i % 2][j % 2] += jnp.pad(taken, shift)
-    rows = jnp.stack([jnp.stack(row, axis=3) for row in planes], axis=2)
-    batch, h, _, w, _, channels = rows.shape
-    return (rows.reshape(batch, 2 * h, 2 * w, channels)[:, :height, :width],)
+    h, w = gradient.shape[1:3]
+    zero = jnp.zeros((), gradient.dtype)
+
+    def share(i: int, j: int) -> Array:
+        taken = jnp.where(place == 3 * i + j, gradient, zero)
+        rows, columns = (i, height - max(2 * h - 1, 0) - i, 1), (j, width - max(2 * w - 1, 0) - j, 1)
+        return lax.pad(taken, zero, ((0, 0, 0), rows, columns, (0, 0, 0)))
+
+    return (sum(share(i, j) for i in range(3) for j in range(3)),)
 
 
 _max_pool.defvjp(_max_pool_forward, _max_pool_backward)
