@@ -54,8 +54,7 @@ class Checkpoints:
             )
         self._scores: dict[int, float] = {}
         options = ocp.CheckpointManagerOptions(
-            create=not read_only,
-            read_only=read_only,
+            create=not read_only,  # Orbax's own `read_only` warns of itself, and leaves out no more than this
             cleanup_tmp_directories=not read_only,
             preservation_policy=AnyPreservationPolicy([LatestN(_KEPT), _Best(self._scores)]),
         )

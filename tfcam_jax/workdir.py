@@ -104,7 +104,7 @@ def _check_contents(workdir: Path, config: ConfigDict) -> bool:
     differences = [line for key, line in config_differences(read_json(path), config) if not is_indifferent(key)]
     if differences:
         raise WorkdirError(
-            f"{workdir} holds a run with another config:\n" + "\n".join(differences) + "\n"
+            f"{workdir} holds a run with another config ({path}):\n" + "\n".join(differences) + "\n"
             "Choose another --workdir, or repeat that run's settings to continue it."
         )
     _check_format(workdir)
