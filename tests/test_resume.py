@@ -137,9 +137,7 @@ def terminate():
         (train, "evaluate_source", 2, 6),  # validation is cut short and done again
     ],
 )
-def test_a_run_asked_to_stop_saves_and_comes_to_the_same(
-    config, whole, like, tmp_path, monkeypatch, owner, name, call, step
-):
+def test_a_run_asked_to_stop_comes_to_the_same(config, whole, like, tmp_path, monkeypatch, owner, name, call, step):
     handlers = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)]
     with monkeypatch.context() as patched:
         cut(patched, owner, name, call, action=terminate)
