@@ -305,5 +305,6 @@ class _Best:
 
 
 def _first_line(error: Exception) -> str:
-    lines = str(error).strip().splitlines() or [type(error).__name__]
-    return lines[0][:300].rstrip(".")
+    """A message's first line; of a long one the beginning and the end, where TensorStore tells the cause."""
+    line = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
+    return line if len(line) < 300 else f"{line[:140]} ... {line[-140:]}"

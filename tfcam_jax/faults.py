@@ -18,7 +18,9 @@ from .fault_runs import draw_data, small_config, start_server
 from .tables import align
 from .workdir import write_json, write_text
 
-_EPOCHS = 3
+_EPOCHS = 5
+# Of the time, for the kills where both are asked for.
+_SHARE = 0.8
 
 
 def study_faults(
@@ -47,7 +49,7 @@ def study_faults(
         os.environ["JAX_COMPILATION_CACHE_DIR"] = str(folder / "compiled")
         os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
         config = small_config(config, draw_data(folder / "data"), _EPOCHS)
-        killed = kill_runs(config, folder, context, kills, rng, started + 60 * minutes * (0.6 if inputs else 1))
+        killed = kill_runs(config, folder, context, kills, rng, started + 60 * minutes * (_SHARE if inputs else 1))
         counts, notes = damage_inputs(config, folder, context, inputs, rng, started + 60 * minutes)
     study = {
         "asked": {"kills": kills, "inputs": inputs, "seed": seed, "minutes": minutes},

@@ -99,7 +99,9 @@ def _check_contents(workdir: Path, config: ConfigDict) -> bool:
     path = workdir / "config.json"
     if not path.exists():
         if workdir.exists() and not all(entry.name.startswith(_BEFORE_CONFIG) for entry in workdir.iterdir()):
-            raise WorkdirError(f"{workdir} exists and is not a run of this project. Choose another --workdir.")
+            raise WorkdirError(
+                f"{workdir} exists and is not a run of this project: it has no config.json. Choose another --workdir."
+            )
         return False
     differences = [line for key, line in config_differences(read_json(path), config) if not is_indifferent(key)]
     if differences:
