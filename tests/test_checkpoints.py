@@ -132,6 +132,16 @@ def test_of_a_damaged_checkpoint_the_one_before_is_used_with_a_warning(workdir, 
     assert_is(latest(workdir), 4)
 
 
+def test_a_record_that_was_edited_is_damaged(workdir):
+    path = workdir / "checkpoints/4/record/metadata"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"epoch": 5}))
+    with (
+        Checkpoints(workdir) as kept,
+        pytest.raises(CheckpointError, match="4/record is damaged: its checksum is wrong"),
+    ):
+        kept.record(4)
+
+
 def test_every_file_of_a_checkpoint_may_be_damaged(workdir):
     """Whatever file it is: the state is that of step 4, or, told so, that of step 3."""
     names = [path.relative_to(workdir) for path in (workdir / "checkpoints/4").rglob("*") if path.is_file()]
@@ -154,6 +164,13 @@ def test_a_damaged_best_one_is_an_error_that_says_what_is_left(workdir):
         best(workdir)
     assert_is(latest(workdir), 4)
     assert_is(best(workdir), 3)
+
+
+def test_one_that_a_training_removes_meanwhile_is_not_missed(workdir):
+    with Checkpoints(workdir, read_only=True) as kept:
+        assert kept.best() == 2
+        shutil.rmtree(workdir / "checkpoints/2")
+        assert_is(kept.restore_best(lambda record: LIKE), 3)
 
 
 def test_all_are_damaged(workdir, caplog):

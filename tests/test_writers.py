@@ -53,13 +53,12 @@ def test_tensorboard_forgets_what_came_after_the_checkpoint(tmp_path):
         writer.write(3, {"loss": 9.0})
     with MetricWriter(tmp_path, position, step=2) as writer:
         writer.write(3, {"loss": 7.0})
-    shown = {}
+    shown = []
     for event in events(tmp_path):  # as TensorBoard reads them: a start drops what it has of that step and later
         if event.session_log.status == event.session_log.START:
-            shown = {step: value for step, value in shown.items() if step < event.step}
-        for value in event.summary.value:
-            shown[event.step] = (value.tag, value.simple_value)
-    assert shown == {2: ("loss", 0.5), 3: ("loss", 7.0)}
+            shown = [entry for entry in shown if entry[0] < event.step]
+        shown += [(event.step, value.tag, value.simple_value) for value in event.summary.value]
+    assert shown == [(2, "loss", 0.5), (3, "loss", 7.0)]
 
 
 def test_a_run_that_died_before_its_first_checkpoint_starts_anew(tmp_path):

@@ -172,8 +172,8 @@ class Checkpoints:
     def restore_latest(self, like: Any) -> tuple[Any, dict[str, Any]] | None:
         """The newest sound checkpoint, to continue from; None if there is none.
 
-        Damaged ones, and what is newer than the one restored, are moved to `checkpoints.damaged`, with a warning:
-        training writes their steps anew. All that are kept are read once, so that a damaged best one is known now.
+        Damaged ones are moved to `checkpoints.damaged`, with a warning: training writes their steps anew. All that are
+        kept are read once, so that a damaged best one is known now.
 
         Raises:
           CheckpointVersionError: it is of another version or model.
@@ -223,6 +223,9 @@ class Checkpoints:
         except CheckpointVersionError:
             raise
         except CheckpointError as error:
+            if not all(self.path(step).is_dir() for step in self.steps()):
+                self._manager.reload()  # a training that goes on beside has put a newer one in its place
+                return self.restore_best(like)
             raise CheckpointError(f"{error} {self._remedy(like)}") from error
 
     def _remedy(self, like: Callable[[dict[str, Any]], Any]) -> str:

@@ -28,7 +28,15 @@ from .checkpoints import FORMAT
 from .provenance import collect_provenance
 
 # Keys that decide how fast a run goes and how often it is saved, not what comes out of it.
-INDIFFERENT = ("parallel.", "data.num_threads", "data.num_workers", "checkpoint_every_steps", "grace_seconds")
+INDIFFERENT = (
+    "parallel.mode",
+    "parallel.devices",
+    "parallel.shard_state",
+    "data.num_threads",
+    "data.num_workers",
+    "checkpoint_every_steps",
+    "grace_seconds",
+)
 
 _LOCK = ".lock"
 
@@ -145,7 +153,7 @@ def _locked(path: Path) -> Iterator[IO[str]]:
 
 def is_indifferent(key: str) -> bool:
     """Whether a config key, dots between its parts, can't change what comes out of a run."""
-    return key.startswith(INDIFFERENT)
+    return key in INDIFFERENT
 
 
 def config_differences(stored: dict[str, Any], config: ConfigDict) -> list[tuple[str, str]]:
