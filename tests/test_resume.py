@@ -1,7 +1,9 @@
 """Runs that are cut off, wherever, and started again: the same bits and the same lines as one that was not."""
 
 import json
+import multiprocessing
 import os
+import pathlib
 import shutil
 import signal
 import subprocess
@@ -16,7 +18,7 @@ from jax.experimental.compilation_cache import compilation_cache
 from test_train import make_config, stored_state
 from tiny_manifest import write_manifest
 
-from tfcam_jax import fault_kills, fault_runs, train
+from tfcam_jax import train
 from tfcam_jax.checkpoints import Checkpoints
 from tfcam_jax.data.pipeline import WorkerError
 from tfcam_jax.data.source import DataError
@@ -26,7 +28,7 @@ from tfcam_jax.interruption import Interruption, StoppedError
 from tfcam_jax.trained import restore_trained
 from tfcam_jax.workdir import WorkdirError
 
-REPO = fault_runs.Path(__file__).parent.parent
+REPO = pathlib.Path(__file__).parent.parent
 
 
 @pytest.fixture(scope="module")
@@ -195,7 +197,7 @@ def test_a_worker_that_is_killed_stops_the_run(tmp_path, monkeypatch):
     manifest = write_manifest(tmp_path / "data", train=200)
 
     def kill_workers():
-        children = fault_runs.multiprocessing.active_children()
+        children = multiprocessing.active_children()
         assert children
         for child in children:
             child.kill()
@@ -253,17 +255,3 @@ def test_a_process_that_does_not_stop_is_ended(body, status):
             process.send_signal(signal.SIGINT)
         assert process.wait(20) == status
     assert "SIGTERM: finishing the step and saving" in told
-
-
-@pytest.mark.end_to_end
-def test_real_kills_leave_no_trace(tmp_path, monkeypatch):
-    monkeypatch.setenv("PYTHONPATH", str(REPO))
-    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path / "compiled"))
-    monkeypatch.setenv("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
-    from configs import default
-
-    config = fault_runs.small_config(default.get_config(), fault_runs.draw_data(tmp_path / "data"), epochs=2)
-    found = fault_kills.kill_runs(
-        config, tmp_path, fault_runs.start_server(), 2, fault_kills.random.Random(3), time.monotonic() + 120
-    )
-    assert found.kills == found.exact >= 1 and not found.notes
