@@ -43,6 +43,7 @@ class Experiment:
     Attributes:
       dataset: the splits, validated.
       steps_per_epoch: training batches in an epoch.
+      initialize: compiled; the model's random variables from a key.
       random_state: makes the state of step 0 from the seed alone; also what a checkpoint is restored like.
       initial_state: the same with the pretrained weights that the config names, if any.
       train_step: compiled; its state argument is donated.
@@ -55,6 +56,7 @@ class Experiment:
 
     dataset: Dataset
     steps_per_epoch: int
+    initialize: Callable[[jax.Array], dict[str, Any]]
     random_state: Callable[[], steps.TrainState]
     initial_state: Callable[[], steps.TrainState]
     train_step: Callable[[steps.TrainState, steps.Batch], tuple[steps.TrainState, steps.StepMetrics]]
@@ -64,21 +66,30 @@ class Experiment:
     eval_epoch: Callable[[Source], Iterator[steps.Batch]]
 
 
-def build_experiment(config: ConfigDict) -> Experiment:
+def build_experiment(
+    config: ConfigDict, dataset: Dataset | None = None, programs: Experiment | None = None
+) -> Experiment:
     """Builds everything that a config describes; validates the data.
+
+    Args:
+      config: as `configs/default.py` gives it.
+      dataset: what `open_dataset` gives for this config, where it is open already.
+      programs: an experiment whose config differs in the seed alone and which has as many steps in an epoch: its
+        compiled functions serve here too.
 
     Raises:
       ConfigError: a value that names nothing or lies outside its range.
       DataError: images, maps or lists that can't be trained on.
     """
     check_values(config)
-    dataset = open_dataset(config)
+    dataset = dataset or open_dataset(config)
     steps_per_epoch = -(-len(dataset.splits["train"]) // config.batch_size)
     strategy = make_strategy(config.strategy, **config.guidance)
     tx = _optimizer(config, steps_per_epoch)
     model = build_model(config, len(dataset.class_names))
     image_size, preprocess = preprocessing(config)
-    variables = functools.partial(steps.initialize, model, jax.random.key(config.seed), image_size)
+    initialize = programs.initialize if programs else jax.jit(lambda key: steps.initialize(model, key, image_size))
+    variables = functools.partial(initialize, jax.random.key(config.seed))
     reading = {
         "image_size": image_size,
         "num_threads": config.data.num_threads,
@@ -88,10 +99,13 @@ def build_experiment(config: ConfigDict) -> Experiment:
     return Experiment(
         dataset=dataset,
         steps_per_epoch=steps_per_epoch,
+        initialize=initialize,
         random_state=lambda: steps.create_train_state(variables(), tx),
         initial_state=lambda: steps.create_train_state(_pretrained(config, variables()), tx),
-        train_step=compiled(steps.make_train_step(model, tx, strategy, preprocess), donate_argnums=0),
-        eval_step=compiled(steps.make_eval_step(model, preprocess)),
+        train_step=programs.train_step
+        if programs
+        else compiled(steps.make_train_step(model, tx, strategy, preprocess), donate_argnums=0),
+        eval_step=programs.eval_step if programs else compiled(steps.make_eval_step(model, preprocess)),
         train_epoch=lambda epoch, first_batch=0: watch_workers(
             train_batches(
                 dataset.splits["train"],
@@ -156,7 +170,16 @@ def check_values(config: ConfigDict) -> None:
 
 def open_dataset(config: ConfigDict) -> Dataset:
     """Opens and validates the data that a config names, split by its protocol, with the maps it asks for."""
-    dataset = SOURCES[config.data.source](channels=config.data.channels, **source_options(config))
+    return arrange_dataset(open_source(config), config)
+
+
+def open_source(config: ConfigDict) -> Dataset:
+    """The same as the owner splits it, with the maps as they are."""
+    return SOURCES[config.data.source](channels=config.data.channels, **source_options(config))
+
+
+def arrange_dataset(dataset: Dataset, config: ConfigDict) -> Dataset:
+    """Splits what `open_source` gave by the config's protocol and gives it the maps that the config asks for."""
     dataset = apply_protocol(dataset, **config.data.protocol)
     maps = config.data.maps
     return process_maps(dataset, blur=maps.blur, threshold=maps.threshold, placebo=maps.placebo, seed=config.seed)
