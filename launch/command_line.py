@@ -3,6 +3,7 @@
 import os
 import sys
 from collections.abc import Callable
+from logging import LogRecord
 from pathlib import Path
 
 from absl import app, flags, logging
@@ -14,22 +15,26 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # config files imp
 
 from tfcam_jax.checkpoints import CheckpointError
 from tfcam_jax.compare import FailedRunsError
+from tfcam_jax.data.pipeline import WorkerError
 from tfcam_jax.data.source import DataError
 from tfcam_jax.experiment import ConfigError
+from tfcam_jax.interruption import StoppedError
+from tfcam_jax.metric_window import NonFiniteError
 from tfcam_jax.operating_points import SelectionError
 from tfcam_jax.report import ReportError
 from tfcam_jax.scores import ScoresError
 from tfcam_jax.state_dicts import StateDictError
 from tfcam_jax.study_statistics import StudyError
-from tfcam_jax.train import NonFiniteError
 from tfcam_jax.weights import WeightsError
 from tfcam_jax.workdir import WorkdirError
+from tfcam_jax.writers import MetricsError
 
 EXPECTED = (
     CheckpointError,
     ConfigError,
     DataError,
     FailedRunsError,
+    MetricsError,
     NonFiniteError,
     ReportError,
     ScoresError,
@@ -38,6 +43,7 @@ EXPECTED = (
     StudyError,
     WeightsError,
     WorkdirError,
+    WorkerError,
 )
 
 
@@ -48,12 +54,22 @@ def run(main: Callable[[], object]) -> None:
         if len(argv) > 1:
             raise app.UsageError(f"unexpected argument {argv[1]!r}; a config value is set as --config.key=value")
         logging.set_verbosity(logging.WARNING)  # Orbax tells each file at the level above
+        logging.get_absl_logger().addFilter(_without_traceback)
         try:
             main()
         except EXPECTED as error:
             sys.exit(f"error: {error}")
+        except StoppedError as error:
+            print(error, file=sys.stderr)
+            sys.exit(error.exit_code)
 
     app.run(guarded, flags_parser=_parse)
+
+
+def _without_traceback(record: LogRecord) -> bool:
+    """Orbax logs an error with its traceback before it raises it."""
+    record.exc_info = None
+    return True
 
 
 def _parse(argv: list[str]) -> list[str]:

@@ -25,7 +25,10 @@ LAYERS = (
         "state_dicts",
         "weights",
         "parity",
+        "fingerprints",
         "checkpoints",
+        "metric_window",
+        "interruption",
         "classification_metrics",
         "presentation_attack",
         "intervals",
@@ -70,11 +73,12 @@ LAYERS = (
         "data_benchmark",
         "scale",
     ),
+    ("fault_runs", "fault_kills", "fault_inputs", "faults"),
 )
 RANK = {name: rank for rank, layer in enumerate(LAYERS) for name in layer}
 CORE = frozenset(LAYERS[1])
 # Where configs are read and unpacked into plain keyword arguments.
-EDGE = frozenset(LAYERS[-2] + LAYERS[-1])
+EDGE = frozenset(LAYERS[-3] + LAYERS[-2] + LAYERS[-1])
 
 # What a module may import of the package, where that is less than all that comes before it.
 WITHIN = dict.fromkeys(CORE, CORE) | {

@@ -132,8 +132,9 @@ def draw_comparison(worker: Worker, shown: dict[str, Run], workdir: Path, num_im
     for arm, run in shown.items():
         experiment = worker.experiment(run.config)
         source = _shown_images(experiment.dataset, num_images)
-        with Checkpoints(workdir / run.entry.folder) as checkpoints:
-            state, _ = checkpoints.restore("best", experiment.random_state())
+        like = experiment.random_state()
+        with Checkpoints(workdir / run.entry.folder, read_only=True) as checkpoints:
+            state, _ = checkpoints.restore_best(lambda record, like=like: like)
         predictions = evaluate_source(experiment, state, source)
         if not rows:
             images = [image for batch in experiment.eval_epoch(source) for image in batch["image"][batch["mask"] > 0]]

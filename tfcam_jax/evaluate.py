@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -32,7 +31,7 @@ from .scores import Scores, ScoresError, join_scores, read_scores, write_scores
 from .steps import EvalOutput, TrainState
 from .tables import align, decimal
 from .trained import TrainedModel, restore_trained
-from .workdir import WorkdirError, write_json, write_text
+from .workdir import WorkdirError, read_json, write_json, write_text
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,7 +86,8 @@ def evaluate_best(experiment: Experiment, checkpoints: Checkpoints) -> tuple[dic
     Raises:
       CheckpointError: there is none.
     """
-    restored = checkpoints.restore("best", experiment.random_state())
+    state = experiment.random_state()
+    restored = checkpoints.restore_best(lambda record: state)
     if restored is None:
         raise CheckpointError("there is no best checkpoint: the run ended before its first validation")
     state, record = restored
@@ -317,7 +317,7 @@ def stored_thresholds(workdir: Path, trained: TrainedModel) -> dict[str, dict[st
       WorkdirError: training did not end, or went on after it had ended.
     """
     path = workdir / "results.json"
-    results = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    results = read_json(path, remedy="continue the training, which writes it anew") if path.exists() else {}
     if results.get("epoch") != trained.epoch:
         raise WorkdirError(
             f"{path} holds no thresholds for the checkpoint of epoch {trained.epoch}: the training has not ended. "

@@ -20,7 +20,7 @@ from . import steps
 from .compilation import compiler_options
 from .data import SOURCES
 from .data.human_maps import PLACEBOS, Smooth, process_maps
-from .data.pipeline import BALANCES, eval_batches, train_batches
+from .data.pipeline import BALANCES, eval_batches, train_batches, watch_workers
 from .data.source import Dataset, Source
 from .data.transforms import Augment
 from .models import MODEL_CARDS, MODELS, cam_size
@@ -106,18 +106,22 @@ def build_experiment(
         if programs
         else compiled(steps.make_train_step(model, tx, strategy, preprocess), donate_argnums=0),
         eval_step=programs.eval_step if programs else compiled(steps.make_eval_step(model, preprocess)),
-        train_epoch=lambda epoch, first_batch=0: train_batches(
-            dataset.splits["train"],
-            epoch=epoch,
-            first_batch=first_batch,
-            seed=config.seed,
-            batch_size=config.batch_size,
-            augment=Augment(**config.augment),
-            balance=config.data.balance,
-            **reading,
+        train_epoch=lambda epoch, first_batch=0: watch_workers(
+            train_batches(
+                dataset.splits["train"],
+                epoch=epoch,
+                first_batch=first_batch,
+                seed=config.seed,
+                batch_size=config.batch_size,
+                augment=Augment(**config.augment),
+                balance=config.data.balance,
+                **reading,
+            )
         ),
         put_batch=jax.device_put,
-        eval_epoch=lambda source: eval_batches(source, batch_size=config.evaluation.batch_size, **reading),
+        eval_epoch=lambda source: watch_workers(
+            eval_batches(source, batch_size=config.evaluation.batch_size, **reading)
+        ),
     )
 
 
@@ -147,6 +151,8 @@ def check_values(config: ConfigDict) -> None:
         "data.image_size": preprocessing(config)[0],
         "evaluation.batch_size": config.evaluation.batch_size,
         "log_every_steps": config.log_every_steps,
+        "checkpoint_every_steps": 1 if config.checkpoint_every_steps is None else config.checkpoint_every_steps,
+        "grace_seconds": config.grace_seconds,
     }.items():
         if value < 1:
             raise ConfigError(f"config.{key} is {value}; it must be at least 1.")

@@ -6,6 +6,7 @@ import copy
 import json
 import os
 import signal
+import sys
 import threading
 import traceback
 from collections.abc import Callable, Sequence
@@ -20,6 +21,7 @@ from .data.held import held_bytes, hold_splits
 from .data.human_maps import process_maps
 from .data.source import Dataset
 from .experiment import Experiment, arrange_dataset, build_experiment, open_source, preprocessing
+from .interruption import StoppedError
 from .study_plan import Run
 from .train import train
 
@@ -171,7 +173,10 @@ def _serve(pipe: connection.Connection, cores: list[int], held_megabytes: int) -
             run, workdir = pipe.recv()
         except EOFError:
             return
-        pipe.send(_try(worker, run, workdir))
+        try:
+            pipe.send(_try(worker, run, workdir))
+        except StoppedError as error:
+            sys.exit(error.exit_code)
 
 
 def _end_with_parent() -> None:
@@ -195,6 +200,8 @@ def _try(worker: Worker, run: Run, workdir: Path) -> str:
     """Trains a run; if it failed the error in a line and its traceback, else ""."""
     try:
         worker.train(run, workdir)
+    except StoppedError:
+        raise
     except Exception as error:  # whatever it is, the other runs go on, and the end tells of it
         message = " ".join(str(error).split())
         return f"{type(error).__name__}: {message}\n{traceback.format_exc()}"
