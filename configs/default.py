@@ -119,6 +119,8 @@ def get_config() -> ConfigDict:
     config.evaluation.select_by = "accuracy"  # best checkpoint: accuracy, auroc or cross_entropy on validation
 
     config.log_every_steps = 10
+    config.checkpoint_every_steps = placeholder(int)  # besides the end of each epoch
+    config.grace_seconds = 60.0  # after SIGTERM or SIGINT: to finish the step and save; then the process ends
 
     # For launch/compare.py: the runs to compare.
     config.compare = ConfigDict()

@@ -13,20 +13,24 @@ os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # config files import `configs.default`
 
 from tfcam_jax.checkpoints import CheckpointError
+from tfcam_jax.data.pipeline import WorkerError
 from tfcam_jax.data.source import DataError
 from tfcam_jax.experiment import ConfigError
+from tfcam_jax.interruption import StoppedError
+from tfcam_jax.metric_window import NonFiniteError
 from tfcam_jax.operating_points import SelectionError
 from tfcam_jax.report import ReportError
 from tfcam_jax.scores import ScoresError
 from tfcam_jax.state_dicts import StateDictError
-from tfcam_jax.train import NonFiniteError
 from tfcam_jax.weights import WeightsError
 from tfcam_jax.workdir import WorkdirError
+from tfcam_jax.writers import MetricsError
 
 EXPECTED = (
     CheckpointError,
     ConfigError,
     DataError,
+    MetricsError,
     NonFiniteError,
     ReportError,
     ScoresError,
@@ -34,6 +38,7 @@ EXPECTED = (
     StateDictError,
     WeightsError,
     WorkdirError,
+    WorkerError,
 )
 
 
@@ -48,6 +53,9 @@ def run(main: Callable[[], object]) -> None:
             main()
         except EXPECTED as error:
             sys.exit(f"error: {error}")
+        except StoppedError as error:
+            print(error, file=sys.stderr)
+            sys.exit(error.exit_code)
 
     app.run(guarded, flags_parser=_parse)
 

@@ -90,8 +90,9 @@ def draw_comparison(arms: dict[tuple[str, int], ConfigDict], workdir: Path, num_
             continue
         experiment = build_experiment(arm)
         source = _shown(experiment.dataset, num_images)
-        with Checkpoints(_folder(workdir, strategy, seed)) as checkpoints:
-            state, _ = checkpoints.restore("best", experiment.random_state())
+        like = experiment.random_state()
+        with Checkpoints(_folder(workdir, strategy, seed), read_only=True) as checkpoints:
+            state, _ = checkpoints.restore_best(lambda record, like=like: like)
         predictions = evaluate_source(experiment, state, source)
         if not rows:
             images = [image for batch in experiment.eval_epoch(source) for image in batch["image"][batch["mask"] > 0]]

@@ -86,7 +86,8 @@ def evaluate_best(experiment: Experiment, checkpoints: Checkpoints) -> dict[str,
     Raises:
       CheckpointError: there is none.
     """
-    restored = checkpoints.restore("best", experiment.random_state())
+    state = experiment.random_state()
+    restored = checkpoints.restore_best(lambda record: state)
     if restored is None:
         raise CheckpointError("there is no best checkpoint: the run ended before its first validation")
     state, record = restored

@@ -20,7 +20,7 @@ from . import steps
 from .compilation import compiler_options
 from .data import SOURCES
 from .data.human_maps import PLACEBOS, Smooth, process_maps
-from .data.pipeline import BALANCES, eval_batches, train_batches
+from .data.pipeline import BALANCES, eval_batches, train_batches, watch_workers
 from .data.source import Dataset, Source
 from .data.transforms import Augment
 from .models import MODEL_CARDS, MODELS, cam_size
@@ -47,7 +47,9 @@ class Experiment:
       initial_state: the same with the pretrained weights that the config names, if any.
       train_step: compiled; its state argument is donated.
       eval_step: compiled.
-      train_epoch: batches of one epoch of training.
+      train_epoch: `train_epoch(epoch, first_batch=0)`, batches of one epoch of training on the host, the first ones
+        left out where an epoch goes on in its middle.
+      put_batch: starts a host batch's way to the device and returns at once.
       eval_epoch: batches that hold each example of a split once.
     """
 
@@ -57,7 +59,8 @@ class Experiment:
     initial_state: Callable[[], steps.TrainState]
     train_step: Callable[[steps.TrainState, steps.Batch], tuple[steps.TrainState, steps.StepMetrics]]
     eval_step: Callable[[Any, Any, steps.Batch], steps.EvalOutput]
-    train_epoch: Callable[[int], Iterator[steps.Batch]]
+    train_epoch: Callable[..., Iterator[steps.Batch]]
+    put_batch: Callable[[steps.Batch], steps.Batch]
     eval_epoch: Callable[[Source], Iterator[steps.Batch]]
 
 
@@ -89,16 +92,22 @@ def build_experiment(config: ConfigDict) -> Experiment:
         initial_state=lambda: steps.create_train_state(_pretrained(config, variables()), tx),
         train_step=compiled(steps.make_train_step(model, tx, strategy, preprocess), donate_argnums=0),
         eval_step=compiled(steps.make_eval_step(model, preprocess)),
-        train_epoch=lambda epoch: train_batches(
-            dataset.splits["train"],
-            epoch=epoch,
-            seed=config.seed,
-            batch_size=config.batch_size,
-            augment=Augment(**config.augment),
-            balance=config.data.balance,
-            **reading,
+        train_epoch=lambda epoch, first_batch=0: watch_workers(
+            train_batches(
+                dataset.splits["train"],
+                epoch=epoch,
+                first_batch=first_batch,
+                seed=config.seed,
+                batch_size=config.batch_size,
+                augment=Augment(**config.augment),
+                balance=config.data.balance,
+                **reading,
+            )
         ),
-        eval_epoch=lambda source: eval_batches(source, batch_size=config.evaluation.batch_size, **reading),
+        put_batch=jax.device_put,
+        eval_epoch=lambda source: watch_workers(
+            eval_batches(source, batch_size=config.evaluation.batch_size, **reading)
+        ),
     )
 
 
@@ -128,6 +137,8 @@ def check_values(config: ConfigDict) -> None:
         "data.image_size": preprocessing(config)[0],
         "evaluation.batch_size": config.evaluation.batch_size,
         "log_every_steps": config.log_every_steps,
+        "checkpoint_every_steps": 1 if config.checkpoint_every_steps is None else config.checkpoint_every_steps,
+        "grace_seconds": config.grace_seconds,
     }.items():
         if value < 1:
             raise ConfigError(f"config.{key} is {value}; it must be at least 1.")

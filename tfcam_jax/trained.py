@@ -19,7 +19,8 @@ from .compilation import compiler_options
 from .data.pipeline import eval_batches
 from .data.source import Dataset, Source
 from .experiment import abstract_state, build_model, check_values, preprocessing
-from .workdir import WorkdirError, load_config
+from .fingerprints import checksum_json
+from .workdir import WorkdirError, config_differences, is_indifferent, load_config
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,11 +60,18 @@ class TrainedModel:
             yield jax.device_put(batch, spread)
 
 
-def describe_dataset(dataset: Dataset) -> dict[str, list[str]]:
-    """What a checkpoint has to know of its training data, JSON-able: class names and domains."""
+def describe_dataset(dataset: Dataset) -> dict[str, Any]:
+    """What a checkpoint has to know of its data, JSON-able.
+
+    `class_names`, `domains`; `rows`, a checksum of each split's names, labels and which of them have a map; `pixels`,
+    one of its images' digests where the source knows them.
+    """
+    rows = lambda records: checksum_json([records.ids, records.labels.tolist(), records.has_map.tolist()])
     return {
         "class_names": list(dataset.class_names),
         "domains": sorted(set(dataset.splits["train"].records.domains)),
+        "rows": {name: rows(split.records) for name, split in dataset.splits.items()},
+        "pixels": {name: checksum_json(split.records.digests) for name, split in dataset.splits.items()},
     }
 
 
@@ -80,16 +88,20 @@ def restore_trained(workdir: str | Path) -> TrainedModel:
         check_values(config)
     except AttributeError as error:
         raise WorkdirError(f"{workdir / 'config.json'} is of another version of this project: {error}") from error
-    if not (workdir / "checkpoints" / "best").is_dir():
+    if not (workdir / "checkpoints").is_dir():
         raise CheckpointError(_unfinished(workdir))
     replicated = NamedSharding(Mesh(np.asarray(jax.local_devices()), "data"), PartitionSpec())
     place = lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=replicated)
-    with Checkpoints(workdir) as checkpoints:
-        record = checkpoints.record("best")
-        if record is None:
-            raise CheckpointError(_unfinished(workdir))
-        like = jax.tree.map(place, abstract_state(config, len(record["class_names"])))
-        state, record = checkpoints.restore("best", like)
+
+    def like(record: dict[str, Any]) -> steps.TrainState:
+        _check_config(workdir, record["config"], config)
+        return jax.tree.map(place, abstract_state(config, len(record["class_names"])))
+
+    with Checkpoints(workdir, read_only=True) as checkpoints:
+        restored = checkpoints.restore_best(like)
+    if restored is None:
+        raise CheckpointError(_unfinished(workdir))
+    state, record = restored
     model = build_model(config, len(record["class_names"]))
     image_size, preprocess = preprocessing(config)
     return TrainedModel(
@@ -103,6 +115,21 @@ def restore_trained(workdir: str | Path) -> TrainedModel:
         preprocess=preprocess,
         eval_step=jax.jit(steps.make_eval_step(model, preprocess), compiler_options=compiler_options()),
     )
+
+
+def _check_config(workdir: Path, trained: dict[str, Any], config: ConfigDict) -> None:
+    """Refuses a `config.json` that was changed since in more than speed and places of files."""
+    differences = [
+        line
+        for key, line in config_differences(trained, config)
+        if not is_indifferent(key) and not key.endswith((".manifest", ".data_dir", ".manual_dir", "batch_size"))
+    ]
+    if differences:
+        raise WorkdirError(
+            f"{workdir / 'config.json'} is not the config that the checkpoints were trained with:\n"
+            + "\n".join(differences).replace("there,", "in training,").replace("asked for", "in the file")
+            + "\nSet these values back."
+        )
 
 
 def _unfinished(workdir: Path) -> str:

@@ -192,6 +192,27 @@ def prefetch_to_device(batches: Iterable[Any], put: Callable[[Any], Any], ahead:
     yield from waiting
 
 
+class WorkerError(RuntimeError):
+    """A process that reads images died."""
+
+
+def watch_workers(batches: Iterable[Batch]) -> Iterator[Batch]:
+    """The same batches.
+
+    Raises:
+      WorkerError: a worker process died, within seconds; the message says what to try.
+    """
+    try:
+        yield from batches
+    except RuntimeError as error:
+        if "Worker process was terminated" not in str(error):  # Grain has no type of its own for it
+            raise
+        raise WorkerError(
+            f"a process that reads images died ({error}) If it was killed for want of memory, lower data.num_workers, "
+            "or set it to 0; then give the same command again: training continues from the last checkpoint."
+        ) from error
+
+
 def _iterate(load: _LoadBatch, first: int, num_threads: int, num_workers: int) -> grain.DatasetIterator[Batch]:
     if load.batch_size % load.shard_count or not 0 <= load.shard_index < load.shard_count:
         raise ValueError(

@@ -1,0 +1,97 @@
+"""SIGTERM and SIGINT: finish the step, save, leave; a second signal ends the process at once."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+from types import FrameType
+
+import jax
+from jax.experimental import multihost_utils
+
+SIGNALS = (signal.SIGTERM, signal.SIGINT)
+
+# Exit status of a process that was asked to stop: 128 + the signal's number, as shells have it.
+_BASE = 128
+
+
+class StoppedError(Exception):
+    """The run was asked to stop, and did.
+
+    Attributes:
+      exit_code: 143 after SIGTERM, 130 after SIGINT.
+    """
+
+    def __init__(self, message: str, exit_code: int):
+        super().__init__(message)
+        self.exit_code = exit_code
+
+
+class Interruption:
+    """Catches the first signal while it is a context manager; in the main thread only, elsewhere it does nothing.
+
+    Under jax.distributed, whose own service catches SIGTERM, all processes agree on the step to stop after.
+
+    Args:
+      grace_seconds: after so long the process ends, saved or not, also where a step or a disk hangs.
+    """
+
+    def __init__(self, grace_seconds: float):
+        self._grace_seconds = grace_seconds
+        self._signal: signal.Signals | None = None
+        self._raises = False
+        self._before: dict[signal.Signals, object] = {}
+        self._timer: threading.Timer | None = None
+
+    def __enter__(self) -> Interruption:
+        if threading.current_thread() is threading.main_thread() and jax.process_count() == 1:
+            self._before = {number: signal.signal(number, self._catch) for number in SIGNALS}
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def requested(self, step: int) -> bool:
+        """Whether the run is to stop after this step; every process of a run has to ask after every step."""
+        if jax.process_count() > 1 and multihost_utils.reached_preemption_sync_point(step):
+            self._signal = signal.SIGTERM
+        return self._signal is not None
+
+    @contextlib.contextmanager
+    def at_once(self) -> Iterator[None]:
+        """For work that changes nothing: a signal, also one that came before, raises StoppedError in it."""
+        self._raises = True
+        try:
+            if self._signal is not None:
+                raise self.stopped("")
+            yield
+        finally:
+            self._raises = False
+
+    def stopped(self, outcome: str) -> StoppedError:
+        """The error to leave with; `outcome` says where the run stands."""
+        return StoppedError(f"stopped by {self._signal.name}: {outcome}", _BASE + self._signal)
+
+    def _catch(self, number: int, frame: FrameType | None) -> None:
+        self._signal = signal.Signals(number)
+        for other in SIGNALS:
+            signal.signal(other, signal.SIG_DFL)  # a second one ends the process, also out of compiled code
+        self._timer = threading.Timer(self._grace_seconds, self._give_up)
+        self._timer.daemon = True
+        self._timer.start()
+        # Not by `print`: the signal may have come in the middle of one.
+        os.write(2, f"\n{self._signal.name}: finishing the step and saving; once more ends at once\n".encode())
+        if self._raises:
+            raise self.stopped("")
+
+    def _give_up(self) -> None:
+        os.write(2, f"error: nothing more was saved within {self._grace_seconds:g} s of the signal\n".encode())
+        sys.stderr.flush()
+        os._exit(_BASE + self._signal)
