@@ -19,8 +19,9 @@ LAYERS = (
     ("evidence",),
     ("strategies",),
     ("optimizers", "steps"),
+    ("compilation", "distributed"),
+    ("placement",),
     (
-        "compilation",
         "state_dicts",
         "weights",
         "parity",

@@ -16,6 +16,7 @@ from .data.source import Subset
 from .evaluate import evaluate_source
 from .experiment import build_experiment, check_values
 from .panels import Panel, Row, draw_panels
+from .placement import fetch
 from .protocol import split_by_protocol
 from .strategies import strategy_options
 from .tables import align, decimal
@@ -95,7 +96,8 @@ def draw_comparison(arms: dict[tuple[str, int], ConfigDict], workdir: Path, num_
             state, _ = checkpoints.restore_best(lambda record, like=like: like)
         predictions = evaluate_source(experiment, state, source)
         if not rows:
-            images = [image for batch in experiment.eval_epoch(source) for image in batch["image"][batch["mask"] > 0]]
+            shown = [fetch(batch) for batch in experiment.eval_epoch(source)]
+            images = [image for batch in shown for image in batch["image"][batch["mask"] > 0]]
             captions = [f"{experiment.dataset.class_names[label]}" for label in predictions.labels]
             human = [s if u else None for s, u in zip(predictions.saliency, predictions.usable, strict=True)]
             rows = [[Panel("input", i), Panel("human map", h)] for i, h in zip(images, human, strict=True)]

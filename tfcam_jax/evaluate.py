@@ -24,6 +24,7 @@ from .experiment import Experiment, open_dataset
 from .faithfulness import fooling_gap
 from .faithfulness_study import study_faithfulness
 from .operating_points import SelectionError, choose_thresholds
+from .placement import fetch
 from .protocol import split_by_protocol
 from .protocol_figures import leave_one_domain_out, protocol_figures, protocol_sets
 from .protocol_tables import format_evaluation, format_leave_one_domain_out
@@ -66,9 +67,8 @@ def evaluate_source(runner: Experiment | TrainedModel, state: TrainState, source
     """Runs the eval step over every example of a split, once and in order."""
     outputs = []
     for batch in runner.eval_epoch(source):
-        real = np.asarray(batch["mask"]) > 0
-        output = runner.eval_step(state.params, state.batch_stats, {k: v for k, v in batch.items() if k != "index"})
-        outputs.append(jax.tree.map(lambda leaf, real=real: np.asarray(leaf)[real], output))
+        output, mask = fetch((runner.eval_step(state.params, state.batch_stats, batch), batch["mask"]))
+        outputs.append(jax.tree.map(lambda leaf, real=mask > 0: leaf[real], output))
     merged = jax.tree.map(lambda *leaves: np.concatenate(leaves), *outputs)
     return Predictions(labels=source.records.labels, **merged._asdict())
 
@@ -251,12 +251,11 @@ def score_source(
     logits, measured = [], []
     with tqdm(total=len(source), desc=f"scoring {split}", unit="image", disable=None) as bar:
         for batch in trained.eval_epoch(source):
-            real = np.asarray(batch["mask"]) > 0
-            batch = {k: v for k, v in batch.items() if k != "index"}
             output = trained.eval_step(trained.state.params, trained.state.batch_stats, batch)
-            keep = lambda leaf, real=real: np.asarray(leaf)[real]
-            logits.append(keep(output.logits))
-            measured.append(jax.tree.map(keep, measure(output, batch["saliency"])))
+            fetched = fetch((output.logits, measure(output, batch["saliency"]), batch["mask"]))
+            real = fetched[2] > 0
+            logits.append(fetched[0][real])
+            measured.append(jax.tree.map(lambda leaf, real=real: leaf[real], fetched[1]))
             bar.update(int(real.sum()))
     records = source.records
     scores = Scores(

@@ -17,7 +17,6 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from . import steps
-from .compilation import compiler_options
 from .data import SOURCES
 from .data.human_maps import PLACEBOS, Smooth, process_maps
 from .data.pipeline import BALANCES, eval_batches, train_batches, watch_workers
@@ -25,10 +24,12 @@ from .data.source import Dataset, Source
 from .data.transforms import Augment
 from .models import MODEL_CARDS, MODELS, cam_size
 from .optimizers import make_optimizer, make_schedule
+from .placement import MODES, PlacementError, make_placement
 from .protocol import apply_protocol, check_options
 from .strategies import make_strategy
 from .weights import load_pretrained
 
+BATCH_NORM = ("synchronized", "local")
 SELECT_BY = ("accuracy", "auroc", "cross_entropy")
 
 
@@ -47,10 +48,11 @@ class Experiment:
       initial_state: the same with the pretrained weights that the config names, if any.
       train_step: compiled; its state argument is donated.
       eval_step: compiled.
-      train_epoch: `train_epoch(epoch, first_batch=0)`, batches of one epoch of training on the host, the first ones
-        left out where an epoch goes on in its middle.
-      put_batch: starts a host batch's way to the device and returns at once.
-      eval_epoch: batches that hold each example of a split once.
+      train_epoch: `train_epoch(epoch, first_batch=0)`, this process's part of the batches of one epoch of training, on
+        the host, the first ones left out where an epoch goes on in its middle.
+      put_batch: starts such a batch's way to the devices and returns at once.
+      eval_epoch: batches on the devices of all processes that hold each example of a split once, in order but for
+        padding (`mask` 0, `index` -1).
     """
 
     dataset: Dataset
@@ -72,26 +74,48 @@ def build_experiment(config: ConfigDict) -> Experiment:
       DataError: images, maps or lists that can't be trained on.
     """
     check_values(config)
+    try:
+        placement = make_placement(config.parallel.mode, config.parallel.devices, config.parallel.shard_state)
+    except PlacementError as error:
+        raise ConfigError(f"config.{error}") from error
     dataset = open_dataset(config)
     steps_per_epoch = -(-len(dataset.splits["train"]) // config.batch_size)
     strategy = make_strategy(config.strategy, **config.guidance)
     tx = _optimizer(config, steps_per_epoch)
-    model = build_model(config, len(dataset.class_names))
+    local = config.parallel.batch_norm == "local"
+    model = build_model(
+        config,
+        len(dataset.class_names),
+        axis_name=placement.axis_name,
+        batch_norm_groups=placement.num_devices if local else 1,
+    )
     image_size, preprocess = preprocessing(config)
     variables = functools.partial(steps.initialize, model, jax.random.key(config.seed), image_size)
     reading = {
         "image_size": image_size,
         "num_threads": config.data.num_threads,
         "num_workers": config.data.num_workers,
+        "shard_index": jax.process_index(),
+        "shard_count": jax.process_count(),
     }
-    compiled = functools.partial(jax.jit, compiler_options=compiler_options())
+    create_state = lambda variables: placement.put_state(steps.create_train_state(variables, tx))
+    train_step = steps.make_train_step(
+        model,
+        tx,
+        strategy,
+        preprocess,
+        axis_name=placement.axis_name,
+        accumulate_steps=config.accumulate_steps,
+        gather=placement.gather,
+        scatter=placement.scatter,
+    )
     return Experiment(
         dataset=dataset,
         steps_per_epoch=steps_per_epoch,
-        random_state=lambda: steps.create_train_state(variables(), tx),
-        initial_state=lambda: steps.create_train_state(_pretrained(config, variables()), tx),
-        train_step=compiled(steps.make_train_step(model, tx, strategy, preprocess), donate_argnums=0),
-        eval_step=compiled(steps.make_eval_step(model, preprocess)),
+        random_state=lambda: create_state(variables()),
+        initial_state=lambda: create_state(_pretrained(config, variables())),
+        train_step=placement.compile_train_step(train_step, abstract_state(config, len(dataset.class_names))),
+        eval_step=placement.compile_eval_step(steps.make_eval_step(model, preprocess)),
         train_epoch=lambda epoch, first_batch=0: watch_workers(
             train_batches(
                 dataset.splits["train"],
@@ -104,9 +128,10 @@ def build_experiment(config: ConfigDict) -> Experiment:
                 **reading,
             )
         ),
-        put_batch=jax.device_put,
-        eval_epoch=lambda source: watch_workers(
-            eval_batches(source, batch_size=config.evaluation.batch_size, **reading)
+        put_batch=functools.partial(placement.put_train_batch, accumulate_steps=config.accumulate_steps),
+        eval_epoch=lambda source: map(
+            placement.put_batch,
+            watch_workers(eval_batches(source, batch_size=config.evaluation.batch_size, **reading)),
         ),
     )
 
@@ -123,6 +148,8 @@ def check_values(config: ConfigDict) -> None:
         "evaluation.select_by": (config.evaluation.select_by, SELECT_BY),
         "data.channels": (config.data.channels, (1, 3)),
         "model.dtype": (config.model.dtype, ("float32", "bfloat16")),
+        "parallel.mode": (config.parallel.mode, MODES),
+        "parallel.batch_norm": (config.parallel.batch_norm, BATCH_NORM),
         "data.balance": (config.data.balance, BALANCES),
         "data.maps.placebo": (config.data.maps.placebo, PLACEBOS),
     }
@@ -134,6 +161,7 @@ def check_values(config: ConfigDict) -> None:
     for key, value in {
         "epochs": config.epochs,
         "batch_size": config.batch_size,
+        "accumulate_steps": config.accumulate_steps,
         "data.image_size": preprocessing(config)[0],
         "evaluation.batch_size": config.evaluation.batch_size,
         "log_every_steps": config.log_every_steps,
@@ -142,6 +170,11 @@ def check_values(config: ConfigDict) -> None:
     }.items():
         if value < 1:
             raise ConfigError(f"config.{key} is {value}; it must be at least 1.")
+    if config.accumulate_steps > config.batch_size:
+        raise ConfigError(
+            f"config.accumulate_steps is {config.accumulate_steps}: a batch of {config.batch_size} examples "
+            "(config.batch_size) has not as many parts."
+        )
     if config.data.source == "manifest" and not config.data.manifest:
         raise ConfigError("config.data.manifest is empty: give --config.data.manifest=PATH of the CSV.")
     try:  # built again once the data are known; here for what they say of their options
@@ -176,13 +209,17 @@ def source_options(config: ConfigDict) -> dict[str, Any]:
     return {key: tuple(value) if isinstance(value, list | tuple) else value for key, value in chosen.items()}
 
 
-def build_model(config: ConfigDict, num_classes: int) -> nn.Module:
-    """The model that a config names, for `num_classes` classes."""
+def build_model(
+    config: ConfigDict, num_classes: int, axis_name: str | None = None, batch_norm_groups: int = 1
+) -> nn.Module:
+    """The model that a config names, for `num_classes` classes; the other arguments as in `models.Backbone`."""
     return MODELS[config.model.name](
         num_classes=num_classes,
         dtype=jnp.dtype(config.model.dtype),
         freeze_batch_norm=config.model.freeze_batch_norm,
         rematerialize=config.model.rematerialize,
+        axis_name=axis_name,
+        batch_norm_groups=batch_norm_groups,
     )
 
 
