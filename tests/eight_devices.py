@@ -1,6 +1,6 @@
-"""Five steps on eight virtual devices in every way that there is, for test_placement.py: a process of its own.
+"""Five steps in every way that there is, for test_placement.py: a process of its own, with eight virtual devices.
 
-python tests/eight_devices.py OUT.npz
+XLA_FLAGS=--xla_force_host_platform_device_count=8 PYTHONPATH=. python tests/eight_devices.py OUT.npz
 
 Writes the parameters and batch statistics after five steps of each case as an .npz, and beside it as JSON the metrics,
 and the collectives of the compiled program: `[operation, [shape, ...]]` each.
@@ -8,14 +8,9 @@ and the collectives of the compiled program: `[operation, [shape, ...]]` each.
 
 import functools
 import json
-import os
 import re
 import sys
 from pathlib import Path
-
-os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8"
-os.environ["JAX_PLATFORMS"] = "cpu"
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import jax
 import numpy as np
@@ -29,7 +24,7 @@ from tfcam_jax.strategies import make_strategy
 # 13 rows: no number of devices but one shares them evenly.
 SIZE, BATCH, STEPS, WIDTHS = 16, 13, 5, (8, 16)
 
-# mode, devices, shard_state
+# The way, devices, shard_state.
 CASES = {
     "jit 1": ("jit", 1, False),
     "mesh 1": ("mesh", 1, False),
@@ -42,6 +37,8 @@ CASES = {
     "pmap 4": ("pmap", 4, False),
     "pmap 8": ("pmap", 8, False),
 }
+# Compiled with all of XLA's passes, so that the collectives are those of real runs; the others fast.
+OPTIMIZED = ("mesh 8", "mesh 8 sharded", "pmap 8")
 COLLECTIVE = re.compile(
     r"= (?P<shapes>.*?) (?P<op>all-reduce|all-gather|reduce-scatter|all-to-all|collective-permute"
     r"|collective-broadcast|ragged-all-to-all)(-start)?\("
@@ -67,8 +64,9 @@ def make_batches():
 
 def collectives(text):
     """The collective operations of a compiled program, with the shapes that they yield."""
+    sizes = lambda shape: [int(size) for size in shape.split(",") if size]
     return [
-        [match["op"], [list(map(int, filter(None, s.split(",")))) for s in re.findall(r"\w\[([\d,]*)\]", match["shapes"])]]
+        [match["op"], [sizes(shape) for shape in re.findall(r"\w\[([\d,]*)\]", match["shapes"])]]
         for match in COLLECTIVE.finditer(text)
     ]
 
@@ -91,31 +89,30 @@ def run_case(mode, devices, shard_state):
     )
     variables = steps.initialize(SmallCNN(num_classes=2, widths=WIDTHS), jax.random.key(0), SIZE)
     state = where.put_state(steps.create_train_state(variables, tx))
-    compiled = where.compile_train_step(step, state)
+    placed = [where.put_train_batch(batch) for batch in make_batches()]
+    compiled = where.compile_train_step(step, state).lower(state, placed[0]).compile()
     metrics = []
-    for i, batch in enumerate(make_batches()):
-        placed = where.put_train_batch(batch)
-        if i == 0:
-            text = compiled.lower(state, placed).compile().as_text()
-        state, entry = compiled(state, placed)
+    for batch in placed:
+        state, entry = compiled(state, batch)
         metrics.append(jax.device_get(entry))
-    kept = max(leaf.addressable_shards[0].data.size / leaf.size for leaf in jax.tree.leaves(state.params) if leaf.size > 64)
+    shares = [leaf.addressable_shards[0].data.size / leaf.size for leaf in jax.tree.leaves(state.params)]
     collected = {
         "terms": [[float(v) for total in entry.terms.values() for v in total] for entry in metrics],
         "correct": [[float(v) for v in entry.correct] for entry in metrics],
         "grad_norm": [float(entry.grad_norm) for entry in metrics],
-        "collectives": collectives(text),
-        "largest_share_of_a_parameter": kept,
+        "collectives": collectives(compiled.as_text()),
+        "smallest_share_of_a_parameter": min(shares),
     }
-    trees = {"params": state.params, "batch_stats": state.batch_stats, "opt_state": jax.tree.leaves(state.opt_state)}
-    arrays = {"/".join(k): np.asarray(v) for k, v in flatten_dict({n: trees[n] for n in ("params", "batch_stats")}).items()}
-    arrays |= {f"opt_state/{i}": np.asarray(leaf) for i, leaf in enumerate(trees["opt_state"])}
+    trees = {"params": state.params, "batch_stats": state.batch_stats}
+    arrays = {"/".join(path): np.asarray(leaf) for path, leaf in flatten_dict(trees).items()}
+    arrays |= {f"opt_state/{i}": np.asarray(leaf) for i, leaf in enumerate(jax.tree.leaves(state.opt_state))}
     return arrays, collected
 
 
 def main(out):
     arrays, collected = {}, {}
     for name, case in CASES.items():
+        jax.config.update("jax_disable_most_optimizations", name not in OPTIMIZED)
         found, collected[name] = run_case(*case)
         arrays |= {f"{name}:{key}": value for key, value in found.items()}
     np.savez(out, **arrays)
