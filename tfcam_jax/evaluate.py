@@ -20,6 +20,7 @@ from .classification_metrics import classification
 from .data.evaluation_sets import open_manifest_split
 from .data.manifest import read_rows
 from .data.source import DataError, Source
+from .distributed import is_first
 from .experiment import Experiment, open_dataset
 from .faithfulness import fooling_gap
 from .faithfulness_study import study_faithfulness
@@ -249,7 +250,7 @@ def score_source(
     """
     measure = jax.jit(_measure)
     logits, measured = [], []
-    with tqdm(total=len(source), desc=f"scoring {split}", unit="image", disable=None) as bar:
+    with tqdm(total=len(source), desc=f"scoring {split}", unit="image", disable=None if is_first() else True) as bar:
         for batch in trained.eval_epoch(source):
             output = trained.eval_step(trained.state.params, trained.state.batch_stats, batch)
             fetched = fetch((output.logits, measure(output, batch["saliency"]), batch["mask"]))
@@ -313,7 +314,9 @@ def stored_thresholds(workdir: Path, trained: TrainedModel) -> dict[str, dict[st
 
 
 def write_evaluation(out: Path, evaluation: dict[str, Any], scores: Scores, class_names: tuple[str, ...]) -> None:
-    """Writes the three files of an evaluation, each whole or not at all, and prints the tables."""
+    """Writes the three files of an evaluation, each whole or not at all, and prints the tables: in one process."""
+    if not is_first():
+        return
     text = format_evaluation(evaluation)
     out.mkdir(parents=True, exist_ok=True)
     write_scores(out / "scores.csv", scores, class_names)

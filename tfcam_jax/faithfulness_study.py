@@ -13,6 +13,7 @@ from tqdm import tqdm
 from . import cams, faithfulness
 from .data.evaluation_sets import choose_rows
 from .data.source import Source, Subset
+from .distributed import is_first
 from .models import ModelOutput
 from .placement import fetch
 from .steps import initialize
@@ -44,7 +45,7 @@ def study_faithfulness(trained: TrainedModel, source: Source, split: str, images
     subset = Subset(source, choose_rows(source.records, images))
     study = _compile(trained, jax.random.key(seed))
     collected: list[dict[str, dict[str, np.ndarray]]] = []
-    with tqdm(total=len(subset), desc="faithfulness", unit="image", disable=None) as bar:
+    with tqdm(total=len(subset), desc="faithfulness", unit="image", disable=None if is_first() else True) as bar:
         for batch in trained.eval_epoch(subset):
             batch = fetch(batch)
             real = batch["mask"] > 0
