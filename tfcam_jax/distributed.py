@@ -5,12 +5,20 @@ from __future__ import annotations
 import importlib.util
 import os
 import sys
+import threading
 import traceback
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import jax
 from jax.experimental import multihost_utils
+
+# In what gloo, NCCL and jax's coordination service say when a process is gone.
+_LOST_CONNECTION = ("gloo", "nccl", "coordination service", "heartbeat", "connection closed", "connection reset")
+
+
+# Of waiting for the others, before that is said.
+_SECONDS_SILENT = 15.0
 
 
 class DistributedError(RuntimeError):
@@ -36,7 +44,8 @@ def initialize(
       Whether there are others.
 
     Raises:
-      DistributedError: some of the three are missing, or the others were not found within five minutes.
+      DistributedError: some of the three are missing or don't fit together. Where the others don't come within five
+        minutes, jax ends the process.
     """
     given = {"coordinator_address": coordinator_address, "num_processes": num_processes, "process_id": process_id}
     named = [name for name, value in given.items() if value is not None]
@@ -45,11 +54,21 @@ def initialize(
     if 0 < len(named) < 3 and not started_by_cluster(os.environ):
         missing = ", ".join(f"--{name}" for name in given if name not in named)
         raise DistributedError(f"no cluster was found here to ask for the rest: give {missing} too, or none of them.")
+    still_waiting = threading.Timer(_SECONDS_SILENT, _tell_waiting, [coordinator_address])
+    still_waiting.daemon = True
+    still_waiting.start()
     try:
         jax.distributed.initialize(**given, heartbeat_timeout_seconds=heartbeat_seconds)
     except (RuntimeError, ValueError) as error:
         raise DistributedError(f"the processes of this run did not find one another: {error}") from error
+    finally:
+        still_waiting.cancel()
     return jax.process_count() > 1
+
+
+def _tell_waiting(address: str | None) -> None:
+    where = f"process 0 at {address}" if address else "the others that the cluster names"
+    print(f"waiting for {where} and for all processes to come; without them this one ends", file=sys.stderr, flush=True)
 
 
 def started_by_cluster(environment: Mapping[str, str]) -> bool:
@@ -85,7 +104,7 @@ def end_with_others(main: Callable[[], None]) -> None:
     try:
         main()
     except BaseException as error:
-        if jax.process_count() == 1:
+        if not jax.distributed.is_initialized():
             raise
         status = _tell(error)
         sys.stdout.flush()
@@ -94,16 +113,14 @@ def end_with_others(main: Callable[[], None]) -> None:
 
 
 def _tell(error: BaseException) -> int:
-    """Prints what went wrong here; returns the exit status."""
+    """Prints what went wrong here, and whether it may be the fault of another process; returns the exit status."""
     here = f"process {jax.process_index()} of {jax.process_count()}"
+    if isinstance(error, SystemExit) and isinstance(error.code, int | None):
+        return error.code or 0
     if isinstance(error, SystemExit):
-        if not isinstance(error.code, int | None):
-            print(f"{here}: {error.code}", file=sys.stderr)
-        return error.code if isinstance(error.code, int) else int(error.code is not None)
-    traceback.print_exception(error)
-    print(
-        f"{here} ends, and all others with it. If the error above is of a lost connection, another process ended "
-        "first: the cause stands in its output.",
-        file=sys.stderr,
-    )
+        print(f"{here}: {error.code}", file=sys.stderr)
+    else:
+        traceback.print_exception(error)
+    if any(word in str(error).lower() for word in _LOST_CONNECTION):
+        print(f"{here} lost its connection: another process ended first. Its output has the cause.", file=sys.stderr)
     return 1
