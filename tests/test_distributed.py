@@ -172,7 +172,7 @@ def test_without_others_a_process_stays_alone(monkeypatch):
 
 
 def test_numbers_that_do_not_fit_are_an_error():
-    with pytest.raises(DistributedError, match="process_id < num_processes"):
+    with pytest.raises(DistributedError, match="--process_id is 2; of 2 processes the last is number 1"):
         initialize("127.0.0.1:1", num_processes=2, process_id=2)
 
 

@@ -15,10 +15,13 @@ import pytest
 from eight_devices import CASES, OPTIMIZED, WIDTHS
 from jax.sharding import PartitionSpec
 from test_steps import BATCH, PREPROCESS, make_batch, make_model, make_state, run_steps
+from tiny_manifest import write_manifest
+from tiny_run import tiny_config
 
-from tfcam_jax import steps
+from tfcam_jax import steps, train
 from tfcam_jax.placement import AXIS, Placement, PlacementError, fetch, make_placement
 from tfcam_jax.strategies import make_strategy
+from tfcam_jax.trained import restore_trained
 
 MANY = [name for name in CASES if name not in ("jit 1", "mesh 1", "pmap 1")]
 
@@ -170,3 +173,29 @@ def test_local_statistics_are_those_of_each_device():
     differences = jax.tree.map(lambda a, b: jnp.abs(a - b).max(), states["mesh"].params, synchronized.params)
     assert max(jax.tree.leaves(differences)) > 1e-4
     assert BATCH % 2 == 0
+
+
+def test_run_continues_on_other_devices(tmp_path, monkeypatch):
+    """An epoch by pmap on two, in two parts a step, the next sharded over a mesh: one device's whole run."""
+    config = tiny_config(write_manifest(tmp_path / "data", train=14))
+    config.epochs, config.model.freeze_batch_norm = 2, True
+    config.parallel.mode = "jit"
+    train.train(config, tmp_path / "whole")
+    original = train.train_one_epoch
+
+    def stop_after_one(run, state, epoch, *rest):
+        if epoch == 1:
+            raise KeyboardInterrupt
+        return original(run, state, epoch, *rest)
+
+    config.accumulate_steps, config.parallel.mode = 2, "pmap"
+    monkeypatch.setattr(train, "train_one_epoch", stop_after_one)
+    with pytest.raises(KeyboardInterrupt):
+        train.train(config, tmp_path / "moved")
+    config.parallel.mode, config.parallel.shard_state = "mesh", True
+    monkeypatch.setattr("tfcam_jax.placement.SMALLEST_SHARDED", 64)
+    monkeypatch.setattr(train, "train_one_epoch", original)
+    train.train(config, tmp_path / "moved")
+    moved, whole = (restore_trained(tmp_path / name) for name in ("moved", "whole"))
+    assert moved.epoch == whole.epoch == 2
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6, rtol=0), moved.state, whole.state)

@@ -54,6 +54,10 @@ def initialize(
     if 0 < len(named) < 3 and not started_by_cluster(os.environ):
         missing = ", ".join(f"--{name}" for name in given if name not in named)
         raise DistributedError(f"no cluster was found here to ask for the rest: give {missing} too, or none of them.")
+    if None not in (num_processes, process_id) and not 0 <= process_id < num_processes:
+        raise DistributedError(
+            f"--process_id is {process_id}; of {num_processes} processes the last is number {num_processes - 1}."
+        )
     still_waiting = threading.Timer(_SECONDS_SILENT, _tell_waiting, [coordinator_address])
     still_waiting.daemon = True
     still_waiting.start()

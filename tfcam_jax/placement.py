@@ -183,7 +183,7 @@ def make_placement(mode: str = "auto", devices: int | None = None, shard_state: 
         raise PlacementError(f"parallel.mode=pmap runs in one process, not {processes}; choose mesh or auto.")
     if shard_state and mode != "mesh":
         raise PlacementError(f"parallel.shard_state needs parallel.mode=mesh, not {mode}.")
-    return Placement(mode, Mesh(np.asarray(chosen), (AXIS,)), shard_state)
+    return Placement(mode, Mesh(np.asarray(chosen), (AXIS,)), shard_state, SMALLEST_SHARDED)
 
 
 def _choose_devices(number: int | None) -> list[jax.Device]:
