@@ -3,6 +3,7 @@
 import os
 import sys
 from collections.abc import Callable
+from logging import LogRecord
 from pathlib import Path
 
 from absl import app, flags, logging
@@ -61,6 +62,7 @@ def run(main: Callable[[], object], several_processes: bool = False) -> None:
         if len(argv) > 1:
             raise app.UsageError(f"unexpected argument {argv[1]!r}; a config value is set as --config.key=value")
         logging.set_verbosity(logging.WARNING)  # Orbax tells each file at the level above
+        logging.get_absl_logger().addFilter(_without_traceback)
         try:
             if several_processes:
                 values = flags.FLAGS
@@ -75,6 +77,12 @@ def run(main: Callable[[], object], several_processes: bool = False) -> None:
             sys.exit(error.exit_code)
 
     app.run(lambda argv: end_with_others(lambda: guarded(argv)), flags_parser=_parse)
+
+
+def _without_traceback(record: LogRecord) -> bool:
+    """Orbax logs an error with its traceback before it raises it."""
+    record.exc_info = None
+    return True
 
 
 def _parse(argv: list[str]) -> list[str]:

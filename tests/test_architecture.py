@@ -49,11 +49,12 @@ LAYERS = (
     ),
     ("workdir", "experiment", "trained", "faithfulness_study"),
     ("train", "evaluate", "report", "export", "compare", "prepare", "data_benchmark", "step_benchmark"),
+    ("fault_runs", "fault_kills", "fault_inputs", "faults"),
 )
 RANK = {name: rank for rank, layer in enumerate(LAYERS) for name in layer}
 CORE = frozenset(LAYERS[1])
 # Where configs are read and unpacked into plain keyword arguments.
-EDGE = frozenset(LAYERS[-2] + LAYERS[-1])
+EDGE = frozenset(LAYERS[-3] + LAYERS[-2] + LAYERS[-1])
 
 # What a module may import of the package, where that is less than all that comes before it.
 WITHIN = dict.fromkeys(CORE, CORE) | {

@@ -9,6 +9,7 @@ import zipfile
 
 import fake_layouts
 import numpy as np
+import pydicom
 import pytest
 import tensorflow_datasets as tfds
 from fake_layouts import write_csv, write_map, write_picture
@@ -17,6 +18,7 @@ from PIL import Image
 from tfcam_jax.data import SOURCES, DataError
 from tfcam_jax.data.chest_xray import ChestXray
 from tfcam_jax.data.cyborg_faces import CyborgFaces, domain_of
+from tfcam_jax.data.decode import decode_image
 from tfcam_jax.data.iris_pad import IrisPad
 from tfcam_jax.data.list_files import read_list, split_by_share
 
@@ -312,9 +314,6 @@ def test_faults_of_films_are_told_at_once(tmp_path):
 
 
 def test_dicom(tmp_path):
-    pydicom = pytest.importorskip("pydicom")
-    from tfcam_jax.data.decode import decode_image
-
     grey = np.random.default_rng(0).integers(0, 256, (6, 7), np.uint8)
     file = pydicom.dataset.FileDataset("x.dcm", {}, preamble=b"\0" * 128, file_meta=pydicom.dataset.FileMetaDataset())
     file.file_meta.TransferSyntaxUID = pydicom.uid.ExplicitVRLittleEndian

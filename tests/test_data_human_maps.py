@@ -36,7 +36,7 @@ class Numbered:
     def __getitem__(self, index):
         line = np.zeros((1, len(self)), np.float32)
         line[0, index] = (index + 1) / len(self)
-        return Example(np.full((4, 4, 3), index, np.uint8), line if self.records.has_map[index] else None)
+        return Example.from_arrays(np.full((4, 4, 3), index, np.uint8), line if self.records.has_map[index] else None)
 
 
 def numbered(labels, groups=None, has_map=None):

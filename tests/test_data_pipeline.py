@@ -30,7 +30,7 @@ class Numbered:
     def __getitem__(self, index):
         rng = np.random.default_rng(int(index))
         image, saliency = rng.integers(0, 256, (SIZE, SIZE, 3), np.uint8), rng.random((4, 4), np.float32)
-        return Example(image, saliency if self.records.has_map[index] else None)
+        return Example.from_arrays(image, saliency if self.records.has_map[index] else None)
 
 
 @dataclass(frozen=True)

@@ -15,14 +15,16 @@ AFFINE = Augment(rotate=25, translate=0.1, scale=0.2, shear=10)
 
 def noise(height, width, channels=3, seed=0):
     rng = np.random.default_rng(seed)
-    return Example(rng.integers(0, 256, (height, width, channels), np.uint8), rng.random((height, width), np.float32))
+    return Example.from_arrays(
+        rng.integers(0, 256, (height, width, channels), np.uint8), rng.random((height, width), np.float32)
+    )
 
 
 def smooth(height, width):
     """Image and map that hold the same picture, without detail that resampling would lose."""
     y, x = np.mgrid[:height, :width] / max(height, width)
     picture = 0.5 + 0.25 * np.sin(5 * x + 1) + 0.25 * np.cos(4 * y)
-    return Example(np.rint(255 * picture).astype(np.uint8)[..., None], picture.astype(np.float32))
+    return Example.from_arrays(np.rint(255 * picture).astype(np.uint8)[..., None], picture.astype(np.float32))
 
 
 @pytest.mark.parametrize("channels", [1, 3])
@@ -42,7 +44,7 @@ def test_plain_resize_is_pillows(channels, size):
 def test_a_faint_dot_survives_resizing():
     saliency = np.zeros((224, 224), np.float32)
     saliency[100, 100] = 1 / 255
-    _, moved = apply(Example(np.zeros((224, 224, 3), np.uint8), saliency), 32)
+    _, moved = apply(Example.from_arrays(np.zeros((224, 224, 3), np.uint8), saliency), 32)
     assert moved.max() > 0
     assert np.unravel_index(moved.argmax(), moved.shape) == (14, 14)
 
@@ -51,14 +53,16 @@ def test_a_faint_dot_survives_resizing():
 @pytest.mark.parametrize("augment", [Augment(), AFFINE])
 def test_no_map_and_constant_map_give_zeros(saliency, augment):
     # A constant map, turned, would otherwise become a picture of the border.
-    _, moved = apply(Example(np.zeros((8, 8, 3), np.uint8), saliency), 16, augment, np.random.default_rng(0))
+    _, moved = apply(
+        Example.from_arrays(np.zeros((8, 8, 3), np.uint8), saliency), 16, augment, np.random.default_rng(0)
+    )
     assert moved.shape == (16, 16) and not moved.any()
 
 
 def test_a_crop_within_a_box_leaves_no_map():
     saliency = np.zeros((100, 100), np.float32)
     saliency[1:99, 1:99] = 1
-    example = Example(np.zeros((100, 100, 3), np.uint8), saliency)
+    example = Example.from_arrays(np.zeros((100, 100, 3), np.uint8), saliency)
     augment = Augment(crop=0.9, rotate=30)
     moved = [apply(example, 16, augment, np.random.default_rng(seed))[1] for seed in range(40)]
     inside = [m for m in moved if not m.any()]
@@ -92,7 +96,9 @@ def test_crop_is_a_window_of_the_right_size():
     spans = []
     for seed in range(100):
         rng = np.random.default_rng(seed)
-        image, saliency = apply(Example(columns.astype(np.uint8)[..., None], columns), 50, Augment(crop=0.4), rng)
+        image, saliency = apply(
+            Example.from_arrays(columns.astype(np.uint8)[..., None], columns), 50, Augment(crop=0.4), rng
+        )
         np.testing.assert_allclose(image[..., 0], saliency, atol=0.51)
         spans.append((saliency[0, -1] - saliency[0, 0]) * 50 / 49)
     assert 0.6 * 200 <= min(spans) <= 0.65 * 200
@@ -109,7 +115,7 @@ def test_affine_agrees_with_scipy(seed, size):
     inside = np.full((size, size), True)
     coordinates = []
     for ramp in (y, x):
-        _, moved = apply(Example(example.image, ramp + 100), size, AFFINE, np.random.default_rng(seed))
+        _, moved = apply(Example.from_arrays(example.image, ramp + 100), size, AFFINE, np.random.default_rng(seed))
         inside &= moved > 0
         coordinates.append(moved - 100)
     # Ramps are flat within half a pixel of the border, where coordinates are clamped; look further in.
@@ -121,7 +127,9 @@ def test_affine_agrees_with_scipy(seed, size):
 
 
 def test_beyond_the_border_the_image_repeats_its_edge_and_the_map_is_empty():
-    example = Example(np.full((32, 32, 3), 200, np.uint8), np.pad(np.zeros((16, 16), np.float32), 8, constant_values=1))
+    example = Example.from_arrays(
+        np.full((32, 32, 3), 200, np.uint8), np.pad(np.zeros((16, 16), np.float32), 8, constant_values=1)
+    )
     outside = 0
     for seed in range(20):
         image, saliency = apply(example, 32, AFFINE, np.random.default_rng(seed))
@@ -149,7 +157,9 @@ def test_a_marked_spot_stays_marked(augment, seed, x, y):
     disc = lambda height, width: np.hypot(shares(height)[:, None] - y, shares(width)[None, :] - x) < 0.1
     image = np.zeros((120, 160, 3), np.uint8)
     image[disc(120, 160), 1] = 255
-    moved, saliency = apply(Example(image, disc(60, 80).astype(np.float32)), 64, augment, np.random.default_rng(seed))
+    moved, saliency = apply(
+        Example.from_arrays(image, disc(60, 80).astype(np.float32)), 64, augment, np.random.default_rng(seed)
+    )
     green = moved[..., 1] / 255
     assert green.sum() > 20
     assert not moved[..., [0, 2]].any()
@@ -173,7 +183,8 @@ def forward_map(augment, seed, size=64):
     y, x = (np.mgrid[:size, :size] + 0.5) / size - 0.5
     blank = np.zeros((size, size, 1), np.uint8)
     come_from = [
-        apply(Example(blank, (1 + ramp).astype(np.float32)), size, augment, np.random.default_rng(seed))[1] - 1
+        apply(Example.from_arrays(blank, (1 + ramp).astype(np.float32)), size, augment, np.random.default_rng(seed))[1]
+        - 1
         for ramp in (x, y)
     ]
     inside = np.all([np.abs(c) < 0.45 for c in come_from], axis=0)
@@ -213,7 +224,7 @@ def test_the_same_draws_give_the_same_pixels():
 def test_parts_do_not_disturb_each_other():
     """Which images are flipped is the same whether they are cropped or not."""
     ramp = np.tile(np.arange(32, dtype=np.float32), (32, 1))
-    example = Example(np.zeros((32, 32, 3), np.uint8), ramp)
+    example = Example.from_arrays(np.zeros((32, 32, 3), np.uint8), ramp)
     flipped = lambda **parts: [
         saliency[0, 0] > saliency[0, -1]
         for saliency in (apply(example, 32, Augment(flip=0.5, **parts), np.random.default_rng(s))[1] for s in range(30))
@@ -233,7 +244,7 @@ def test_impossible_augmentation_is_refused(options):
 @given(st.integers(0, 2**31))
 def test_colour_changes_the_image_alone_and_leaves_the_geometry(seed):
     rng = np.random.default_rng(seed)
-    example = Example(rng.integers(60, 190, (16, 16, 3), np.uint8), rng.random((16, 16), np.float32))
+    example = Example.from_arrays(rng.integers(60, 190, (16, 16, 3), np.uint8), rng.random((16, 16), np.float32))
     geometry = {"flip": 0.5, "crop": 0.3, "rotate": 20.0}
     plain, plain_map = apply(example, 12, Augment(**geometry), np.random.default_rng(seed))
     coloured, own_map = apply(
@@ -253,6 +264,6 @@ def test_colour_changes_the_image_alone_and_leaves_the_geometry(seed):
 
 
 def test_grey_images_have_no_saturation():
-    example = Example(np.full((4, 4, 1), 90, np.uint8), None)
+    example = Example.from_arrays(np.full((4, 4, 1), 90, np.uint8), None)
     image, _ = apply(example, 4, Augment(saturation=1.0), np.random.default_rng(0))
     np.testing.assert_array_equal(image, example.image)

@@ -29,7 +29,7 @@ class Stored:
         return len(self.records)
 
     def __getitem__(self, index):
-        return Example(np.full((2, 2, 1), int(self.records.ids[index].split(".")[0]), np.uint8), None)
+        return Example.from_arrays(np.full((2, 2, 1), int(self.records.ids[index].split(".")[0]), np.uint8), None)
 
 
 # Live irises and three attack types, one of them in the test only.

@@ -54,8 +54,7 @@ class Checkpoints:
             )
         self._scores: dict[int, float] = {}
         options = ocp.CheckpointManagerOptions(
-            create=not read_only,
-            read_only=read_only,
+            create=not read_only,  # Orbax's own `read_only` warns of itself, and leaves out no more than this
             cleanup_tmp_directories=not read_only,
             preservation_policy=AnyPreservationPolicy([LatestN(_KEPT), _Best(self._scores)]),
         )
@@ -173,8 +172,8 @@ class Checkpoints:
     def restore_latest(self, like: Any) -> tuple[Any, dict[str, Any]] | None:
         """The newest sound checkpoint, to continue from; None if there is none.
 
-        Damaged ones, and what is newer than the one restored, are moved to `checkpoints.damaged`, with a warning:
-        training writes their steps anew. All that are kept are read once, so that a damaged best one is known now.
+        Damaged ones are moved to `checkpoints.damaged`, with a warning: training writes their steps anew. All that are
+        kept are read once, so that a damaged best one is known now.
 
         Raises:
           CheckpointVersionError: it is of another version or model.
@@ -224,6 +223,9 @@ class Checkpoints:
         except CheckpointVersionError:
             raise
         except CheckpointError as error:
+            if not all(self.path(step).is_dir() for step in self.steps()):
+                self._manager.reload()  # a training that goes on beside has put a newer one in its place
+                return self.restore_best(like)
             raise CheckpointError(f"{error} {self._remedy(like)}") from error
 
     def _remedy(self, like: Callable[[dict[str, Any]], Any]) -> str:
@@ -306,5 +308,6 @@ class _Best:
 
 
 def _first_line(error: Exception) -> str:
-    lines = str(error).strip().splitlines() or [type(error).__name__]
-    return lines[0][:300].rstrip(".")
+    """A message's first line; of a long one the beginning and the end, where TensorStore tells the cause."""
+    line = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
+    return line if len(line) < 300 else f"{line[:140]} ... {line[-140:]}"

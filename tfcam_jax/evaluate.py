@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +32,7 @@ from .scores import Scores, ScoresError, join_scores, read_scores, write_scores
 from .steps import EvalOutput, TrainState
 from .tables import align, decimal
 from .trained import TrainedModel, restore_trained
-from .workdir import WorkdirError, write_json, write_text
+from .workdir import WorkdirError, read_json, write_json, write_text
 
 
 @dataclasses.dataclass(frozen=True)
@@ -303,7 +302,7 @@ def stored_thresholds(workdir: Path, trained: TrainedModel) -> dict[str, dict[st
       WorkdirError: training did not end, or went on after it had ended.
     """
     path = workdir / "results.json"
-    results = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    results = read_json(path, remedy="continue the training, which writes it anew") if path.exists() else {}
     if results.get("epoch") != trained.epoch:
         raise WorkdirError(
             f"{path} holds no thresholds for the checkpoint of epoch {trained.epoch}: the training has not ended. "

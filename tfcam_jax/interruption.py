@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import signal
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from types import FrameType
+from typing import TypeVar
 
 import jax
 from jax.experimental import multihost_utils
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
+
+T = TypeVar("T")
 
 # Exit status of a process that was asked to stop: 128 + the signal's number, as shells have it.
 _BASE = 128
@@ -43,7 +45,6 @@ class Interruption:
     def __init__(self, grace_seconds: float):
         self._grace_seconds = grace_seconds
         self._signal: signal.Signals | None = None
-        self._raises = False
         self._before: dict[signal.Signals, object] = {}
         self._timer: threading.Timer | None = None
 
@@ -64,16 +65,17 @@ class Interruption:
             self._signal = signal.SIGTERM
         return self._signal is not None
 
-    @contextlib.contextmanager
-    def at_once(self) -> Iterator[None]:
-        """For work that changes nothing: a signal, also one that came before, raises StoppedError in it."""
-        self._raises = True
-        try:
+    def watch(self, batches: Iterable[T]) -> Iterator[T]:
+        """The same batches, for work that changes nothing and can be done again.
+
+        Raises:
+          StoppedError: before the next batch, once there was a signal. (Not from the handler: it would come up in the
+            middle of any library, and some catch everything.)
+        """
+        for batch in batches:
             if self._signal is not None:
-                raise self.stopped("")
-            yield
-        finally:
-            self._raises = False
+                raise self.stopped("in the middle of an evaluation.")
+            yield batch
 
     def stopped(self, outcome: str) -> StoppedError:
         """The error to leave with; `outcome` says where the run stands."""
@@ -88,8 +90,6 @@ class Interruption:
         self._timer.start()
         # Not by `print`: the signal may have come in the middle of one.
         os.write(2, f"\n{self._signal.name}: finishing the step and saving; once more ends at once\n".encode())
-        if self._raises:
-            raise self.stopped("")
 
     def _give_up(self) -> None:
         os.write(2, f"error: nothing more was saved within {self._grace_seconds:g} s of the signal\n".encode())

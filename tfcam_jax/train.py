@@ -56,6 +56,8 @@ def train(config: ConfigDict, workdir: str | Path) -> dict[str, Any]:
     experiment = build_experiment(config)
     initial = None if continued else experiment.initial_state()  # before a folder is made: weights may not load
     with hold_workdir(workdir, config), Interruption(config.grace_seconds) as stop, Checkpoints(workdir) as checkpoints:
+        sets = experiment.eval_epoch
+        experiment = dataclasses.replace(experiment, eval_epoch=lambda source: stop.watch(sets(source)))
         state, record = _start(config, experiment, checkpoints, initial)
         step = int(state.step)
         with (
@@ -69,8 +71,7 @@ def train(config: ConfigDict, workdir: str | Path) -> dict[str, Any]:
                 validate(run, state, epoch)
         checkpoints.wait()
         try:
-            with stop.at_once():
-                results = evaluate_best(experiment, checkpoints)
+            results = evaluate_best(experiment, checkpoints)
         except StoppedError as error:
             raise stop.stopped("training has ended; the same command evaluates it.") from error
         if is_first():
@@ -204,8 +205,7 @@ def validate(run: _Run, state: TrainState, epoch: int) -> None:
     """
     step, size = int(state.step), run.experiment.steps_per_epoch
     try:
-        with run.stop.at_once():
-            figures = evaluate_source(run.experiment, state, run.experiment.dataset.splits["val"]).classification()
+        figures = evaluate_source(run.experiment, state, run.experiment.dataset.splits["val"]).classification()
     except StoppedError as error:
         raise run.leave(state, step, epoch, size, None) from error
     run.writer.write(step, {"epoch": epoch + 1} | {f"val/{k}": v for k, v in figures.items()})

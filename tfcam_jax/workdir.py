@@ -28,7 +28,15 @@ from .distributed import is_first, wait_for_all
 from .provenance import collect_provenance
 
 # Keys that decide how fast a run goes and how often it is saved, not what comes out of it.
-INDIFFERENT = ("parallel.", "data.num_threads", "data.num_workers", "checkpoint_every_steps", "grace_seconds")
+INDIFFERENT = (
+    "parallel.mode",
+    "parallel.devices",
+    "parallel.shard_state",
+    "data.num_threads",
+    "data.num_workers",
+    "checkpoint_every_steps",
+    "grace_seconds",
+)
 
 _LOCK = ".lock"
 
@@ -99,12 +107,14 @@ def _check_contents(workdir: Path, config: ConfigDict) -> bool:
     path = workdir / "config.json"
     if not path.exists():
         if workdir.exists() and not all(entry.name.startswith(_BEFORE_CONFIG) for entry in workdir.iterdir()):
-            raise WorkdirError(f"{workdir} exists and is not a run of this project. Choose another --workdir.")
+            raise WorkdirError(
+                f"{workdir} exists and is not a run of this project: it has no config.json. Choose another --workdir."
+            )
         return False
     differences = [line for key, line in config_differences(read_json(path), config) if not is_indifferent(key)]
     if differences:
         raise WorkdirError(
-            f"{workdir} holds a run with another config:\n" + "\n".join(differences) + "\n"
+            f"{workdir} holds a run with another config ({path}):\n" + "\n".join(differences) + "\n"
             "Choose another --workdir, or repeat that run's settings to continue it."
         )
     _check_format(workdir)
@@ -143,7 +153,7 @@ def _locked(path: Path) -> Iterator[IO[str]]:
 
 def is_indifferent(key: str) -> bool:
     """Whether a config key, dots between its parts, can't change what comes out of a run."""
-    return key.startswith(INDIFFERENT)
+    return key in INDIFFERENT
 
 
 def config_differences(stored: dict[str, Any], config: ConfigDict) -> list[tuple[str, str]]:

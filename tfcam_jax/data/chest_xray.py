@@ -78,7 +78,7 @@ class ChestXray(ListedBuilder):
 }"""
     MANUAL_DOWNLOAD_INSTRUCTIONS = """
 Any of these folders, side by side in one folder; films may lie in subfolders and be PNG, JPEG or DICOM (for which
-`pip install pydicom`):
+`pip install pydicom`, or this project's extra [dicom]):
   nih/    from https://nihcc.app.box.com/v/ChestXray-NIHCC: Data_Entry_2017*.csv, BBox_List_2017.csv, test_list.txt
           and the unpacked images_*.
   rsna/   from https://www.kaggle.com/c/rsna-pneumonia-detection-challenge, after accepting its rules:

@@ -12,6 +12,8 @@ import numpy as np
 from jaxtyping import Float, UInt8
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from .source import pixels
+
 _SIXTEEN_BIT = 65535
 # Where Pillow finds an orientation, besides TIFF's own tags; looking for it costs as much as opening the file.
 _ORIENTED_BY = frozenset({"exif", "Raw profile type exif", "XML:com.adobe.xmp", "xmp"})
@@ -25,7 +27,12 @@ def check_channels(channels: int) -> None:
 
 
 def decode_image(encoded: bytes, channels: int) -> UInt8[np.ndarray, "H W channels"]:
-    """Decodes an image to RGB (`channels=3`) or grey (`channels=1`, ITU-R 601 luma).
+    """The pixels of `decode_picture`."""
+    return pixels(decode_picture(encoded, channels))
+
+
+def decode_picture(encoded: bytes, channels: int) -> Image.Image:
+    """Decodes an image to mode RGB (`channels=3`) or L (`channels=1`, ITU-R 601 luma).
 
     Palettes are resolved, CMYK and other colour spaces converted, 16-bit values divided by 257 and rounded.
     Transparent pixels are laid over black: their hidden colour is arbitrary, and black is what lies outside the
@@ -38,8 +45,7 @@ def decode_image(encoded: bytes, channels: int) -> UInt8[np.ndarray, "H W channe
     image = _open(encoded)
     if image.mode in (*_INTEGER_MODES, "F"):
         image = Image.fromarray(np.rint(255 * _unit_range(image)).astype(np.uint8))
-    image = _as_mode(_over_black(image), "RGB" if channels == 3 else "L")
-    return np.asarray(image).reshape(image.height, image.width, channels)
+    return _as_mode(_over_black(image), "RGB" if channels == 3 else "L")
 
 
 def decode_map(encoded: bytes) -> Float[np.ndarray, "h w"]:
@@ -49,7 +55,7 @@ def decode_map(encoded: bytes) -> Float[np.ndarray, "h w"]:
     float files hold values in [0, 1] already.
 
     Raises:
-      ValueError: as in `decode_image`.
+      ValueError: as in `decode_picture`.
     """
     image = _open(encoded)
     if image.mode in (*_INTEGER_MODES, "F"):

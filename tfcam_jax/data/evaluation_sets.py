@@ -17,7 +17,7 @@ from jaxtyping import Int
 from PIL import Image
 from tqdm import tqdm
 
-from .decode import decode_image
+from .decode import decode_image, decode_picture
 from .manifest import list_manifest
 from .rows import RowsSource, check_files, rows_sources
 from .source import DataError, Example, Records
@@ -39,7 +39,7 @@ class FolderSource:
     def __getitem__(self, index: int) -> Example:
         path = self.folder / self.records.ids[index]
         try:
-            return Example(decode_image(path.read_bytes(), self.channels), None)
+            return Example(decode_picture(path.read_bytes(), self.channels), None)
         except (OSError, ValueError) as error:
             raise DataError([f"{path}: {error}; it was sound when the run started"]) from error
 

@@ -19,7 +19,7 @@ from jaxtyping import Float, UInt8
 from tqdm import tqdm
 
 from .annotations import TABLE_SUFFIXES, Table, find_marks, read_picture, read_table, render
-from .decode import decode_image
+from .decode import decode_image, decode_picture
 from .human_maps import agreement, combine
 from .near_duplicates import THUMBNAIL, perceptual_hash, thumbnail
 from .source import SPLITS, DataError, Example, Records
@@ -386,9 +386,9 @@ class RowsSource:
     def __getitem__(self, index: int) -> Example:
         row = self.rows[index]
         try:
-            image = decode_image(self.reader.open(row.image), self.channels)
-            saliency = self.reader.read(row, *image.shape[:2]) if self.records.has_map[index] else None
-            return Example(image, saliency)
+            picture = decode_picture(self.reader.open(row.image), self.channels)
+            size = (picture.height, picture.width)
+            return Example(picture, self.reader.read(row, *size) if self.records.has_map[index] else None)
         except (OSError, ValueError) as error:
             path = self.reader.folder / row.image
             raise DataError([f"{path}: {error}; it was sound when the run started"]) from error

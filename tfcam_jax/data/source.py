@@ -8,6 +8,7 @@ from typing import Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Bool, Float, Int, UInt8
+from PIL import Image
 
 SPLITS = ("train", "val", "test")
 
@@ -40,13 +41,31 @@ class Example:
     """One decoded image at its stored size, and where people looked.
 
     Attributes:
-      image: as many channels as the source was asked for, 1 or 3.
+      picture: 8 bits a channel, as many channels as the source was asked for: mode L or RGB. It stays Pillow's until
+        it has its final size, as each way to an array and back copies it.
       saliency: human map, non-negative, 1 = the brightest that its file can hold. Its size may differ from the
         image's, its aspect ratio does not. None if nobody annotated the image.
     """
 
-    image: UInt8[np.ndarray, "H W channels"]
+    picture: Image.Image
     saliency: Float[np.ndarray, "h w"] | None
+
+    @classmethod
+    def from_arrays(
+        cls, image: UInt8[np.ndarray, "H W channels"], saliency: Float[np.ndarray, "h w"] | None
+    ) -> Example:
+        """An example whose image, of 1 or 3 channels, is an array."""
+        return cls(Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image), saliency)
+
+    @property
+    def image(self) -> UInt8[np.ndarray, "H W channels"]:
+        """The picture's pixels."""
+        return pixels(self.picture)
+
+
+def pixels(picture: Image.Image) -> UInt8[np.ndarray, "H W channels"]:
+    """A picture of mode L or RGB as an array that has channels in both cases."""
+    return np.asarray(picture).reshape(picture.height, picture.width, -1)
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import tensorflow_datasets as tfds
 
-from .decode import decode_image, decode_map
+from .decode import decode_map, decode_picture
 from .source import Example, Records
 
 _METADATA = ("id", "label", "domain", "group", "has_map")
@@ -64,7 +64,7 @@ class TfdsSource:
             raise IndexError(f"row {index} of {len(self)}")
         example = self.encoded[index]
         saliency = decode_map(example["saliency"]) if self.records.has_map[index] else None
-        return Example(decode_image(example["image"], self.channels), saliency)
+        return Example(decode_picture(example["image"], self.channels), saliency)
 
 
 def columns_path(folder: str | os.PathLike, split: str) -> Path:

@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Float, UInt8
 from PIL import Image, ImageEnhance
 
-from .source import Example
+from .source import Example, pixels
 
 _BILINEAR = Image.Resampling.BILINEAR
 
@@ -87,7 +87,7 @@ def apply(
       constant, or if the crop leaves a constant piece of it.
     """
     geometry = _Geometry() if rng is None else _draw(augment, rng)
-    image = _move_image(example.image, size, geometry)
+    image = _move_picture(example.picture, size, geometry)
     if rng is not None and (augment.brightness or augment.contrast or augment.saturation):
         image = _recolour(image, augment, rng)
     if example.saliency is None:
@@ -123,25 +123,25 @@ def _recolour(image: np.ndarray, augment: Augment, rng: np.random.Generator) -> 
     return image
 
 
-def _move_image(image: np.ndarray, size: int, geometry: _Geometry) -> np.ndarray:
-    picture = Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image)
-    pixels = np.asarray(_crop_and_resize(picture, size, geometry))
+def _move_picture(picture: Image.Image, size: int, geometry: _Geometry) -> np.ndarray:
+    picture = _crop_and_resize(picture, size, geometry)
     if geometry.matrix is not None:
-        coefficients = _affine_coefficients(size, geometry)
+        values, coefficients = np.asarray(picture), _affine_coefficients(size, geometry)
         margin = _overshoot(size, coefficients)
-        padded = np.pad(pixels, ((margin, margin), (margin, margin), *[(0, 0)] * (pixels.ndim - 2)), mode="edge")
-        pixels = _affine(padded, size, _behind_margin(coefficients, margin))
-    return pixels.reshape(size, size, image.shape[-1])
+        padded = np.pad(values, ((margin, margin), (margin, margin), *[(0, 0)] * (values.ndim - 2)), mode="edge")
+        picture = _affine(Image.fromarray(padded), size, _behind_margin(coefficients, margin))
+    return pixels(picture)
 
 
 def _move_map(saliency: np.ndarray, size: int, geometry: _Geometry) -> np.ndarray:
-    values = np.asarray(_crop_and_resize(Image.fromarray(np.asarray(saliency, np.float32)), size, geometry))
+    moved = _crop_and_resize(Image.fromarray(np.asarray(saliency, np.float32)), size, geometry)
+    values = np.asarray(moved)
     if values.min() == values.max():
         # Before the affine part, whose zeros outside would turn a constant piece into a map of the border.
         return np.zeros((size, size), np.float32)
     if geometry.matrix is not None:
-        values = _affine(values, size, _affine_coefficients(size, geometry))
-    return np.ascontiguousarray(values)
+        values = np.asarray(_affine(moved, size, _affine_coefficients(size, geometry)))
+    return values
 
 
 def _crop_and_resize(picture: Image.Image, size: int, geometry: _Geometry) -> Image.Image:
@@ -170,7 +170,6 @@ def _behind_margin(coefficients: np.ndarray, margin: int) -> np.ndarray:
     return coefficients + np.array([[0, 0, margin], [0, 0, margin]])
 
 
-def _affine(pixels: np.ndarray, size: int, coefficients: np.ndarray) -> np.ndarray:
-    picture = Image.fromarray(pixels)
+def _affine(picture: Image.Image, size: int, coefficients: np.ndarray) -> Image.Image:
     data = tuple(coefficients.ravel())
-    return np.asarray(picture.transform((size, size), Image.Transform.AFFINE, data, _BILINEAR, fillcolor=0))
+    return picture.transform((size, size), Image.Transform.AFFINE, data, _BILINEAR, fillcolor=0)

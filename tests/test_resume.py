@@ -1,0 +1,257 @@
+"""Runs that are cut off, wherever, and started again: the same bits and the same lines as one that was not."""
+
+import json
+import multiprocessing
+import os
+import pathlib
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+
+import jax
+import numpy as np
+import pytest
+from jax.experimental.compilation_cache import compilation_cache
+from test_train import make_config, stored_state
+from tiny_manifest import write_manifest
+
+from tfcam_jax import train
+from tfcam_jax.checkpoints import Checkpoints
+from tfcam_jax.data.pipeline import WorkerError
+from tfcam_jax.data.source import DataError
+from tfcam_jax.evaluate import evaluate
+from tfcam_jax.experiment import build_experiment
+from tfcam_jax.interruption import Interruption, StoppedError
+from tfcam_jax.trained import restore_trained
+from tfcam_jax.workdir import WorkdirError
+
+REPO = pathlib.Path(__file__).parent.parent
+
+
+@pytest.fixture(scope="module")
+def manifest(tmp_path_factory):
+    return write_manifest(tmp_path_factory.mktemp("data"))
+
+
+@pytest.fixture(scope="module")
+def config(manifest):
+    """Three epochs of three batches; a line after the second and third, a checkpoint in their middle."""
+    return make_config(manifest, checkpoint_every_steps=2)
+
+
+@pytest.fixture(scope="module")
+def like(config):
+    return build_experiment(config).random_state()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def compiled(tmp_path_factory):
+    """Keeps compiled programs over the runs of this module, which differ in where they are cut only."""
+    wanted = {
+        "jax_compilation_cache_dir": str(tmp_path_factory.mktemp("compiled")),
+        "jax_persistent_cache_min_compile_time_secs": 0.0,
+    }
+    before = {name: getattr(jax.config, name) for name in wanted}
+    for values in (wanted, before):
+        for name, value in values.items():
+            jax.config.update(name, value)
+        compilation_cache.reset_cache()
+        if values is wanted:
+            yield
+
+
+@pytest.fixture(scope="module")
+def whole(config, tmp_path_factory):
+    """A run that nothing happened to."""
+    workdir = tmp_path_factory.mktemp("runs") / "whole"
+    train.train(config, workdir)
+    return workdir
+
+
+class Cut(BaseException):
+    """Ends a run as nothing in it expects."""
+
+
+def cut(monkeypatch, owner, name, call, after=False, action=None):
+    """Makes the so-many-th call of a function the last one of its run: before it, or after."""
+    original, calls = getattr(owner, name), []
+
+    def function(*arguments, **options):
+        calls.append(1)
+        if len(calls) != call:
+            return original(*arguments, **options)
+        result = original(*arguments, **options) if after else None
+        if action is None:
+            raise Cut
+        action()
+        return result if after else original(*arguments, **options)
+
+    monkeypatch.setattr(owner, name, function)
+
+
+def outcome(workdir, like):
+    """Everything that a run leaves, by name: files as bytes, arrays of all checkpoints that are kept."""
+    found = {name: (workdir / name).read_bytes() for name in ("metrics.jsonl", "results.json")}
+    with Checkpoints(workdir, read_only=True) as checkpoints:
+        for step in checkpoints.steps():
+            leaves = jax.tree_util.tree_leaves_with_path(jax.device_get(checkpoints.restore(step, like)[0]))
+            found |= {f"{step} {path}": np.asarray(leaf).tobytes() for path, leaf in leaves}
+    return found
+
+
+@pytest.mark.parametrize(
+    ("owner", "name", "call", "after"),
+    [
+        (train, "_start", 1, True),
+        (train.MetricWindow, "add", 1, True),  # before anything was saved
+        (train.MetricWindow, "add", 5, False),  # in an epoch's middle, a checkpoint just before
+        (train.MetricWindow, "add", 8, True),
+        (train.MetricWriter, "sync", 4, True),  # the line of validation is there, its checkpoint not
+        (train, "evaluate_source", 2, False),
+        (Checkpoints, "save", 3, False),
+        (Checkpoints, "save", 6, True),
+        (train, "evaluate_best", 1, False),
+        (train, "write_json", 1, False),
+    ],
+)
+def test_a_run_cut_off_comes_to_the_same(config, whole, like, tmp_path, monkeypatch, owner, name, call, after):
+    with monkeypatch.context() as patched:
+        cut(patched, owner, name, call, after)
+        with pytest.raises(Cut):
+            train.train(config, tmp_path / "cut")
+    train.train(config, tmp_path / "cut")
+    assert outcome(tmp_path / "cut", like) == outcome(whole, like)
+
+
+def terminate():
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+@pytest.mark.parametrize(
+    ("owner", "name", "call", "step"),
+    [
+        (train.MetricWindow, "add", 1, 1),
+        (train.MetricWindow, "add", 5, 5),
+        (train.MetricWindow, "add", 6, 6),  # the last of an epoch
+        (train, "evaluate_source", 2, 6),  # validation is cut short and done again
+    ],
+)
+def test_a_run_asked_to_stop_comes_to_the_same(config, whole, like, tmp_path, monkeypatch, owner, name, call, step):
+    handlers = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)]
+    with monkeypatch.context() as patched:
+        cut(patched, owner, name, call, action=terminate)
+        with pytest.raises(StoppedError, match=f"SIGTERM: saved after step {step}; the same command") as stopped:
+            train.train(config, tmp_path / "cut")
+    assert stopped.value.exit_code == 143
+    assert [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)] == handlers
+    assert stored_state(tmp_path / "cut", config)[1]["step"] == step
+    train.train(config, tmp_path / "cut")
+    assert outcome(tmp_path / "cut", like) == outcome(whole, like)
+
+
+def test_a_damaged_checkpoint_is_made_anew(config, whole, like, tmp_path, caplog):
+    workdir = shutil.copytree(whole, tmp_path / "run")
+    for path in (workdir / "checkpoints/9/state").rglob("*"):
+        if path.is_file():
+            path.write_bytes(b"")
+    train.train(config, workdir)
+    assert "checkpoints/9/state is damaged" in caplog.text and "from the checkpoint of step 8" in caplog.text
+    assert outcome(workdir, like) == outcome(whole, like)
+
+
+def test_other_data_are_refused_and_other_pixels_told(manifest, config, whole, tmp_path, caplog):
+    folder = shutil.copytree(manifest.parent, tmp_path / "data")
+    moved = make_config(folder / "manifest.csv", checkpoint_every_steps=2)
+    train.train(moved, tmp_path / "run")
+    shutil.copy(folder / "images/train0.png", folder / "images/kept.png")
+    shutil.copy(folder / "images/val0.png", folder / "images/train0.png")
+    shutil.copy(folder / "images/kept.png", folder / "images/val0.png")
+    train.train(moved, tmp_path / "run")
+    assert "images were changed" in caplog.text
+    rows = (folder / "manifest.csv").read_text()
+    (folder / "manifest.csv").write_text(rows.replace("train,dark,images/train2", "train,bright,images/train2"))
+    with pytest.raises(DataError, match=r"manifest\.csv: the data are not those .*\(rows differ\)"):
+        train.train(moved, tmp_path / "run")
+
+
+def test_a_config_changed_since_the_training_is_refused(whole, tmp_path):
+    workdir = shutil.copytree(whole, tmp_path / "run")
+    stored = json.loads((workdir / "config.json").read_text())
+    stored["data"]["num_threads"], stored["data"]["mean"] = 1, [0.5, 0.5, 0.4]
+    (workdir / "config.json").write_text(json.dumps(stored))
+    with pytest.raises(WorkdirError, match=r"data\.mean: None in training, .*0\.4.* in the file"):
+        restore_trained(workdir)
+
+
+def test_a_file_that_vanishes_stops_the_run(tmp_path, monkeypatch):
+    manifest = write_manifest(tmp_path / "data")
+    cut(monkeypatch, train.MetricWindow, "add", 3, True, (tmp_path / "data/images/train4.png").unlink)
+    with pytest.raises(DataError, match=r"train4\.png"):
+        train.train(make_config(manifest), tmp_path / "run")
+
+
+def test_a_worker_that_is_killed_stops_the_run(tmp_path, monkeypatch):
+    manifest = write_manifest(tmp_path / "data", train=200)
+
+    def kill_workers():
+        children = multiprocessing.active_children()
+        assert children
+        for child in children:
+            child.kill()
+
+    cut(monkeypatch, train.MetricWindow, "add", 2, True, kill_workers)
+    started = time.monotonic()
+    with pytest.raises(WorkerError, match=r"exit code -9.*num_workers"):
+        train.train(make_config(manifest, **{"data.num_workers": 1}), tmp_path / "run")
+    assert time.monotonic() - started < 60
+
+
+def test_evaluation_beside_a_running_training_reads_what_is_complete(whole, tmp_path):
+    workdir = shutil.copytree(whole, tmp_path / "run")
+    (workdir / "checkpoints/12.orbax-checkpoint-tmp-1").mkdir()
+    evaluate(workdir, out=tmp_path / "evaluation", faithfulness_images=0)
+    assert (workdir / "checkpoints/12.orbax-checkpoint-tmp-1").is_dir()
+
+
+def test_signals_are_left_alone_outside_the_main_thread():
+    told = []
+
+    def inside():
+        with Interruption(1.0) as stop:
+            told.append(stop.requested(1))
+
+    thread = threading.Thread(target=inside)
+    thread.start()
+    thread.join()
+    assert told == [False]
+
+
+@pytest.mark.parametrize(
+    ("body", "status"),
+    [
+        ("time.sleep(60)", -signal.SIGINT),  # the second signal ends it at once
+        ("time.sleep(59)", 143),  # the grace time is over
+    ],
+)
+def test_a_process_that_does_not_stop_is_ended(body, status):
+    code = (
+        "import os, signal, threading, time\nfrom tfcam_jax.interruption import Interruption\n"
+        f"with Interruption(0.5 if {status} > 0 else 50) as stop:\n"
+        "    print('ready', flush=True)\n"
+        "    try:\n        threading.Event().wait(0.01)\n    finally:\n"
+        f"        {body}\n"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=REPO
+    )
+    with process:
+        assert process.stdout.readline() == "ready\n"
+        process.send_signal(signal.SIGTERM)
+        told = process.stderr.readline() + process.stderr.readline()
+        if status < 0:
+            process.send_signal(signal.SIGINT)
+        assert process.wait(20) == status
+    assert "SIGTERM: finishing the step and saving" in told

@@ -1,0 +1,101 @@
+"""The folder of a run: one process at a time, its own config, its whole history."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+from configs import default
+from tfcam_jax.checkpoints import FORMAT
+from tfcam_jax.workdir import WorkdirError, check_workdir, hold_workdir, load_config
+
+
+def config(**overrides):
+    made = default.get_config()
+    made.data.manifest = "any.csv"
+    made.update_from_flattened_dict(overrides)
+    return made
+
+
+@pytest.fixture
+def run(tmp_path):
+    with hold_workdir(tmp_path / "run", config()):
+        pass
+    return tmp_path / "run"
+
+
+def test_a_second_process_is_refused_at_once_with_the_first_ones_name(tmp_path):
+    with hold_workdir(tmp_path / "run", config()):
+        told = rf"another process trains in .*run \(host .*, pid {os.getpid()}\)"
+        with pytest.raises(WorkdirError, match=told):
+            check_workdir(tmp_path / "run", config())
+        with pytest.raises(WorkdirError, match=told), hold_workdir(tmp_path / "run", config()):
+            pass
+    assert check_workdir(tmp_path / "run", config())
+
+
+def test_a_killed_process_leaves_no_lock(tmp_path):
+    code = (
+        "import fcntl, sys, time; file = open(sys.argv[1], 'a+'); fcntl.flock(file, fcntl.LOCK_EX);"
+        "print('host h, pid 7', file=file, flush=True); print('held', flush=True); time.sleep(60)"
+    )
+    (tmp_path / "run").mkdir()
+    holder = subprocess.Popen([sys.executable, "-c", code, tmp_path / "run/.lock"], stdout=subprocess.PIPE, text=True)
+    with holder:
+        assert holder.stdout.readline() == "held\n"
+        with pytest.raises(WorkdirError, match="host h, pid 7"):
+            check_workdir(tmp_path / "run", config())
+        holder.kill()
+    assert not check_workdir(tmp_path / "run", config())
+
+
+@pytest.mark.parametrize("name", [".lock", "run.json", ".run.json.123", ".config.json.7"])
+def test_what_a_kill_before_the_config_leaves_is_no_hindrance(tmp_path, name):
+    (tmp_path / name).write_text("")
+    assert not check_workdir(tmp_path, config())
+    with hold_workdir(tmp_path, config()):
+        assert load_config(tmp_path).to_json() == config().to_json()
+
+
+def test_each_start_is_recorded(run):
+    first = json.loads((run / "run.json").read_text())
+    for _ in range(2):
+        with hold_workdir(run, config()):
+            pass
+    last = json.loads((run / "run.json").read_text())
+    assert first["continued"] == [] and [start["command"] for start in last["continued"]] == [sys.argv, sys.argv]
+    assert last | {"continued": []} == first
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("data.num_threads", 7), ("data.num_workers", 3), ("checkpoint_every_steps", 5), ("grace_seconds", 1.0)],
+)
+def test_what_can_not_change_the_result_may_differ(run, key, value):
+    assert check_workdir(run, config(**{key: value}))
+
+
+@pytest.mark.parametrize(("key", "value"), [("data.channels", 1), ("seed", 3), ("log_every_steps", 3)])
+def test_what_can_may_not(run, key, value):
+    with pytest.raises(WorkdirError, match=rf"{key}: .* there, {value} asked for"):
+        check_workdir(run, config(**{key: value}))
+
+
+@pytest.mark.parametrize("content", ["", '{"seed": 0', "[1]", "\x00\x01"])
+def test_a_damaged_config_is_named(run, content):
+    (run / "config.json").write_text(content)
+    for call in (lambda: check_workdir(run, config()), lambda: load_config(run)):
+        with pytest.raises(WorkdirError, match=r"config\.json is damaged"):
+            call()
+
+
+@pytest.mark.parametrize(("number", "age"), [(FORMAT + 1, "a newer"), (None, "an older")])
+def test_another_version_is_told(run, number, age):
+    stored = json.loads((run / "run.json").read_text())
+    stored = stored | {"format": number} if number else {k: v for k, v in stored.items() if k != "format"}
+    (run / "run.json").write_text(json.dumps(stored))
+    for call in (lambda: check_workdir(run, config()), lambda: load_config(run)):
+        with pytest.raises(WorkdirError, match=f"written by {age} version of this project"):
+            call()
