@@ -13,7 +13,6 @@ from tqdm import tqdm
 from .checkpoints import Checkpoints
 from .data.evaluation_sets import choose_rows
 from .data.source import Subset
-from .distributed import is_first
 from .evaluate import evaluate_source
 from .experiment import build_experiment, check_values
 from .panels import Panel, Row, draw_panels
@@ -54,12 +53,10 @@ def compare(config: ConfigDict, workdir: str | Path, num_images: int = 6) -> dic
     for (strategy, seed), arm in arms.items():
         results.setdefault(strategy, {})[seed] = train(arm, _folder(workdir, strategy, seed))
     table = format_comparison(results)
-    if is_first():
-        (workdir / "table.txt").write_text(table + "\n", encoding="utf-8")
-        write_json(workdir / "results.json", results)
+    (workdir / "table.txt").write_text(table + "\n", encoding="utf-8")
+    write_json(workdir / "results.json", results)
     draw_comparison(arms, workdir, num_images)
-    if is_first():
-        tqdm.write(f"\n{table}\n\nMaps side by side: {workdir / 'maps.png'}")
+    tqdm.write(f"\n{table}\n\nMaps side by side: {workdir / 'maps.png'}")
     return results
 
 
@@ -99,16 +96,15 @@ def draw_comparison(arms: dict[tuple[str, int], ConfigDict], workdir: Path, num_
             state, _ = checkpoints.restore_best(lambda record, like=like: like)
         predictions = evaluate_source(experiment, state, source)
         if not rows:
-            shown = [fetch(batch) for batch in experiment.eval_epoch(source)]
-            images = [image for batch in shown for image in batch["image"][batch["mask"] > 0]]
+            batches = [fetch(batch) for batch in experiment.eval_epoch(source)]
+            images = [image for batch in batches for image in batch["image"][batch["mask"] > 0]]
             captions = [f"{experiment.dataset.class_names[label]}" for label in predictions.labels]
             human = [s if u else None for s, u in zip(predictions.saliency, predictions.usable, strict=True)]
             rows = [[Panel("input", i), Panel("human map", h)] for i, h in zip(images, human, strict=True)]
         for row, true, false in zip(rows, predictions.true_map, predictions.false_map, strict=True):
             row += [Panel(f"{strategy}\nT", true), Panel(f"{strategy}\nT - U", true - false)]
     title = "True-class map T and difference T - U, each panel on its own scale, red highest, blue lowest"
-    if is_first():
-        draw_panels([Row(c, r) for c, r in zip(captions, rows, strict=True)], workdir / "maps.png", title)
+    draw_panels([Row(c, r) for c, r in zip(captions, rows, strict=True)], workdir / "maps.png", title)
 
 
 def _arm(config: ConfigDict, strategy: str, seed: int) -> ConfigDict:
