@@ -12,13 +12,14 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from eight_devices import CASES, OPTIMIZED, WIDTHS
+from eight_devices import CASES, OPTIMIZED, WIDTHS, collectives
 from jax.sharding import PartitionSpec
-from test_steps import BATCH, PREPROCESS, make_batch, make_model, make_state, run_steps
+from test_steps import BATCH, PREPROCESS, SIZE, make_batch, make_model, make_state, run_steps
 from tiny_manifest import write_manifest
 from tiny_run import tiny_config
 
 from tfcam_jax import steps, train
+from tfcam_jax.models import SmallCNN
 from tfcam_jax.placement import AXIS, Placement, PlacementError, fetch, make_placement
 from tfcam_jax.strategies import make_strategy
 from tfcam_jax.trained import restore_trained
@@ -86,6 +87,25 @@ def test_sharded_state_lies_in_parts(eight):
     assert collected["mesh 8 sharded"]["smallest_share_of_a_parameter"] == 1 / 8
     assert collected["mesh 8"]["smallest_share_of_a_parameter"] == 1
     assert set(OPTIMIZED) <= set(MANY)
+
+
+def test_sharded_parameters_travel_rather_than_features():
+    """Where parameters outweigh the activations a partitioner would gather the latter, unless told what to gather."""
+    widths, rows = (64, 512), 6
+    where = Placement("mesh", make_placement("mesh").mesh, shard_state=True, smallest_sharded=64)
+    model, tx = SmallCNN(num_classes=2, widths=widths), optax.sgd(0.1, momentum=0.9)
+    step = steps.make_train_step(
+        model, tx, make_strategy("difference"), PREPROCESS, gather=where.gather, scatter=where.scatter
+    )
+    create = lambda: steps.create_train_state(steps.initialize(model, jax.random.key(0), SIZE), tx)
+    state = where.abstract_state(jax.eval_shape(create))
+    placed = where.put_batch({name: value[:rows] for name, value in make_batch().items()})
+    text = where.compile_train_step(step, state).lower(state, placed).compile().as_text()
+    squeezed = lambda shape: tuple(sorted(size for size in shape if size > 1))
+    allowed = {squeezed(leaf.shape) for leaf in jax.tree.leaves(state.params)} | {(width,) for width in widths} | {()}
+    found = collectives(text)
+    assert {operation for operation, _ in found} == {"all-reduce", "all-gather"}
+    assert all(squeezed(shape) in allowed for _, shapes in found for shape in shapes)
 
 
 def test_modes_and_devices():
