@@ -130,8 +130,16 @@ def get_config() -> ConfigDict:
     config.checkpoint_every_steps = placeholder(int)  # besides the end of each epoch
     config.grace_seconds = 60.0  # after SIGTERM or SIGINT: to finish the step and save; then the process ends
 
-    # For launch/compare.py: the runs to compare.
+    # For launch/compare.py: the runs to compare. Arms x alphas x protocols and their folds x seeds.
     config.compare = ConfigDict()
     config.compare.strategies = ("cross_entropy", "cyborg", "opposed", "difference", "contrast")
+    config.compare.placebos = ()  # controls: other_image, mean_map, border_ring in place of the true maps,
+    config.compare.placebo_of = ("cyborg", "difference")  # each for those of the strategies
+    config.compare.variants = ConfigDict()  # further arms: a name, and the keys in which it differs from this config
+    config.compare.alphas = ()  # every guided arm tries each, chosen on validation; empty: guidance.alpha alone
+    config.compare.protocols = ()  # published, closed, open, leave_one_domain_out, k_fold; empty: data.protocol alone
     config.compare.seeds = (0,)
+    config.compare.reference = "cyborg"  # the arm that the others are tested against
+    config.compare.processes = 0  # that train at once; 0: one for each CPU core (8 at most), one on an accelerator
+    config.compare.held_megabytes = 1024  # of decoded images, kept in each process if all fit
     return config

@@ -14,6 +14,7 @@ os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # config files import `configs.default`
 
 from tfcam_jax.checkpoints import CheckpointError
+from tfcam_jax.compare import FailedRunsError
 from tfcam_jax.data.pipeline import WorkerError
 from tfcam_jax.data.source import DataError
 from tfcam_jax.distributed import DistributedError, end_with_others, initialize
@@ -24,6 +25,7 @@ from tfcam_jax.operating_points import SelectionError
 from tfcam_jax.report import ReportError
 from tfcam_jax.scores import ScoresError
 from tfcam_jax.state_dicts import StateDictError
+from tfcam_jax.study_statistics import StudyError
 from tfcam_jax.weights import WeightsError
 from tfcam_jax.workdir import WorkdirError
 from tfcam_jax.writers import MetricsError
@@ -33,12 +35,14 @@ EXPECTED = (
     ConfigError,
     DataError,
     DistributedError,
+    FailedRunsError,
     MetricsError,
     NonFiniteError,
     ReportError,
     ScoresError,
     SelectionError,
     StateDictError,
+    StudyError,
     WeightsError,
     WorkdirError,
     WorkerError,

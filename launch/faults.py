@@ -11,11 +11,7 @@ os.environ["JAX_PLATFORMS"] = "cpu"
 # The processes that it starts look for the package where this script finds it.
 os.environ["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).resolve().parents[1]), os.environ.get("PYTHONPATH", "")])
 
-import command_line
 from absl import flags
-
-from configs import default
-from tfcam_jax.faults import study_faults
 
 OUT = flags.DEFINE_string("out", None, "Folder for faults.txt and faults.json.")
 KILLS = flags.DEFINE_integer("kills", 200, "Kills.", lower_bound=0)
@@ -26,10 +22,16 @@ flags.mark_flags_as_required(["out"])
 
 
 def main() -> None:
+    from configs import default
+    from tfcam_jax.faults import study_faults
+
     _, sound = study_faults(default.get_config(), OUT.value, KILLS.value, INPUTS.value, SEED.value, MINUTES.value)
     if not sound:
         sys.exit("error: not all is as it should be; see the lines marked with !")
 
 
 if __name__ == "__main__":
+    # Imported here and in `main`: each process that is started runs this file again, and is to start fast.
+    import command_line
+
     command_line.run(main)

@@ -5,12 +5,14 @@ import inspect
 import pathlib
 
 import pytest
+from ml_collections import ConfigDict
 
 from configs import default
 from tfcam_jax.data.transforms import Augment
 from tfcam_jax.experiment import build_model, check_values
 from tfcam_jax.models import MODEL_CARDS
 from tfcam_jax.strategies import STRATEGIES, strategy_options
+from tfcam_jax.study_plan import placebo_arms, plan_arms
 
 REPO = pathlib.Path(__file__).parent.parent
 FILES = sorted((REPO / "configs").glob("*.py"))
@@ -21,6 +23,13 @@ def load(path):
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+def without_variants(config):
+    """A copy of the config's own keys; how variants are called is their author's choice."""
+    own = config.copy_and_resolve_references()
+    own.compare.variants = ConfigDict()
+    return own
 
 
 def flatten(config, prefix=""):
@@ -34,13 +43,16 @@ def flatten(config, prefix=""):
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
 def test_config_has_the_defaults_keys_and_can_be_built(path):
     config = load(path).get_config()
-    assert dict(flatten(config)).keys() == dict(flatten(default.get_config())).keys()
+    assert dict(flatten(without_variants(config))).keys() == dict(flatten(default.get_config())).keys()
     if config.data.source == "manifest" and not config.data.manifest:
         config.data.manifest = "any.csv"
     check_values(config)
     build_model(config, num_classes=2)
     Augment(**config.augment)
-    assert set(config.compare.strategies) <= set(STRATEGIES)
+    arms = plan_arms(config)
+    assert len(arms) == len(set(config.compare.strategies)) + len(config.compare.variants) + len(
+        [name for names in placebo_arms(config).values() for name in names]
+    )
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)

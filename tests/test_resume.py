@@ -229,6 +229,17 @@ def test_signals_are_left_alone_outside_the_main_thread():
     assert told == [False]
 
 
+def test_an_ignored_signal_stays_ignored():
+    """As in a process whose parent ends it when Ctrl-C is pressed."""
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        with Interruption(1.0) as stop:
+            os.kill(os.getpid(), signal.SIGINT)
+            assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN and not stop.requested(1)
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
 @pytest.mark.parametrize(
     ("body", "status"),
     [

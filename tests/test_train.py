@@ -13,12 +13,12 @@ from tiny_manifest import write_manifest
 from configs import default
 from tfcam_jax import train
 from tfcam_jax.checkpoints import Checkpoints
-from tfcam_jax.compare import compare
 from tfcam_jax.data.evaluation_sets import choose_rows
 from tfcam_jax.data.source import DataError
 from tfcam_jax.evaluate import Predictions, evaluate, evaluate_source
 from tfcam_jax.experiment import ConfigError, build_experiment
 from tfcam_jax.metric_window import NonFiniteError
+from tfcam_jax.scores import read_scores
 from tfcam_jax.weights import WeightsError
 from tfcam_jax.workdir import WorkdirError, load_config
 
@@ -72,6 +72,8 @@ def test_run_leaves_config_provenance_metrics_and_results(finished, manifest):
     assert [line["train/cross_entropy_examples"] for line in lines if "epoch" not in line] == [10, 2] * 3
     assert sum(line["train/opposed_examples"] for line in lines if "epoch" not in line) == 3 * 9
     assert list((workdir / "tensorboard").glob("events*"))
+    scores, names = read_scores(workdir / "scores.csv")
+    assert (scores.splits, list(names)) == (("val",) * 8 + ("test",) * 12, results["class_names"])
     assert {name: entry["images"] for name, entry in results["sets"].items()} == {"val": 8, "closed": 6, "open": 6}
     assert results["class_names"] == ["dark", "bright"]
 
@@ -163,26 +165,6 @@ def test_predictions_are_those_of_single_images(finished):
     for name in ("logits", "true_map", "false_map", "saliency"):
         np.testing.assert_allclose(getattr(together, name), getattr(alone, name), atol=1e-5)
     np.testing.assert_array_equal(together.usable, source.records.has_map)
-
-
-def test_comparison_has_a_row_per_strategy_and_skips_finished_runs(manifest, tmp_path, monkeypatch):
-    config = make_config(manifest, **{"compare.strategies": ("cross_entropy", "cyborg"), "epochs": 1})
-    config.guidance.divergence = "l1"
-    results = compare(config, tmp_path / "runs", num_images=3)
-    table = (tmp_path / "runs/table.txt").read_text().splitlines()
-    assert [line.split()[0] for line in table[:3]] == ["strategy", "cross_entropy", "cyborg"]
-    assert (tmp_path / "runs/maps.png").read_bytes().startswith(b"\x89PNG")
-    assert load_config(tmp_path / "runs/cross_entropy-seed0").guidance.divergence is None
-    assert load_config(tmp_path / "runs/cyborg-seed0").guidance.divergence == "l1"
-    monkeypatch.setattr(train, "train_one_epoch", lambda *_: pytest.fail("trained again"))
-    assert compare(config, tmp_path / "runs", num_images=3) == results
-
-
-def test_arms_of_a_seed_start_from_the_same_weights_and_batches(manifest):
-    one, other = (build_experiment(make_config(manifest, strategy=name)) for name in ("cyborg", "contrast"))
-    jax.tree.map(np.testing.assert_array_equal, one.initial_state().params, other.initial_state().params)
-    for a, b in zip(one.train_epoch(1), other.train_epoch(1), strict=True):
-        jax.tree.map(np.testing.assert_array_equal, a, b)
 
 
 def save_weights(workdir, config, path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from .checkpoints import CheckpointError, Checkpoints
 from .classification_metrics import classification
 from .data.evaluation_sets import open_manifest_split
 from .data.manifest import read_rows
-from .data.source import DataError, Source
+from .data.source import DataError, Records, Source
 from .distributed import is_first
 from .experiment import Experiment, open_dataset
 from .faithfulness import fooling_gap
@@ -73,15 +74,15 @@ def evaluate_source(runner: Experiment | TrainedModel, state: TrainState, source
     return Predictions(labels=source.records.labels, **merged._asdict())
 
 
-def evaluate_best(experiment: Experiment, checkpoints: Checkpoints) -> dict[str, Any]:
+def evaluate_best(experiment: Experiment, checkpoints: Checkpoints) -> tuple[dict[str, Any], Scores]:
     """Figures of the best checkpoint at the end of training; `evaluate` gives the whole protocol.
 
     Returns:
-      `{"epoch", "class_names", "skipped", "thresholds", "sets"}`; `skipped` counts unreadable rows left out;
+      `({"epoch", "class_names", "skipped", "thresholds", "sets"}, scores)`; `skipped` counts unreadable rows left out;
       `thresholds` are those of `operating_points.choose_thresholds` on validation, by which later data are judged;
       `sets` holds `val` and, where there is a test split, `closed` and `open` (see
-      `protocol.split_by_protocol`), each with `images`, `maps`, `accuracy`, `auroc`, `cross_entropy` and
-      `map_agreement`.
+      `protocol.split_by_protocol`), each with `images`, `maps`, `accuracy`, `auroc`, `cross_entropy`, `map_agreement`
+      and `fooling_gap`; `scores` are those of validation and test, image by image.
 
     Raises:
       CheckpointError: there is none.
@@ -93,19 +94,26 @@ def evaluate_best(experiment: Experiment, checkpoints: Checkpoints) -> dict[str,
     state, record = restored
     splits = experiment.dataset.splits
     val = evaluate_source(experiment, state, splits["val"])
-    sets = {"val": figures(val)}
+    sets, tables = {"val": figures(val)}, [_scores(splits, "val", val)]
     if "test" in splits:
         test = evaluate_source(experiment, state, splits["test"])
         parts = split_by_protocol(splits["train"].records.domains, splits["test"].records.domains, test.labels)
         sets |= {name: figures(test[rows]) for name, rows in parts.items()}
+        tables.append(_scores(splits, "test", test))
     dataset = experiment.dataset
-    return {
+    results = {
         "epoch": record["epoch"],
         "class_names": list(dataset.class_names),
         "skipped": len(dataset.skipped),
         "thresholds": choose_thresholds(["val"] * len(val.labels), val.labels, val.logits),
         "sets": sets,
     }
+    return results, join_scores(tables)
+
+
+def _scores(splits: Mapping[str, Source], split: str, predictions: Predictions) -> Scores:
+    seen = set(splits["train"].records.domains)
+    return tabulate_scores(splits[split].records, split, predictions.logits, seen)
 
 
 def figures(predictions: Predictions) -> dict[str, Any]:
@@ -115,6 +123,7 @@ def figures(predictions: Predictions) -> dict[str, Any]:
         "maps": int(predictions.usable.sum()),
         **predictions.classification(),
         "map_agreement": predictions.map_agreement(),
+        "fooling_gap": float(fooling_gap(*map(jnp.asarray, (predictions.true_map, predictions.false_map))).mean()),
     }
 
 
@@ -257,17 +266,23 @@ def score_source(
             logits.append(fetched[0][real])
             measured.append(jax.tree.map(lambda leaf, real=real: leaf[real], fetched[1]))
             bar.update(int(real.sum()))
-    records = source.records
-    scores = Scores(
+    scores = tabulate_scores(source.records, split, np.concatenate(logits), set(trained.domains))
+    return scores, jax.tree.map(lambda *leaves: np.concatenate(leaves), *measured)
+
+
+def tabulate_scores(
+    records: Records, split: str, logits: Float[np.ndarray, "n classes"], seen_domains: set[str]
+) -> Scores:
+    """What the model says of each image beside what is known of it."""
+    return Scores(
         ids=tuple(records.ids),
         splits=(split,) * len(records),
         labels=np.asarray(records.labels),
         domains=tuple(records.domains),
         groups=tuple(records.groups),
-        seen=tuple(domain in trained.domains for domain in records.domains),
-        logits=np.concatenate(logits),
+        seen=tuple(domain in seen_domains for domain in records.domains),
+        logits=logits,
     )
-    return scores, jax.tree.map(lambda *leaves: np.concatenate(leaves), *measured)
 
 
 def _measure(output: EvalOutput, image_saliency: jax.Array) -> dict[str, Any]:

@@ -24,7 +24,7 @@ from .data.source import Dataset, Source
 from .data.transforms import Augment
 from .models import MODEL_CARDS, MODELS, cam_size
 from .optimizers import make_optimizer, make_schedule
-from .placement import MODES, PlacementError, make_placement
+from .placement import MODES, Placement, PlacementError, make_placement
 from .protocol import apply_protocol, check_options
 from .strategies import make_strategy
 from .weights import load_pretrained
@@ -44,6 +44,7 @@ class Experiment:
     Attributes:
       dataset: the splits, validated.
       steps_per_epoch: training batches in an epoch.
+      initialize: compiled; the model's random variables from a key.
       random_state: makes the state of step 0 from the seed alone; also what a checkpoint is restored like.
       initial_state: the same with the pretrained weights that the config names, if any.
       train_step: compiled; its state argument is donated.
@@ -57,6 +58,7 @@ class Experiment:
 
     dataset: Dataset
     steps_per_epoch: int
+    initialize: Callable[[jax.Array], dict[str, Any]]
     random_state: Callable[[], steps.TrainState]
     initial_state: Callable[[], steps.TrainState]
     train_step: Callable[[steps.TrainState, steps.Batch], tuple[steps.TrainState, steps.StepMetrics]]
@@ -66,31 +68,38 @@ class Experiment:
     eval_epoch: Callable[[Source], Iterator[steps.Batch]]
 
 
-def build_experiment(config: ConfigDict) -> Experiment:
+def build_experiment(
+    config: ConfigDict, dataset: Dataset | None = None, programs: Experiment | None = None
+) -> Experiment:
     """Builds everything that a config describes; validates the data.
+
+    Args:
+      config: as `configs/default.py` gives it.
+      dataset: what `open_dataset` gives for this config, where it is open already.
+      programs: an experiment whose config differs in the seed alone and which has as many steps in an epoch: its
+        compiled functions serve here too.
 
     Raises:
       ConfigError: a value that names nothing or lies outside its range.
       DataError: images, maps or lists that can't be trained on.
     """
     check_values(config)
-    try:
-        placement = make_placement(config.parallel.mode, config.parallel.devices, config.parallel.shard_state)
-    except PlacementError as error:
-        raise ConfigError(f"config.{error}") from error
-    dataset = open_dataset(config)
+    placement = _placement(config)
+    dataset = dataset or open_dataset(config)
     steps_per_epoch = -(-len(dataset.splits["train"]) // config.batch_size)
-    strategy = make_strategy(config.strategy, **config.guidance)
     tx = _optimizer(config, steps_per_epoch)
-    local = config.parallel.batch_norm == "local"
-    model = build_model(
-        config,
-        len(dataset.class_names),
-        axis_name=placement.axis_name,
-        batch_norm_groups=placement.num_devices if local else 1,
-    )
     image_size, preprocess = preprocessing(config)
-    variables = functools.partial(steps.initialize, model, jax.random.key(config.seed), image_size)
+    if programs:
+        initialize, train_step, eval_step = programs.initialize, programs.train_step, programs.eval_step
+    else:
+        model = build_model(
+            config, len(dataset.class_names), placement.axis_name, _batch_norm_groups(config, placement)
+        )
+        initialize = jax.jit(lambda key: steps.initialize(model, key, image_size))
+        train_step = _compile_train_step(config, placement, model, tx, len(dataset.class_names))
+        eval_step = placement.compile_eval_step(steps.make_eval_step(model, preprocess))
+    variables = functools.partial(initialize, jax.random.key(config.seed))
+    create_state = lambda variables: placement.put_state(steps.create_train_state(variables, tx))
     reading = {
         "image_size": image_size,
         "num_threads": config.data.num_threads,
@@ -98,24 +107,14 @@ def build_experiment(config: ConfigDict) -> Experiment:
         "shard_index": jax.process_index(),
         "shard_count": jax.process_count(),
     }
-    create_state = lambda variables: placement.put_state(steps.create_train_state(variables, tx))
-    train_step = steps.make_train_step(
-        model,
-        tx,
-        strategy,
-        preprocess,
-        axis_name=placement.axis_name,
-        accumulate_steps=config.accumulate_steps,
-        gather=placement.gather,
-        scatter=placement.scatter,
-    )
     return Experiment(
         dataset=dataset,
         steps_per_epoch=steps_per_epoch,
+        initialize=initialize,
         random_state=lambda: create_state(variables()),
         initial_state=lambda: create_state(_pretrained(config, variables())),
-        train_step=placement.compile_train_step(train_step, abstract_state(config, len(dataset.class_names))),
-        eval_step=placement.compile_eval_step(steps.make_eval_step(model, preprocess)),
+        train_step=train_step,
+        eval_step=eval_step,
         train_epoch=lambda epoch, first_batch=0: watch_workers(
             train_batches(
                 dataset.splits["train"],
@@ -134,6 +133,34 @@ def build_experiment(config: ConfigDict) -> Experiment:
             watch_workers(eval_batches(source, batch_size=config.evaluation.batch_size, **reading)),
         ),
     )
+
+
+def _placement(config: ConfigDict) -> Placement:
+    options = config.parallel
+    try:
+        return make_placement(options.mode, options.devices, options.shard_state)
+    except PlacementError as error:
+        raise ConfigError(f"config.{error}") from error
+
+
+def _batch_norm_groups(config: ConfigDict, placement: Placement) -> int:
+    return placement.num_devices if config.parallel.batch_norm == "local" else 1
+
+
+def _compile_train_step(
+    config: ConfigDict, placement: Placement, model: nn.Module, tx: Any, num_classes: int
+) -> Callable[[steps.TrainState, steps.Batch], tuple[steps.TrainState, steps.StepMetrics]]:
+    step = steps.make_train_step(
+        model,
+        tx,
+        make_strategy(config.strategy, **config.guidance),
+        preprocessing(config)[1],
+        axis_name=placement.axis_name,
+        accumulate_steps=config.accumulate_steps,
+        gather=placement.gather,
+        scatter=placement.scatter,
+    )
+    return placement.compile_train_step(step, abstract_state(config, num_classes))
 
 
 def check_values(config: ConfigDict) -> None:
@@ -189,7 +216,16 @@ def check_values(config: ConfigDict) -> None:
 
 def open_dataset(config: ConfigDict) -> Dataset:
     """Opens and validates the data that a config names, split by its protocol, with the maps it asks for."""
-    dataset = SOURCES[config.data.source](channels=config.data.channels, **source_options(config))
+    return arrange_dataset(open_source(config), config)
+
+
+def open_source(config: ConfigDict) -> Dataset:
+    """The same as the owner splits it, with the maps as they are."""
+    return SOURCES[config.data.source](channels=config.data.channels, **source_options(config))
+
+
+def arrange_dataset(dataset: Dataset, config: ConfigDict) -> Dataset:
+    """Splits what `open_source` gave by the config's protocol and gives it the maps that the config asks for."""
     dataset = apply_protocol(dataset, **config.data.protocol)
     maps = config.data.maps
     return process_maps(dataset, blur=maps.blur, threshold=maps.threshold, placebo=maps.placebo, seed=config.seed)

@@ -36,6 +36,8 @@ class StoppedError(Exception):
 class Interruption:
     """Catches the first signal while it is a context manager; in the main thread only, elsewhere it does nothing.
 
+    A signal that the process ignores stays ignored.
+
     Under jax.distributed, whose own service catches SIGTERM, all processes agree on the step to stop after.
 
     Args:
@@ -50,7 +52,8 @@ class Interruption:
 
     def __enter__(self) -> Interruption:
         if threading.current_thread() is threading.main_thread() and jax.process_count() == 1:
-            self._before = {number: signal.signal(number, self._catch) for number in SIGNALS}
+            heard = [number for number in SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
+            self._before = {number: signal.signal(number, self._catch) for number in heard}
         return self
 
     def __exit__(self, *exception: object) -> None:
@@ -83,7 +86,7 @@ class Interruption:
 
     def _catch(self, number: int, frame: FrameType | None) -> None:
         self._signal = signal.Signals(number)
-        for other in SIGNALS:
+        for other in self._before:
             signal.signal(other, signal.SIG_DFL)  # a second one ends the process, also out of compiled code
         self._timer = threading.Timer(self._grace_seconds, self._give_up)
         self._timer.daemon = True

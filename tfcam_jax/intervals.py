@@ -88,7 +88,7 @@ def group_bootstrap(
         drawn["auroc"].append(weighted_auroc(labels, score, weights[both]))
         drawn["accuracy"].append(right[both].sum(1) / totals[both].sum(1))
         drawn["balanced_accuracy"].append((right[both] / totals[both]).mean(1))
-    return {name: _percentiles(np.concatenate(values), resamples, level) for name, values in drawn.items()}
+    return {name: percentile_interval(np.concatenate(values), resamples, level) for name, values in drawn.items()}
 
 
 def weighted_auroc(
@@ -105,7 +105,10 @@ def weighted_auroc(
     return (positive * (below + negative / 2)).sum(1) / (positive.sum(1) * negative.sum(1))
 
 
-def _percentiles(values: np.ndarray, resamples: int, level: float) -> tuple[float, float] | None:
+def percentile_interval(
+    values: Float[np.ndarray, " r"], resamples: int, level: float = 0.95
+) -> tuple[float, float] | None:
+    """The middle share `level` of resampled figures; None where fewer than half of the resamples gave a figure."""
     if len(values) < resamples / 2:
         return None
     low, high = np.quantile(values, [(1 - level) / 2, (1 + level) / 2])

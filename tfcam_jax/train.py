@@ -20,6 +20,7 @@ from .evaluate import evaluate_best, evaluate_source, format_results
 from .experiment import Experiment, build_experiment
 from .interruption import Interruption, StoppedError
 from .metric_window import MetricWindow
+from .scores import write_scores
 from .steps import Batch, TrainState
 from .trained import describe_dataset
 from .workdir import check_workdir, config_json, hold_workdir, write_json
@@ -29,7 +30,9 @@ from .writers import START, MetricWriter, SilentWriter, open_writer
 _SIGN = {"accuracy": 1, "auroc": 1, "cross_entropy": -1}
 
 
-def train(config: ConfigDict, workdir: str | Path) -> dict[str, Any]:
+def train(
+    config: ConfigDict, workdir: str | Path, experiment: Experiment | None = None, quiet: bool = False
+) -> dict[str, Any]:
     """Trains as the config says, or continues the run that the workdir holds, and evaluates the best checkpoint.
 
     A run that was cut off, whenever and however, goes on from its last sound checkpoint and comes, on the same devices,
@@ -38,6 +41,8 @@ def train(config: ConfigDict, workdir: str | Path) -> dict[str, Any]:
     Args:
       config: as `configs/default.py` gives it.
       workdir: folder of the run. Created only once config and data have proved sound.
+      experiment: what `build_experiment` gives for this config, where it is built already.
+      quiet: no bar and no table.
 
     Returns:
       The figures that `results.json` holds, see `evaluate.evaluate_best`.
@@ -53,7 +58,7 @@ def train(config: ConfigDict, workdir: str | Path) -> dict[str, Any]:
     workdir = Path(workdir)
     continued = check_workdir(workdir, config)
     wait_for_all("checked the workdir")  # before the first process writes into it
-    experiment = build_experiment(config)
+    experiment = experiment or build_experiment(config)
     initial = None if continued else experiment.initial_state()  # before a folder is made: weights may not load
     with hold_workdir(workdir, config), Interruption(config.grace_seconds) as stop, Checkpoints(workdir) as checkpoints:
         sets = experiment.eval_epoch
@@ -62,7 +67,7 @@ def train(config: ConfigDict, workdir: str | Path) -> dict[str, Any]:
         step = int(state.step)
         with (
             open_writer(workdir, record["metrics"], step) as writer,
-            _progress(config, experiment, step) as bar,
+            _progress(config, experiment, step, quiet) as bar,
         ):
             run = _Run(config, experiment, checkpoints, writer, stop, bar)
             for epoch in range(record["epoch"], config.epochs):
@@ -71,12 +76,13 @@ def train(config: ConfigDict, workdir: str | Path) -> dict[str, Any]:
                 validate(run, state, epoch)
         checkpoints.wait()
         try:
-            results = evaluate_best(experiment, checkpoints)
+            results, scores = evaluate_best(experiment, checkpoints)
         except StoppedError as error:
             raise stop.stopped("training has ended; the same command evaluates it.") from error
         if is_first():
-            write_json(workdir / "results.json", results)
-    if is_first():
+            write_scores(workdir / "scores.csv", scores, experiment.dataset.class_names)
+            write_json(workdir / "results.json", results)  # last: with it, the run is finished
+    if is_first() and not quiet:
         tqdm.write(format_results(results, title=f"{config.strategy}: best checkpoint, epoch {results['epoch']}"))
     return results
 
@@ -225,12 +231,12 @@ def _score(figures: dict[str, float | None], select_by: str) -> float:
     return _SIGN[select_by] * figures[select_by]
 
 
-def _progress(config: ConfigDict, experiment: Experiment, step: int) -> tqdm:
+def _progress(config: ConfigDict, experiment: Experiment, step: int, quiet: bool) -> tqdm:
     return tqdm(
         total=config.epochs * experiment.steps_per_epoch,
         initial=step,
         desc=config.strategy,
         unit="step",
-        disable=None if is_first() else True,
+        disable=quiet or not is_first() or None,
         dynamic_ncols=True,
     )

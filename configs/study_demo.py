@@ -1,0 +1,22 @@
+"""The comparison study on the embedded demo: all five strategies and their placebo controls, ten seeds.
+
+    python launch/compare.py --config=configs/study_demo.py --workdir=runs/study_demo
+
+100 runs of small CNNs at 64 px: five strategies, other_image and mean_map controls of cyborg and difference, and
+cyborg with the map of the predicted class, as the CYBORG code takes it. With --config.compare.seeds="(0,1)" a fifth of
+it. The images are drawn, so this shows mechanisms and ranks nothing.
+"""
+
+from ml_collections import ConfigDict
+
+from configs import demo
+
+
+def get_config() -> ConfigDict:
+    config = demo.get_config()
+    config.compare.placebos = ("other_image", "mean_map")
+    config.compare.variants.cyborg_predicted = ConfigDict(
+        {"strategy": "cyborg", "guidance": {"cam_class": "predicted"}}
+    )
+    config.compare.seeds = tuple(range(10))
+    return config

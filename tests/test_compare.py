@@ -1,0 +1,300 @@
+"""Whole studies on tiny data: what runs share, what they leave, resuming, failing, several processes."""
+
+import dataclasses
+import functools
+import json
+import os
+import signal
+
+import jax
+import numpy as np
+import pytest
+from sklearn.metrics import roc_auc_score
+from tiny_manifest import write_manifest
+from tiny_run import tiny_config
+from tqdm import tqdm
+
+from tfcam_jax import compare as compare_module
+from tfcam_jax import study_worker
+from tfcam_jax.compare import FailedRunsError, compare
+from tfcam_jax.data.held import hold_splits
+from tfcam_jax.experiment import build_experiment, open_dataset
+from tfcam_jax.study_outcomes import Entry, read_outcomes, read_selection, write_entries
+from tfcam_jax.study_plan import plan_arms, plan_runs
+from tfcam_jax.study_worker import Worker
+from tfcam_jax.train import train
+from tfcam_jax.workdir import WorkdirError, load_config, write_json
+
+ARMS = {"cross_entropy", "cyborg", "cyborg_mean_map"}
+
+
+@pytest.fixture(scope="module")
+def manifest(tmp_path_factory):
+    return write_manifest(tmp_path_factory.mktemp("data"), train=12)
+
+
+def make_config(manifest, **overrides):
+    config = tiny_config(manifest)
+    config.epochs, config.batch_size = 1, 5
+    config.compare.strategies, config.compare.processes = ("cross_entropy", "cyborg"), 1
+    config.update_from_flattened_dict({f"compare.{key}": value for key, value in overrides.items()})
+    return config
+
+
+def planned(config):
+    return plan_runs(config, plan_arms(config), Worker(0).source(config))
+
+
+@pytest.fixture(scope="module")
+def study(manifest, tmp_path_factory):
+    """A finished study: its folder, config and what it returned."""
+    workdir = tmp_path_factory.mktemp("studies") / "study"
+    config = make_config(manifest, alphas=(0.3, 0.6), seeds=(0, 1), placebos=("mean_map",))
+    return workdir, config, compare(config, workdir, num_images=3)
+
+
+def test_a_study_leaves_table_picture_selection_and_a_workdir_for_each_run(study):
+    workdir, config, found = study
+    assert [entry["set"] for entry in found["statistics"]] == ["val", "closed", "open"]
+    assert all({arm["arm"] for arm in entry["arms"]} == ARMS for entry in found["statistics"])
+    assert found["placebos"] == {"cyborg": ["cyborg_mean_map"]}
+    assert found["provenance"]["config"]["compare"]["seeds"] == [0, 1]
+    assert (workdir / "table.txt").exists() and (workdir / "index.html").exists()
+    assert (workdir / "maps.png").read_bytes().startswith(b"\x89PNG")
+    assert json.loads((workdir / "study.json").read_text()) == found
+    folders = {path.name for path in workdir.iterdir() if path.is_dir()}
+    assert folders == {run.entry.folder for run in planned(config)} and len(folders) == 2 * (1 + 2 + 2)
+    stored = load_config(workdir / "cyborg_mean_map-alpha0.3-published-seed1")
+    assert (stored.seed, stored.guidance.alpha, stored.data.maps.placebo) == (1, 0.3, "mean_map")
+
+
+def test_alpha_is_the_best_on_validation(study):
+    """From the runs' own files, by hand."""
+    workdir, _, found = study
+    selection = found["selection"]
+    for arm in ("cyborg", "cyborg_mean_map"):
+        means = {}
+        for alpha in (0.3, 0.6):
+            files = [workdir / f"{arm}-alpha{alpha}-published-seed{seed}/results.json" for seed in (0, 1)]
+            means[alpha] = np.mean([json.loads(file.read_text())["sets"]["val"]["accuracy"] for file in files])
+        entry = selection["published"][arm]
+        assert [e["validation"] for e in entry["alphas"]] == [pytest.approx(means[alpha]) for alpha in (0.3, 0.6)]
+        assert entry["chosen"] == max(means, key=lambda alpha: (means[alpha], alpha))
+        assert [entry["runs"] for entry in entry["alphas"]] == [2, 2]
+    assert [entry["alpha"] for entry in selection["published"]["cross_entropy"]["alphas"]] == [None]
+
+
+def test_outcomes_are_those_of_the_chosen_alpha_and_their_figures_follow_from_their_scores(study):
+    workdir, _, found = study
+    outcomes, selection = read_outcomes(workdir), found["selection"]
+    assert {(o.arm, o.seed, o.set) for o in outcomes} == {
+        (arm, seed, name) for arm in selection["published"] for seed in (0, 1) for name in ("val", "closed", "open")
+    }
+    for outcome in outcomes:
+        assert outcome.alpha == selection["published"][outcome.arm]["chosen"]
+        assert len(outcome.ids) == len(outcome.groups) == len(outcome.score) == {"val": 8}.get(outcome.set, 6)
+        assert outcome.figures["auroc"] == pytest.approx(roc_auc_score(outcome.labels, outcome.score))
+        assert outcome.figures["accuracy"] == np.mean((outcome.score > 0.5) == outcome.labels)
+        likelihood = np.where(outcome.labels == 1, outcome.score, 1 - outcome.score)
+        assert outcome.figures["cross_entropy"] == pytest.approx(-np.log(likelihood).mean(), rel=1e-4)
+        assert 0 <= outcome.figures["fooling_gap"] <= 1 and -1 <= outcome.figures["cc_difference"] <= 1
+    opened = {o.ids for o in outcomes if o.set == "open"}
+    assert opened == {tuple(f"images/test{i}.png" for i in range(6, 12))}
+
+
+def test_a_finished_study_is_read_and_a_grown_one_trains_only_what_is_new(study, monkeypatch):
+    workdir, config, found = study
+    trained = []
+    monkeypatch.setattr(study_worker, "train", lambda config, folder, *_, **__: trained.append(folder.name))
+    assert compare(config, workdir, num_images=3)["statistics"] == found["statistics"] and not trained
+    grown = config.copy_and_resolve_references()
+    grown.compare.strategies = ("cross_entropy", "cyborg", "opposed")
+    monkeypatch.setattr(compare_module, "draw_comparison", lambda *_: None)
+    compare(grown, workdir)
+    assert trained == [f"opposed-alpha{alpha}-published-seed{seed}" for alpha in (0.3, 0.6) for seed in (0, 1)]
+    write_entries(workdir, [run.entry for run in planned(config)], "accuracy")
+
+
+def test_other_settings_in_the_same_folder_are_refused(study, tmp_path):
+    workdir, config, _ = study
+    other = config.copy_and_resolve_references()
+    other.epochs = 2
+    with pytest.raises(WorkdirError, match="epochs: 1 there, 2 asked for"):
+        compare(other, workdir)
+    (tmp_path / "thesis.tex").write_text("precious")
+    with pytest.raises(WorkdirError, match="holds no study"):
+        compare(config, tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+def test_a_run_of_a_study_is_the_run_that_training_alone_gives(study, tmp_path):
+    """Shared data, held images and shared programs change no bit."""
+    workdir, *_ = study
+    for folder in ("cyborg-alpha0.6-published-seed1", "cyborg_mean_map-alpha0.3-published-seed1"):
+        alone = train(load_config(workdir / folder), tmp_path / folder)
+        assert json.loads((workdir / folder / "results.json").read_text()) == alone
+        for name in ("metrics.jsonl", "scores.csv"):
+            assert (workdir / folder / name).read_bytes() == (tmp_path / folder / name).read_bytes()
+
+
+def test_arms_of_a_seed_share_weights_batches_and_number_of_steps(study):
+    worker, runs = Worker(64), planned(study[1])
+    built = {run.entry: worker.experiment(run.config) for run in runs if run.entry.seed == 1}
+    assert len(built) == 5
+    first = next(iter(built.values()))
+    other_seed = worker.experiment(next(run.config for run in runs if run.entry.seed == 0))
+    kernel = lambda experiment: experiment.initial_state().params["head"]["kernel"]
+    assert (kernel(first) != kernel(other_seed)).any()
+    for entry, experiment in list(built.items())[1:]:
+        jax.tree.map(np.testing.assert_array_equal, first.initial_state().params, experiment.initial_state().params)
+        assert experiment.steps_per_epoch == first.steps_per_epoch == 3
+        for epoch in (0, 1):
+            for a, b in zip(first.train_epoch(epoch), experiment.train_epoch(epoch), strict=True):
+                different = {name for name in a if not np.array_equal(a[name], b[name])}
+                assert different == ({"saliency"} if "mean_map" in entry.arm and a["saliency"].any() else set())
+    lengths = {len((study[0] / run.entry.folder / "metrics.jsonl").read_text().splitlines()) for run in runs}
+    assert len(lengths) == 1
+
+
+def test_seeds_share_programs_and_arms_share_data(study):
+    worker, runs = Worker(64), planned(study[1])
+    cyborg = [worker.experiment(run.config) for run in runs if run.entry.arm == "cyborg"]
+    assert cyborg[0].train_step is cyborg[1].train_step and cyborg[0].initialize is cyborg[1].initialize
+    assert cyborg[1].train_step is not cyborg[2].train_step  # the other alpha
+    baseline = worker.experiment(next(run.config for run in runs if run.entry.arm == "cross_entropy"))
+    assert baseline.dataset is cyborg[0].dataset
+    control = worker.experiment(next(run.config for run in runs if run.entry.arm == "cyborg_mean_map"))
+    assert control.dataset.splits["test"] is baseline.dataset.splits["test"]
+
+
+@pytest.mark.parametrize("augment", [{}, {"flip": 0.5, "rotate": 20.0, "translate": 0.1, "brightness": 0.2}])
+def test_held_examples_are_those_of_the_source(manifest, augment):
+    config = make_config(manifest)
+    config.data.image_size = 20
+    config.augment.update(augment)
+    dataset = open_dataset(config)
+    held = hold_splits(dataset, ("train", "val", "test"), 20)
+    for _ in range(2):
+        for batches in (lambda e: e.train_epoch(3), lambda e: e.eval_epoch(e.dataset.splits["test"])):
+            pairs = zip(
+                batches(build_experiment(config, dataset)), batches(build_experiment(config, held)), strict=True
+            )
+            for expected, actual in pairs:
+                jax.tree.map(np.testing.assert_array_equal, expected, actual)
+
+
+def test_what_does_not_fit_or_is_cropped_is_not_held(manifest):
+    config = make_config(manifest)
+    config.data.image_size = 20
+    name = lambda dataset, split: type(dataset.splits[split]).__name__
+    assert name(Worker(0).dataset(config), "train") == "RowsSource"
+    assert name(Worker(1).dataset(config), "train") == "Held"
+    config.augment.crop = 0.2
+    dataset = Worker(1).dataset(config)
+    assert (name(dataset, "train"), name(dataset, "val")) == ("RowsSource", "Held")
+
+
+def test_a_failing_run_does_not_lose_the_others(manifest, tmp_path, monkeypatch):
+    config = make_config(manifest)
+    original = study_worker.train
+
+    def fails_once(config, folder, *arguments, **options):
+        if folder.name == "cyborg-alpha0.5-published-seed0":
+            raise MemoryError("no room")
+        return original(config, folder, *arguments, **options)
+
+    monkeypatch.setattr(study_worker, "train", fails_once)
+    with pytest.raises(
+        FailedRunsError, match=r"1 of 2 runs failed[^\n]*\n  cyborg-alpha0\.5-published-seed0: MemoryError: no"
+    ):
+        compare(config, tmp_path / "study", num_images=2)
+    assert "fails_once" in (tmp_path / "study/failures.txt").read_text()
+    assert [o.arm for o in read_outcomes(tmp_path / "study") if o.set == "open"] == ["cross_entropy"]
+    monkeypatch.setattr(study_worker, "train", original)
+    compare(config, tmp_path / "study", num_images=2)
+    assert len(read_outcomes(tmp_path / "study")) == 2 * 3
+    assert not (tmp_path / "study/failures.txt").exists()
+
+
+def test_several_processes_give_the_same_and_outlive_one_that_dies(study, manifest, tmp_path, monkeypatch):
+    workdir, config, _ = study
+    runs = [run for run in planned(config) if run.entry.arm != "cyborg_mean_map" and run.entry.alpha != 0.3]
+    runs[0].config.data.manifest = str(tmp_path / "absent.csv")
+    killed, finish = [], study_worker._Member.finish
+
+    def kill_first(member):
+        if not killed:
+            killed.append(member.run.entry.folder)
+            os.kill(member._process.pid, signal.SIGKILL)
+            member._process.join()
+            member.pipe.recv()  # the answer that it had sent before
+        return finish(member)
+
+    monkeypatch.setattr(study_worker._Member, "finish", kill_first)
+    monkeypatch.setenv("XLA_FLAGS", os.environ["XLA_FLAGS"] + " --xla_backend_optimization_level=0")
+    with tqdm(total=len(runs), disable=True) as bar:
+        failures = study_worker.train_in_processes(runs, tmp_path, 2, 64, bar)
+    broken = runs[0].entry.folder
+    assert failures.keys() == {broken, *killed}
+    assert "exit code -9" in failures[killed[0]]
+    assert killed[0] == broken or "absent.csv" in failures[broken]
+    done = [run.entry.folder for run in runs if run.entry.folder not in failures]
+    assert len(done) >= 2
+    for folder in done:
+        first, second = (json.loads((parent / folder / "results.json").read_text()) for parent in (workdir, tmp_path))
+        assert first["sets"]["open"]["cross_entropy"] == pytest.approx(
+            second["sets"]["open"]["cross_entropy"], rel=1e-4
+        )
+
+
+def test_cores_are_shared_out():
+    cores = study_worker.available_cores()
+    shares = [study_worker._cores_of(i, len(cores)) for i in range(len(cores))]
+    assert sorted(core for share in shares for core in share) == cores and all(shares)
+    assert study_worker._cores_of(3, len(cores) + 4) == cores
+
+
+def write_results(workdir, entry, accuracy, cross_entropy=0.5):
+    figures = dict.fromkeys(("auroc", "fooling_gap"), 0.5) | {"accuracy": accuracy, "cross_entropy": cross_entropy}
+    figures["map_agreement"] = dict.fromkeys(("true", "false", "difference"))
+    (workdir / entry.folder).mkdir(parents=True)
+    write_json(workdir / entry.folder / "results.json", {"sets": {"val": figures, "open": figures}})
+
+
+@pytest.mark.parametrize(
+    ("select_by", "values", "chosen"),
+    [
+        ("accuracy", {0.2: [0.9, 0.7], 0.5: [0.8, 0.8], 0.8: [0.6, 0.9]}, 0.5),  # a tie: the larger
+        ("accuracy", {0.2: [0.9, 0.9], 0.5: [1.0]}, 0.2),  # the other run of 0.5 failed
+        ("cross_entropy", {0.2: [0.3, 0.2], 0.5: [0.9, 0.8]}, 0.2),  # the smallest
+    ],
+)
+def test_selection(tmp_path, select_by, values, chosen):
+    make = functools.partial(Entry, arm="cyborg", protocol="published", fold="")
+    entries = [make(f"{alpha}-{seed}", alpha=alpha, seed=seed) for alpha in values for seed in (0, 1)]
+    write_entries(tmp_path, entries, select_by)
+    for alpha, runs in values.items():
+        for seed, value in enumerate(runs):
+            own = {"accuracy": 0.5, "cross_entropy": 0.5} | {select_by: value}
+            write_results(tmp_path, next(e for e in entries if (e.alpha, e.seed) == (alpha, seed)), **own)
+    found = read_selection(tmp_path)["published"]["cyborg"]
+    assert (found["chosen"], found["select_by"]) == (chosen, select_by)
+    assert [entry["runs"] for entry in found["alphas"]] == [len(runs) for runs in values.values()]
+    assert found["alphas"][0]["test"]["open"][select_by] == pytest.approx(np.mean(values[0.2]))
+    assert found["alphas"][0]["test"]["open"]["cc_true"] is None
+
+
+def test_the_number_of_processes(manifest):
+    config = make_config(manifest, processes=3)
+    assert compare_module._number_of_processes(config) == 3
+    config.compare.processes = 0
+    assert compare_module._number_of_processes(config) == min(8, len(study_worker.available_cores()))
+    config.compare.processes = -1
+    with pytest.raises(Exception, match="must not be negative"):
+        compare_module._number_of_processes(config)
+
+
+def test_a_data_set_can_be_handed_in(manifest):
+    config = make_config(manifest)
+    dataset = dataclasses.replace(open_dataset(config), name="handed in")
+    assert build_experiment(config, dataset).dataset.name == "handed in"

@@ -1,0 +1,329 @@
+"""The report on a study: files, sentences made from figures, tables in all forms, plots, and the page."""
+
+import csv
+import html
+import json
+import re
+
+import numpy as np
+import pytest
+from PIL import Image
+from tiny_study import make_outcomes, make_selection
+
+from tfcam_jax.study_plots import DARK, LIGHT, arm_looks, draw_agreement, draw_alpha, draw_auroc, draw_study
+from tfcam_jax.study_report import write_study
+from tfcam_jax.study_statistics import StudyError, study_statistics
+from tfcam_jax.study_verdicts import probability, signed, summary, verdict
+
+STRENGTHS = {"cross_entropy": 0.5, "cyborg": 1.0, "opposed": 4.0, "difference": 0.6, "cyborg_mean_map": 1.0}
+PLACEBOS = {"cyborg": ["cyborg_mean_map"]}
+PROVENANCE = {
+    "command": ["launch/compare.py", "--config=configs/demo.py"],
+    "commit": "0123abc",
+    "packages": {"jax": "0.10.2"},
+    "config": {"title": "</script><b>not bold</b>"},
+}
+FILES = ["comparisons.csv", "index.html", "seeds.csv", "study.json", "table.csv", "table.md", "table.txt"]
+
+
+@pytest.fixture(scope="module")
+def outcomes():
+    return make_outcomes(STRENGTHS, seeds=8, images=80, groups=20, sets=("val", "open", "closed"))
+
+
+@pytest.fixture(scope="module")
+def few(outcomes):
+    return [o for o in outcomes if o.arm in ("cyborg", "opposed") and o.set == "open"]
+
+
+@pytest.fixture(scope="module")
+def written(outcomes, tmp_path_factory):
+    out = tmp_path_factory.mktemp("study") / "report"
+    selection = make_selection(STRENGTHS, sets=("open", "closed"))
+    study = write_study(out, outcomes, selection, PROVENANCE, placebos=PLACEBOS, resamples=100)
+    return out, study
+
+
+@pytest.fixture(scope="module")
+def page(written):
+    return (written[0] / "index.html").read_text(encoding="utf-8")
+
+
+def an_entry(**options):
+    comparison = {
+        "arm": "difference",
+        "other": "cyborg",
+        "against": "reference",
+        "kind": "reconstruction",
+        "other_kind": "",
+        "seeds": [0, 1, 2, 3, 4, 5, 6, 7],
+        "unpaired": [],
+        "difference": {"mean": 0.0123, "bootstrap": [-0.0042, 0.0281], "interval": [-0.9, 0.9]},
+        "p_seeds": 0.131,
+        "smallest_p_seeds": 0.0078125,
+        "p_groups": 0.21,
+        "p_holm": 0.39,
+        "significant": False,
+    } | options
+    return {"protocol": "published", "set": "open", "groups": 9, "arms": [], "missing": [], "comparisons": [comparison]}
+
+
+def test_report_holds_its_files(written):
+    out, study = written
+    plots = [f"plot_{name}_published.png" for name in ("agreement", "alpha", "auroc")]
+    assert sorted(path.name for path in out.iterdir()) == sorted([*FILES, *plots])
+    assert json.loads((out / "study.json").read_text()) == study
+    for name in plots:
+        with Image.open(out / name) as picture:
+            picture.load()
+            assert min(picture.size) > 400
+
+
+def test_csv_holds_the_figures_of_every_seed(written, outcomes):
+    with (written[0] / "seeds.csv").open() as file:
+        rows = {(r["set"], r["arm"], int(r["seed"])): r for r in csv.DictReader(file)}
+    assert len(rows) == len(outcomes)
+    for outcome in outcomes:
+        row = rows[outcome.set, outcome.arm, outcome.seed]
+        for name, value in outcome.figures.items():
+            assert float(row[name]) == pytest.approx(value)
+
+
+def test_csv_of_arms_and_of_comparisons(written, outcomes):
+    out, study = written
+    with (out / "table.csv").open() as file:
+        rows = {(r["set"], r["arm"]): r for r in csv.DictReader(file)}
+    values = [o.figures["auroc"] for o in outcomes if (o.arm, o.set) == ("opposed", "open")]
+    row = rows["open", "opposed"]
+    assert float(row["auroc_mean"]) == pytest.approx(np.mean(values)) and row["kind"] == "reconstruction"
+    assert rows["open", "cyborg_mean_map"]["kind"] == "placebo" and rows["open", "cross_entropy"]["alpha"] == ""
+    assert float(row["auroc_bootstrap_low"]) < float(row["auroc_mean"]) < float(row["auroc_bootstrap_high"])
+    with (out / "comparisons.csv").open() as file:
+        found = list(csv.DictReader(file))
+    assert len(found) == sum(len(entry["comparisons"]) for entry in study["statistics"]) == 8
+
+
+def test_text_and_markdown_say_the_same(written):
+    out, study = written
+    text, markdown = ((out / name).read_text(encoding="utf-8") for name in ("table.txt", "table.md"))
+    squeezed = re.sub(r"  +", " ", text)
+    for line in markdown.splitlines():
+        if line.startswith("| ") and not line.startswith("| ---"):
+            cells = [cell.strip() for cell in line.strip("|").split("|")]
+            assert " ".join(cells) in squeezed
+        elif line.startswith("- "):
+            assert line in text
+    blocks = re.findall(r"(?:^\|.*\n?)+", markdown, flags=re.M)
+    assert len(blocks) == 3 * 2 + 2 + 1  # arms and seeds of three sets, comparisons of two, the choice of alpha
+    for block in blocks:
+        assert len({line.count("|") for line in block.splitlines()}) == 1
+    for entry in study["statistics"]:
+        for comparison in entry["comparisons"]:
+            assert verdict(entry, comparison) in text
+
+
+def test_reconstructions_are_called_so_everywhere(written, page):
+    for name in ("table.txt", "table.md"):
+        text = (written[0] / name).read_text(encoding="utf-8")
+        for line in text.splitlines():
+            if line.lstrip("| ").startswith(("opposed", "difference", "contrast")):
+                assert "(reconstruction)" in line
+    assert "opposed (reconstruction)" in page and "cyborg_mean_map (placebo)" in page
+    assert not re.search(r"<td>(opposed|difference|contrast)</td>", page)
+
+
+def test_page_needs_nothing_else_and_nothing_breaks_out(page):
+    assert not re.search(r"(?:src|href)=\"(?!data:)", page) and "url(" not in page and "@import" not in page
+    assert "</script><b>" not in page and html.escape("</script><b>not bold</b>") in page
+    assert page.count('class="light" src="data:image/svg+xml;base64,') == 3 == page.count('class="dark" src="data:')
+    for fact in ("0123abc", "launch/compare.py --config=configs/demo.py", "0.10.2"):
+        assert fact in page
+    for tag in ("table", "div", "ul", "details", "figure", "section", "thead", "tbody", "tr"):
+        assert len(re.findall(rf"<{tag}[ >]", page)) == page.count(f"</{tag}>"), tag
+
+
+def test_page_shows_every_conclusion_and_verdict(written, page):
+    _, study = written
+    assert set(study["conclusions"]) == {"Open set", "Closed set"}
+    for sentences in study["conclusions"].values():
+        assert all(str(html.escape(sentence)) in page for sentence in sentences)
+    for entry in study["statistics"]:
+        for comparison in entry["comparisons"]:
+            assert html.escape(verdict(entry, comparison)) in page
+
+
+def test_contradictions_leave_an_older_report_alone(few, tmp_path):
+    old = tmp_path / "report"
+    write_study(old, few, {}, {}, resamples=20)
+    before = {path.name: path.read_bytes() for path in old.iterdir()}
+    with pytest.raises(StudyError):
+        write_study(old, [*few, few[0]], {}, {})
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        write_study(old, few, {}, {"loss": float("nan")}, resamples=20)
+    assert {path.name: path.read_bytes() for path in old.iterdir()} == before
+    with pytest.raises(StudyError, match="not a folder"):
+        write_study(old / "study.json", few, {}, {})
+
+
+def test_a_newer_report_replaces_the_older_one_and_its_plots(few, tmp_path):
+    write_study(tmp_path, few, make_selection(STRENGTHS), PROVENANCE, resamples=20)
+    (tmp_path / "maps.png").touch()  # of someone else
+    write_study(tmp_path, few, {}, PROVENANCE, resamples=20)
+    names = {path.name for path in tmp_path.iterdir()}
+    assert "plot_alpha_published.png" not in names and {"plot_auroc_published.png", "maps.png"} <= names
+    assert "equal budget" not in (tmp_path / "table.txt").read_text(encoding="utf-8")
+
+
+def test_same_outcomes_give_the_same_bytes(few, tmp_path):
+    for name in ("first", "second"):
+        write_study(tmp_path / name, few, {}, PROVENANCE, resamples=20)
+    for path in (tmp_path / "first").iterdir():
+        assert path.read_bytes() == (tmp_path / "second" / path.name).read_bytes()
+
+
+def test_verdict_in_words():
+    minus = "\u2212"
+    entry = an_entry()
+    assert verdict(entry, entry["comparisons"][0]) == (
+        f"difference (reconstruction) - cyborg, open: +0.012 [{minus}0.004, 0.028], p = 0.13 (seeds), 0.21 (groups), "
+        "after Holm 0.39: not significant."
+    )
+    placebo = {
+        "against": "placebo",
+        "other": "difference_ring",
+        "other_kind": "placebo",
+        "p_seeds": 0.0001,
+        "p_groups": None,
+    }
+    entry = an_entry(
+        **placebo, p_holm=0.0002, significant=True, difference={"mean": -0.5, "bootstrap": None, "interval": None}
+    )
+    entry["protocol"] = "k_fold"
+    assert verdict(entry, entry["comparisons"][0]) == (
+        f"difference (reconstruction) - difference_ring (placebo), open (k_fold): {minus}0.500, p < 0.001 (seeds), "
+        "after Holm < 0.001: significantly lower."
+    )
+
+
+@pytest.mark.parametrize(
+    "mean, significant, expected",
+    [
+        (0.1, True, "shown for difference."),
+        (0.1, False, "shown for none; higher but not significantly: difference."),
+        (-0.1, False, "shown for none; the other way: difference."),
+        (-0.1, True, "shown for none; the other way: difference."),
+        (0.0, False, "shown for none; no difference at all: difference."),
+    ],
+)
+def test_the_claim_follows_the_figures(mean, significant, expected):
+    options = {"difference": {"mean": mean, "bootstrap": None, "interval": None}, "significant": significant}
+    sentences = summary(an_entry(**options), "cyborg")
+    assert sentences[0] == f"That a reconstruction does better than cyborg is {expected}"
+    word = "no significant difference: difference" if not significant else "significantly higher: difference"
+    word = "significantly lower: difference" if significant and mean < 0 else word
+    assert word in sentences[1]
+    assert ("significantly or not: difference." in sentences[1]) == (mean < 0)
+
+
+def test_placebos_that_win_are_named():
+    options = {"against": "placebo", "other": "difference_ring", "difference": {"mean": -0.1, "bootstrap": None}}
+    (sentence,) = summary(an_entry(**options), "cyborg")
+    assert "no significant difference: difference_ring." in sentence
+    assert sentence.endswith("Placebos with the higher mean, significantly or not: difference_ring.")
+
+
+def test_limits_are_said():
+    few = an_entry(seeds=[0, 1, 2], smallest_p_seeds=0.25, unpaired=[5])
+    few["groups"] = 1
+    few["arms"] = [{"arm": "cyborg", "incomplete": [7]}]
+    few["missing"] = ["a - b could not be compared."]
+    text = "\n".join(summary(few, "cyborg"))
+    assert "With 3 seeds the smallest p-value over seeds is 0.25; after Holm" in text
+    assert "All images are one group" in text and "a - b could not be compared." in text
+    assert "only the 3 common seeds are paired; without a partner: 5." in text and "seeds 7 lack a fold" in text
+    assert len(summary(an_entry(), "cyborg")) == 2
+
+
+def test_numbers_in_words():
+    assert [probability(p) for p in (0.0004, 0.0123, 0.0994, 0.0996, 0.5, 1.0)] == [
+        "< 0.001",
+        "0.012",
+        "0.099",
+        "0.10",
+        "0.50",
+        "1.00",
+    ]
+    assert [signed(value) for value in (0.0004, -0.0004, -0.25)] == ["+0.000", "+0.000", "\u22120.250"]
+
+
+def as_arm(name, strategy=None, kind=""):
+    return {"arm": name, "strategy": strategy or name, "kind": kind}
+
+
+def test_arms_look_unlike_and_alike_across_studies():
+    plain = ["energy", *STRENGTHS, "contrast", "outside", "entropy"]
+    variants = {"kl": "difference", "difference_raw": "difference", "cyborg_ring": "cyborg", "energy_d": "energy"}
+    arms = [as_arm(name, strategy) for name, strategy in variants.items()]
+    arms += [as_arm(name, "cyborg" if name == "cyborg_mean_map" else None) for name in plain]
+    looks = arm_looks(arms, {"cyborg": ["cyborg_mean_map", "cyborg_ring"]})
+    assert list(looks) == [arm["arm"] for arm in arms]
+    assert len({(look.color, look.marker, look.filled) for look in looks.values()}) == len(arms)
+    assert not looks["cyborg_ring"].filled and looks["cyborg_ring"].color == looks["cyborg"].color
+    assert looks["kl"].color == looks["difference"].color and looks["energy_d"].color == looks["energy"].color
+    fewer = arm_looks([as_arm("kl", "difference"), as_arm("difference"), as_arm("cyborg")], {})
+    assert all(fewer[arm] == looks[arm] for arm in ("difference", "cyborg"))
+
+
+@pytest.fixture(scope="module")
+def drawings(outcomes):
+    """Each kind of plot, drawn at its size."""
+    many = [o._replace(arm=f"{o.arm}_variant_{n}") if n else o for o in outcomes for n in range(3)]
+    entries = [e for e in study_statistics(many, resamples=20) if e["set"] != "val"]
+    arms = [arm["arm"] for arm in entries[0]["arms"]]
+    looks = arm_looks(entries[0]["arms"], PLACEBOS)
+    figures = {
+        "auroc": draw_auroc(entries, arms, looks, "cyborg", LIGHT),
+        "alpha": draw_alpha(make_selection(arms, sets=("open", "closed"))["published"], entries, looks, LIGHT),
+        "agreement": draw_agreement(entries, looks, DARK),
+    }
+    for figure in figures.values():
+        figure.draw_without_rendering()
+    return figures
+
+
+@pytest.mark.parametrize("name", ["auroc", "alpha", "agreement"])
+def test_no_two_texts_of_a_plot_overlap(drawings, name):
+    figure = drawings[name]
+    texts = [text for axis in figure.axes for text in (axis.title, axis.xaxis.label, axis.yaxis.label, *axis.texts)]
+    for scale in (scale for axis in figure.axes for scale in (axis.xaxis, axis.yaxis)):
+        low, high = sorted(scale.get_view_interval())  # ticks outside are kept, but not drawn
+        texts += [tick.label1 for tick in scale.get_major_ticks() if low <= tick.get_loc() <= high]
+    texts += [text for legend in figure.legends for text in legend.get_texts()]
+    boxes = [(text.get_text(), text.get_window_extent()) for text in texts if text.get_visible() and text.get_text()]
+    width, height = figure.bbox.size
+    for number, (label, box) in enumerate(boxes):
+        assert box.x0 >= 0 and box.y0 >= 0 and box.x1 <= width and box.y1 <= height, f"{label!r} is cut off"
+        for other, beside in boxes[number + 1 :]:
+            overlap = min(box.x1, beside.x1) - max(box.x0, beside.x0), min(box.y1, beside.y1) - max(box.y0, beside.y0)
+            assert min(overlap) < 1, f"{label!r} and {other!r} overlap"
+
+
+def test_all_seeds_are_dots(drawings, outcomes):
+    open_panel = drawings["auroc"].axes[0]
+    drawn = np.sort(np.concatenate([dots.get_offsets()[:, 0] for dots in open_panel.collections]))
+    values = np.sort([o.figures["auroc"] for o in outcomes if o.set == "open"] * 3)
+    np.testing.assert_allclose(drawn, values, atol=1e-12)
+
+
+def test_plots_without_anything_to_show_are_left_out(outcomes):
+    blind = [o._replace(figures=o.figures | dict.fromkeys(("cc_true", "cc_difference"))) for o in outcomes]
+    plots = draw_study(study_statistics(blind, resamples=20), {}, PLACEBOS, "cyborg")
+    assert [plot.name for plot in plots] == ["auroc_published"]
+    alone = [o._replace(labels=np.ones_like(o.labels), figures=o.figures | {"auroc": None}) for o in blind]
+    assert not draw_study(study_statistics(alone), {}, {}, "cyborg")
+
+
+def test_validation_alone_is_drawn_and_compared_with_nothing(outcomes, tmp_path):
+    study = write_study(tmp_path, [o for o in outcomes if o.set == "val"], {}, {}, resamples=20)
+    assert (tmp_path / "plot_auroc_published.png").exists()
+    assert "Nothing could be compared" in study["conclusions"]["No test"][0]
