@@ -22,6 +22,7 @@ LAYERS = (
     ("compilation", "distributed"),
     ("placement",),
     (
+        "compiled_program",
         "state_dicts",
         "weights",
         "parity",
@@ -61,7 +62,18 @@ LAYERS = (
         "study_plots",
         "study_report",
     ),
-    ("train", "evaluate", "report", "export", "study_worker", "compare", "prepare", "data_benchmark", "step_benchmark"),
+    (
+        "train",
+        "evaluate",
+        "report",
+        "export",
+        "study_worker",
+        "compare",
+        "prepare",
+        "benchmark",
+        "data_benchmark",
+        "scale",
+    ),
     ("fault_runs", "fault_kills", "fault_inputs", "faults"),
 )
 RANK = {name: rank for rank, layer in enumerate(LAYERS) for name in layer}
