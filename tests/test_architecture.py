@@ -19,8 +19,9 @@ LAYERS = (
     ("evidence",),
     ("strategies",),
     ("optimizers", "steps"),
+    ("compilation", "distributed"),
+    ("placement",),
     (
-        "compilation",
         "compiled_program",
         "state_dicts",
         "weights",
