@@ -15,7 +15,7 @@ from tiny_run import tiny_config
 from tqdm import tqdm
 
 from tfcam_jax import compare as compare_module
-from tfcam_jax import study_worker
+from tfcam_jax import study_report, study_worker
 from tfcam_jax.compare import FailedRunsError, compare
 from tfcam_jax.data.held import hold_splits
 from tfcam_jax.experiment import build_experiment, open_dataset
@@ -43,6 +43,11 @@ def make_config(manifest, **overrides):
 
 def planned(config):
     return plan_runs(config, plan_arms(config), Worker(0).source(config))
+
+
+def without_pictures(monkeypatch):
+    monkeypatch.setattr(compare_module, "draw_comparison", lambda *_: None)
+    monkeypatch.setattr(study_report, "draw_study", lambda *_: [])
 
 
 @pytest.fixture(scope="module")
@@ -109,7 +114,7 @@ def test_a_finished_study_is_read_and_a_grown_one_trains_only_what_is_new(study,
     assert compare(config, workdir, num_images=3)["statistics"] == found["statistics"] and not trained
     grown = config.copy_and_resolve_references()
     grown.compare.strategies = ("cross_entropy", "cyborg", "opposed")
-    monkeypatch.setattr(compare_module, "draw_comparison", lambda *_: None)
+    without_pictures(monkeypatch)
     compare(grown, workdir)
     assert trained == [f"opposed-alpha{alpha}-published-seed{seed}" for alpha in (0.3, 0.6) for seed in (0, 1)]
     write_entries(workdir, [run.entry for run in planned(config)], "accuracy")
@@ -203,6 +208,7 @@ def test_a_failing_run_does_not_lose_the_others(manifest, tmp_path, monkeypatch)
             raise MemoryError("no room")
         return original(config, folder, *arguments, **options)
 
+    without_pictures(monkeypatch)
     monkeypatch.setattr(study_worker, "train", fails_once)
     with pytest.raises(
         FailedRunsError, match=r"1 of 2 runs failed[^\n]*\n  cyborg-alpha0\.5-published-seed0: MemoryError: no"
@@ -218,7 +224,7 @@ def test_a_failing_run_does_not_lose_the_others(manifest, tmp_path, monkeypatch)
 
 def test_several_processes_give_the_same_and_outlive_one_that_dies(study, manifest, tmp_path, monkeypatch):
     workdir, config, _ = study
-    runs = [run for run in planned(config) if run.entry.arm != "cyborg_mean_map" and run.entry.alpha != 0.3]
+    runs = [run for run in planned(config) if run.entry.arm != "cyborg_mean_map" and run.entry.alpha != 0.3][:3]
     runs[0].config.data.manifest = str(tmp_path / "absent.csv")
     killed, finish = [], study_worker._Member.finish
 
@@ -239,7 +245,7 @@ def test_several_processes_give_the_same_and_outlive_one_that_dies(study, manife
     assert "exit code -9" in failures[killed[0]]
     assert killed[0] == broken or "absent.csv" in failures[broken]
     done = [run.entry.folder for run in runs if run.entry.folder not in failures]
-    assert len(done) >= 2
+    assert done
     for folder in done:
         first, second = (json.loads((parent / folder / "results.json").read_text()) for parent in (workdir, tmp_path))
         assert first["sets"]["open"]["cross_entropy"] == pytest.approx(
