@@ -5,6 +5,7 @@ import functools
 import json
 import os
 import signal
+from multiprocessing import Pipe
 
 import jax
 import numpy as np
@@ -19,6 +20,7 @@ from tfcam_jax import study_report, study_worker
 from tfcam_jax.compare import FailedRunsError, compare
 from tfcam_jax.data.held import hold_splits
 from tfcam_jax.experiment import build_experiment, open_dataset
+from tfcam_jax.interruption import StoppedError
 from tfcam_jax.study_outcomes import Entry, read_outcomes, read_selection, write_entries
 from tfcam_jax.study_plan import plan_arms, plan_runs
 from tfcam_jax.study_worker import Worker
@@ -251,6 +253,21 @@ def test_several_processes_give_the_same_and_outlive_one_that_dies(study, manife
         assert first["sets"]["open"]["cross_entropy"] == pytest.approx(
             second["sets"]["open"]["cross_entropy"], rel=1e-4
         )
+
+
+def test_a_signal_to_one_process_stops_the_study(manifest, tmp_path, monkeypatch):
+    """Not the process's run alone: whoever sent it wants the machine back."""
+    runs = planned(make_config(manifest))
+    member = object.__new__(study_worker._Member)
+    member.run, (member.pipe, other) = runs[0], Pipe()
+    worker = Worker(0)
+    monkeypatch.setattr(worker, "train", lambda *_: (_ for _ in ()).throw(StoppedError("stopped by SIGTERM", 143)))
+    study_worker.answer(other, worker, runs[0], tmp_path)
+    with pytest.raises(StoppedError, match="stopped by SIGTERM") as caught:
+        member.finish()
+    assert caught.value.exit_code == 143
+    with pytest.raises(StoppedError):
+        study_worker.train_here(worker, runs, tmp_path, tqdm(disable=True))
 
 
 def test_cores_are_shared_out():
