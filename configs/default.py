@@ -12,7 +12,8 @@ def get_config() -> ConfigDict:
     config = ConfigDict()
     config.seed = 0  # of initial weights, order of examples and augmentation
     config.epochs = 50
-    config.batch_size = 20
+    config.batch_size = 20  # of an update, over all devices
+    config.accumulate_steps = 1  # parts that a batch is worked through in, one after the other, to need less memory
     config.strategy = "cross_entropy"  # a key of tfcam_jax.strategies.STRATEGIES
 
     # Options of the strategy.
@@ -113,6 +114,13 @@ def get_config() -> ConfigDict:
     config.optimizer.step_epochs = placeholder(int)  # step: 12
     config.optimizer.step_factor = placeholder(float)  # step: 0.1
     config.optimizer.warmup_epochs = 0.0
+
+    # How the devices are used: results don't depend on it, but for batch_norm = "local".
+    config.parallel = ConfigDict()
+    config.parallel.mode = "auto"  # jit: one device; mesh: all, also of several hosts; pmap: all of this process
+    config.parallel.devices = placeholder(int)  # how many, over all hosts; unset: all
+    config.parallel.shard_state = False  # mesh: spread parameters and optimiser state over the devices
+    config.parallel.batch_norm = "synchronized"  # statistics of the whole batch, or local: of each device's part
 
     config.evaluation = ConfigDict()
     config.evaluation.batch_size = 64

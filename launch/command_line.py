@@ -17,6 +17,7 @@ from tfcam_jax.checkpoints import CheckpointError
 from tfcam_jax.compare import FailedRunsError
 from tfcam_jax.data.pipeline import WorkerError
 from tfcam_jax.data.source import DataError
+from tfcam_jax.distributed import DistributedError, end_with_others, initialize
 from tfcam_jax.experiment import ConfigError
 from tfcam_jax.interruption import StoppedError
 from tfcam_jax.metric_window import NonFiniteError
@@ -33,6 +34,7 @@ EXPECTED = (
     CheckpointError,
     ConfigError,
     DataError,
+    DistributedError,
     FailedRunsError,
     MetricsError,
     NonFiniteError,
@@ -47,8 +49,18 @@ EXPECTED = (
 )
 
 
-def run(main: Callable[[], object]) -> None:
-    """Parses flags and calls `main`. An expected error goes to stderr as one message, with exit status 1."""
+def run(main: Callable[[], object], several_processes: bool = False) -> None:
+    """Parses flags and calls `main`. An expected error goes to stderr as one message, with exit status 1.
+
+    Args:
+      main: the script's work.
+      several_processes: whether it can be shared by several processes; if so, it gets the flags that join them.
+    """
+    if several_processes:
+        flags.DEFINE_string("coordinator_address", None, "host:port of process 0; found by itself on a cluster.")
+        flags.DEFINE_integer("num_processes", None, "Processes over all hosts; 1: stay alone.", lower_bound=1)
+        flags.DEFINE_integer("process_id", None, "Number of this process, from 0.", lower_bound=0)
+        flags.DEFINE_integer("heartbeat_seconds", 10, "All end when one is silent for so long.", lower_bound=2)
 
     def guarded(argv: list[str]) -> None:
         if len(argv) > 1:
@@ -56,6 +68,11 @@ def run(main: Callable[[], object]) -> None:
         logging.set_verbosity(logging.WARNING)  # Orbax tells each file at the level above
         logging.get_absl_logger().addFilter(_without_traceback)
         try:
+            if several_processes:
+                values = flags.FLAGS
+                initialize(
+                    values.coordinator_address, values.num_processes, values.process_id, values.heartbeat_seconds
+                )
             main()
         except EXPECTED as error:
             sys.exit(f"error: {error}")
@@ -63,7 +80,7 @@ def run(main: Callable[[], object]) -> None:
             print(error, file=sys.stderr)
             sys.exit(error.exit_code)
 
-    app.run(guarded, flags_parser=_parse)
+    app.run(lambda argv: end_with_others(lambda: guarded(argv)), flags_parser=_parse)
 
 
 def _without_traceback(record: LogRecord) -> bool:

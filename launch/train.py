@@ -14,4 +14,4 @@ WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run: made new, or 
 flags.mark_flags_as_required(["config", "workdir"])
 
 if __name__ == "__main__":
-    command_line.run(lambda: train(CONFIG.value, WORKDIR.value))
+    command_line.run(lambda: train(CONFIG.value, WORKDIR.value), several_processes=True)

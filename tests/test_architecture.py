@@ -19,8 +19,10 @@ LAYERS = (
     ("evidence",),
     ("strategies",),
     ("optimizers", "steps"),
+    ("compilation", "distributed"),
+    ("placement",),
     (
-        "compilation",
+        "compiled_program",
         "state_dicts",
         "weights",
         "parity",
@@ -60,7 +62,18 @@ LAYERS = (
         "study_plots",
         "study_report",
     ),
-    ("train", "evaluate", "report", "export", "study_worker", "compare", "prepare", "data_benchmark", "step_benchmark"),
+    (
+        "train",
+        "evaluate",
+        "report",
+        "export",
+        "study_worker",
+        "compare",
+        "prepare",
+        "benchmark",
+        "data_benchmark",
+        "scale",
+    ),
     ("fault_runs", "fault_kills", "fault_inputs", "faults"),
 )
 RANK = {name: rank for rank, layer in enumerate(LAYERS) for name in layer}

@@ -159,10 +159,22 @@ def test_hosts_share_each_batch_and_change_nothing(count):
     assert sorted(scored) == list(range(count))
 
 
-@pytest.mark.parametrize(("size", "index", "count"), [(8, 0, 3), (8, 2, 2), (8, -1, 2)])
-def test_batches_that_hosts_can_not_share(size, index, count):
-    with pytest.raises(ValueError, match="must be a multiple of the number of hosts"):
-        train(Numbered(9), batch_size=size, shard_index=index, shard_count=count)
+@pytest.mark.parametrize(("size", "hosts"), [(8, 3), (5, 4), (2, 3)])
+def test_hosts_that_share_unevenly_pad(size, hosts):
+    """Each host's part is equally long, and the real rows of all, put together, are the batch."""
+    whole = train(Numbered(13), batch_size=size)
+    parts = [train(Numbered(13), batch_size=size, shard_index=i, shard_count=hosts) for i in range(hosts)]
+    for batch, *shares in zip(whole, *parts, strict=True):
+        assert {len(share["mask"]) for share in shares} == {-(-size // hosts)}
+        for name, value in batch.items():
+            together = np.concatenate([share[name][share["mask"] > 0] for share in shares])
+            np.testing.assert_array_equal(together, value[batch["mask"] > 0])
+
+
+@pytest.mark.parametrize(("index", "count"), [(2, 2), (-1, 2)])
+def test_host_beyond_their_number(index, count):
+    with pytest.raises(ValueError, match="must lie below the number of hosts, 2"):
+        train(Numbered(9), batch_size=8, shard_index=index, shard_count=count)
 
 
 def test_an_epoch_goes_on_from_any_batch_with_any_number_of_workers():

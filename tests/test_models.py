@@ -220,6 +220,62 @@ def test_batch_norm_over_two_devices_equals_one():
     assert np.abs(local_y.reshape(6, 4, 4, 3) - y).max() > 0.1
 
 
+def test_batch_norm_by_groups_is_each_group_by_itself():
+    """Outputs are those of each half alone; running statistics are their mean, by the number of examples that count."""
+    rng = np.random.default_rng(12)
+    variables, x = norm_variables(rng, 3), as_float32(rng.normal(1, 2, (8, 2, 2, 3)))
+    mask = jnp.array([1.0, 1, 1, 1, 1, 0, 0, 1])
+    apply = lambda norm, x, mask: norm.apply(variables, x, train=True, mask=mask, mutable=["batch_stats"])
+    y, updated = apply(BatchNorm(groups=2), x, mask)
+    halves = [apply(BatchNorm(), x[rows], mask[rows]) for rows in (slice(0, 4), slice(4, 8))]
+    np.testing.assert_allclose(y, np.concatenate([half[0] for half in halves]), atol=1e-5)
+    mean = lambda a, b: (4 * a + 2 * b) / 6
+    expected = jax.tree.map(mean, *(half[1]["batch_stats"] for half in halves))
+    jax.tree.map(partial(np.testing.assert_allclose, atol=1e-5), updated["batch_stats"], expected)
+    assert np.abs(y - apply(BatchNorm(), x, mask)[0]).max() > 0.01
+
+
+def test_batch_norm_by_devices_is_by_groups():
+    """Under pmap each device is a group, and all of them keep the same running statistics."""
+    rng = np.random.default_rng(13)
+    variables, x = norm_variables(rng, 3), as_float32(rng.normal(1, 2, (6, 2, 2, 3)))
+    mask = jnp.array([1.0, 1, 1, 0, 1, 0])
+    apply = lambda norm, x, mask: norm.apply(variables, x, train=True, mask=mask, mutable=["batch_stats"])
+    y, updated = apply(BatchNorm(groups=2), x, mask)
+    mapped = jax.pmap(partial(apply, BatchNorm(groups=2, axis_name=AXIS)), axis_name=AXIS)
+    both_y, both_updated = mapped(x.reshape(2, 3, 2, 2, 3), mask.reshape(2, 3))
+    np.testing.assert_allclose(both_y.reshape(y.shape), y, atol=1e-5)
+    for device in (0, 1):
+        close = lambda both, one, device=device: np.testing.assert_allclose(both[device], one, atol=1e-5)
+        jax.tree.map(close, both_updated, updated)
+
+
+@pytest.mark.parametrize("groups", [1, 2])
+def test_batch_norm_without_examples_keeps_its_statistics(groups):
+    """A batch of padding changes nothing; a group of padding does not count."""
+    rng = np.random.default_rng(14)
+    variables, x = norm_variables(rng, 3), as_float32(rng.normal(size=(4, 2, 2, 3)))
+    apply = lambda norm, x, mask: norm.apply(variables, x, train=True, mask=mask, mutable=["batch_stats"])
+    y, updated = apply(BatchNorm(groups=groups), x, jnp.zeros(4))
+    assert np.isfinite(y).all()
+    jax.tree.map(np.testing.assert_array_equal, updated["batch_stats"], variables["batch_stats"])
+    _, updated = apply(BatchNorm(groups=2), x, jnp.array([1.0, 1, 0, 0]))
+    _, alone = apply(BatchNorm(), x[:2], jnp.ones(2))
+    jax.tree.map(partial(np.testing.assert_allclose, atol=1e-6), updated, alone)
+
+
+def test_batch_norm_refuses_groups_that_do_not_fit():
+    x = jnp.zeros((4, 2, 2, 3))
+    variables = norm_variables(np.random.default_rng(15), 3)
+    with pytest.raises(ValueError, match="4 examples does not fall into 3 equal groups"):
+        BatchNorm(groups=3).apply(variables, x, train=True, mutable=["batch_stats"])
+    norm = BatchNorm(groups=3, axis_name=AXIS)
+    with pytest.raises(ValueError, match="3 groups over 2 devices"):
+        jax.pmap(lambda x: norm.apply(variables, x, train=True, mutable=["batch_stats"]), axis_name=AXIS)(
+            x[None].repeat(2, 0)
+        )
+
+
 @pytest.mark.parametrize(("mean", "tolerance"), [(0, 1e-5), (10, 2e-4), (100, 2e-2)])
 def test_batch_norm_far_from_zero(mean, tolerance):
     """E[x^2] - E[x]^2 in float32 loses digits with (mean / deviation)^2; what convolutions give stays below 10."""

@@ -1,6 +1,7 @@
 """The train step and the eval step, against losses written out by hand, alone and over two devices."""
 
 import functools
+import re
 
 import jax
 import jax.numpy as jnp
@@ -169,6 +170,68 @@ def test_padding_changes_nothing(name):
             jax.tree.map(
                 lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), getattr(states[0], tree), getattr(other, tree)
             )
+
+
+def frozen(model):
+    """Without batch statistics in training, parts of a batch can equal the whole."""
+    return model.clone(freeze_batch_norm=True)
+
+
+@pytest.mark.parametrize(
+    ("name", "parts"), [("cross_entropy", 4), ("difference", 4), ("entropy", 2), ("input_gradient", 2)]
+)
+def test_parts_of_a_batch_equal_the_whole(name, parts):
+    """Three steps; maps and padding fall unevenly on the parts, and the divisors are those of the whole batch."""
+    tx, strategy = optax.chain(optax.clip_by_global_norm(0.5), optax.sgd(0.1, momentum=0.9)), make_strategy(name)
+    states, histories = {}, {}
+    for count in (1, parts):
+        step = jax.jit(steps.make_train_step(frozen(make_model()), tx, strategy, PREPROCESS, accumulate_steps=count))
+        states[count], histories[count] = make_state(tx), []
+        for seed in range(3):
+            states[count], metrics = step(states[count], make_batch(seed))
+            histories[count].append(jax.device_get(metrics))
+    for one, other in zip(histories[1], histories[parts], strict=True):
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), one, other)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6, rtol=0), states[1], states[parts])
+
+
+def test_parts_on_two_devices_equal_the_whole():
+    tx, strategy = optax.sgd(0.1), make_strategy("opposed")
+    step = steps.make_train_step(
+        frozen(make_model("devices")), tx, strategy, PREPROCESS, axis_name="devices", accumulate_steps=2
+    )
+    halves = {k: v.reshape(2, BATCH // 2, *v.shape[1:]) for k, v in make_batch().items()}
+    mapped = jax.pmap(step, axis_name="devices", in_axes=(None, 0), out_axes=None)
+    state, metrics = mapped(make_state(tx), halves)
+    whole = jax.jit(steps.make_train_step(frozen(make_model()), tx, strategy, PREPROCESS))
+    expected, history = whole(make_state(tx), make_batch())
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6, rtol=1e-5), (state, metrics), (expected, history)
+    )
+
+
+def test_parts_of_padding_leave_batch_statistics_alone():
+    """Of four parts two hold no example: parameters and statistics are those of a step over the other two."""
+    tx, strategy, batch = optax.sgd(0.1), make_strategy("cyborg"), make_batch()
+    batch["mask"] = np.array([1, 1, 0, 0, 1, 1, 0, 0], np.float32)  # part i takes rows i and i + 4
+    parted = lambda count: jax.jit(
+        steps.make_train_step(make_model(), tx, strategy, PREPROCESS, accumulate_steps=count)
+    )
+    kept = {name: value[[0, 1, 4, 5]] for name, value in batch.items()}
+    four, _ = parted(4)(make_state(tx), batch)
+    two, _ = parted(2)(make_state(tx), kept)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), four, two)
+
+
+def test_accumulation_looks_twice_only_where_it_must():
+    """Counts that don't depend on the forward pass cost none: plain cross-entropy has as many convolutions as ever."""
+
+    def convolutions(name, parts):
+        step = steps.make_train_step(make_model(), optax.sgd(0.1), make_strategy(name), PREPROCESS, None, parts)
+        text = jax.jit(step).lower(make_state(optax.sgd(0.1)), make_batch()).compile().as_text()
+        return len(re.findall(r" convolution\(", text))
+
+    assert convolutions("cross_entropy", 2) == convolutions("cross_entropy", 1) < convolutions("difference", 2)
 
 
 @pytest.mark.parametrize("name", ["cross_entropy", "opposed", "contrast", "entropy", "input_gradient"])

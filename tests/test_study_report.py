@@ -253,7 +253,7 @@ def test_numbers_in_words():
         "0.50",
         "1.00",
     ]
-    assert [signed(value) for value in (0.0004, -0.0004, -0.25)] == ["+0.000", "+0.000", "\u22120.250"]
+    assert [signed(value) for value in (0.0004, -0.0004, -0.25)] == ["+0.000", "\u22120.000", "\u22120.250"]
 
 
 def as_arm(name, strategy=None, kind=""):
@@ -327,3 +327,11 @@ def test_validation_alone_is_drawn_and_compared_with_nothing(outcomes, tmp_path)
     study = write_study(tmp_path, [o for o in outcomes if o.set == "val"], {}, {}, resamples=20)
     assert (tmp_path / "plot_auroc_published.png").exists()
     assert "Nothing could be compared" in study["conclusions"]["No test"][0]
+
+
+def test_no_dot_and_no_interval_leaves_the_panel(drawings):
+    for panel in drawings["auroc"].axes:
+        low, high = panel.get_xlim()
+        ends = [float(x) for line in panel.lines for x in line.get_xdata()]
+        ends += [float(x) for dots in panel.collections for x in dots.get_offsets()[:, 0]]
+        assert low < min(ends) and max(ends) < high

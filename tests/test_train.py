@@ -120,6 +120,12 @@ def test_folder_that_is_no_run_is_refused(manifest, tmp_path):
         ({"data.manifest": ""}, "data.manifest is empty"),
         ({"evaluation.select_by": "auc"}, "evaluation.select_by"),
         ({"model.dtype": "float16"}, "model.dtype"),
+        ({"parallel.mode": "pmpa"}, "Did you mean 'pmap'"),
+        ({"parallel.batch_norm": "global"}, "parallel.batch_norm is 'global'"),
+        ({"parallel.devices": 99}, "config.parallel.devices is 99; there are 2 devices"),
+        ({"parallel.mode": "pmap", "parallel.shard_state": True}, "config.parallel.shard_state needs"),
+        ({"accumulate_steps": 0}, "config.accumulate_steps is 0"),
+        ({"accumulate_steps": 6}, "a batch of 5 examples"),
         ({"model.name": "inception_v3"}, "32x32 px are too small for InceptionV3"),
     ],
 )

@@ -18,6 +18,7 @@ from .data.source import Dataset, Subset
 from .evaluate import evaluate_source
 from .experiment import ConfigError
 from .panels import Panel, Row, draw_panels
+from .placement import fetch
 from .protocol import apply_protocol, split_by_protocol
 from .provenance import collect_provenance
 from .study_outcomes import read_outcomes, read_selection, write_entries
@@ -137,7 +138,8 @@ def draw_comparison(worker: Worker, shown: dict[str, Run], workdir: Path, num_im
             state, _ = checkpoints.restore_best(lambda record, like=like: like)
         predictions = evaluate_source(experiment, state, source)
         if not rows:
-            images = [image for batch in experiment.eval_epoch(source) for image in batch["image"][batch["mask"] > 0]]
+            batches = [fetch(batch) for batch in experiment.eval_epoch(source)]
+            images = [image for batch in batches for image in batch["image"][batch["mask"] > 0]]
             captions = [f"{experiment.dataset.class_names[label]}" for label in predictions.labels]
             human = [s if u else None for s, u in zip(predictions.saliency, predictions.usable, strict=True)]
             rows = [[Panel("input", i), Panel("human map", h)] for i, h in zip(images, human, strict=True)]

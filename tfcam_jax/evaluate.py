@@ -20,10 +20,12 @@ from .classification_metrics import classification
 from .data.evaluation_sets import open_manifest_split
 from .data.manifest import read_rows
 from .data.source import DataError, Records, Source
+from .distributed import is_first
 from .experiment import Experiment, open_dataset
 from .faithfulness import fooling_gap
 from .faithfulness_study import study_faithfulness
 from .operating_points import SelectionError, choose_thresholds
+from .placement import fetch
 from .protocol import split_by_protocol
 from .protocol_figures import leave_one_domain_out, protocol_figures, protocol_sets
 from .protocol_tables import format_evaluation, format_leave_one_domain_out
@@ -66,9 +68,8 @@ def evaluate_source(runner: Experiment | TrainedModel, state: TrainState, source
     """Runs the eval step over every example of a split, once and in order."""
     outputs = []
     for batch in runner.eval_epoch(source):
-        real = np.asarray(batch["mask"]) > 0
-        output = runner.eval_step(state.params, state.batch_stats, {k: v for k, v in batch.items() if k != "index"})
-        outputs.append(jax.tree.map(lambda leaf, real=real: np.asarray(leaf)[real], output))
+        output, mask = fetch((runner.eval_step(state.params, state.batch_stats, batch), batch["mask"]))
+        outputs.append(jax.tree.map(lambda leaf, real=mask > 0: leaf[real], output))
     merged = jax.tree.map(lambda *leaves: np.concatenate(leaves), *outputs)
     return Predictions(labels=source.records.labels, **merged._asdict())
 
@@ -257,14 +258,13 @@ def score_source(
     """
     measure = jax.jit(_measure)
     logits, measured = [], []
-    with tqdm(total=len(source), desc=f"scoring {split}", unit="image", disable=None) as bar:
+    with tqdm(total=len(source), desc=f"scoring {split}", unit="image", disable=None if is_first() else True) as bar:
         for batch in trained.eval_epoch(source):
-            real = np.asarray(batch["mask"]) > 0
-            batch = {k: v for k, v in batch.items() if k != "index"}
             output = trained.eval_step(trained.state.params, trained.state.batch_stats, batch)
-            keep = lambda leaf, real=real: np.asarray(leaf)[real]
-            logits.append(keep(output.logits))
-            measured.append(jax.tree.map(keep, measure(output, batch["saliency"])))
+            fetched = fetch((output.logits, measure(output, batch["saliency"]), batch["mask"]))
+            real = fetched[2] > 0
+            logits.append(fetched[0][real])
+            measured.append(jax.tree.map(lambda leaf, real=real: leaf[real], fetched[1]))
             bar.update(int(real.sum()))
     scores = tabulate_scores(source.records, split, np.concatenate(logits), set(trained.domains))
     return scores, jax.tree.map(lambda *leaves: np.concatenate(leaves), *measured)
@@ -328,7 +328,9 @@ def stored_thresholds(workdir: Path, trained: TrainedModel) -> dict[str, dict[st
 
 
 def write_evaluation(out: Path, evaluation: dict[str, Any], scores: Scores, class_names: tuple[str, ...]) -> None:
-    """Writes the three files of an evaluation, each whole or not at all, and prints the tables."""
+    """Writes the three files of an evaluation, each whole or not at all, and prints the tables: in one process."""
+    if not is_first():
+        return
     text = format_evaluation(evaluation)
     out.mkdir(parents=True, exist_ok=True)
     write_scores(out / "scores.csv", scores, class_names)

@@ -62,26 +62,34 @@ class Total(NamedTuple):
     count: Float[Array, ""]
 
 
-def reduce_terms(terms: Terms, axis_name: str | None = None) -> tuple[Float[Array, ""], dict[str, Total]]:
-    """Reduces terms to this device's share of the loss and to each term's total over all devices.
+def reduce_terms(
+    terms: Terms, axis_name: str | None = None, counts: dict[str, Array] | None = None
+) -> tuple[Float[Array, ""], dict[str, Total]]:
+    """Reduces terms to this part's share of the loss and to each term's total over all devices.
 
     Args:
       terms: the strategy's answer.
       axis_name: pmap axis; None where the arrays span all devices already.
+      counts: of each term's examples in the whole batch (`count_terms`), where these are only some of them; None where
+        the arrays over all devices are the whole batch.
 
     Returns:
-      `(share, totals)`. The shares of all devices sum to the loss, so gradients are to be *summed* over devices.
+      `(share, totals)`. The shares of all devices and parts sum to the loss, so gradients are to be *summed* over them.
       A term without any example that counts contributes 0, with gradient 0.
     """
     share = jnp.zeros(())
     totals = {}
+    here = count_terms(terms, axis_name)
     for name, term in terms.items():
         # `where`, not a product: 0 * nan is nan, and what is masked may be anything.
         local = jnp.where(term.mask, term.per_example, 0).sum()
-        count = term.mask.sum().astype(local.dtype)
-        if axis_name is not None:
-            count = jax.lax.psum(count, axis_name)
-        share = share + term.weight * local / jnp.maximum(count, 1)
+        share = share + term.weight * local / jnp.maximum((counts or here)[name], 1)
         everywhere = local if axis_name is None else jax.lax.psum(jax.lax.stop_gradient(local), axis_name)
-        totals[name] = Total(everywhere, count)
+        totals[name] = Total(everywhere, here[name])
     return share, totals
+
+
+def count_terms(terms: Terms, axis_name: str | None = None) -> dict[str, Float[Array, ""]]:
+    """The number of examples that enter each term, over all devices."""
+    counts = {name: term.mask.sum().astype(jnp.float32) for name, term in terms.items()}
+    return counts if axis_name is None else jax.lax.psum(counts, axis_name)

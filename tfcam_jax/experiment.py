@@ -17,7 +17,6 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from . import steps
-from .compilation import compiler_options
 from .data import SOURCES
 from .data.human_maps import PLACEBOS, Smooth, process_maps
 from .data.pipeline import BALANCES, eval_batches, train_batches, watch_workers
@@ -25,10 +24,12 @@ from .data.source import Dataset, Source
 from .data.transforms import Augment
 from .models import MODEL_CARDS, MODELS, cam_size
 from .optimizers import make_optimizer, make_schedule
+from .placement import MODES, Placement, PlacementError, make_placement
 from .protocol import apply_protocol, check_options
 from .strategies import make_strategy
 from .weights import load_pretrained
 
+BATCH_NORM = ("synchronized", "local")
 SELECT_BY = ("accuracy", "auroc", "cross_entropy")
 
 
@@ -48,10 +49,11 @@ class Experiment:
       initial_state: the same with the pretrained weights that the config names, if any.
       train_step: compiled; its state argument is donated.
       eval_step: compiled.
-      train_epoch: `train_epoch(epoch, first_batch=0)`, batches of one epoch of training on the host, the first ones
-        left out where an epoch goes on in its middle.
-      put_batch: starts a host batch's way to the device and returns at once.
-      eval_epoch: batches that hold each example of a split once.
+      train_epoch: `train_epoch(epoch, first_batch=0)`, this process's part of the batches of one epoch of training, on
+        the host, the first ones left out where an epoch goes on in its middle.
+      put_batch: starts such a batch's way to the devices and returns at once.
+      eval_epoch: batches on the devices of all processes that hold each example of a split once, in order but for
+        padding (`mask` 0, `index` -1).
     """
 
     dataset: Dataset
@@ -82,30 +84,37 @@ def build_experiment(
       DataError: images, maps or lists that can't be trained on.
     """
     check_values(config)
+    placement = _placement(config)
     dataset = dataset or open_dataset(config)
     steps_per_epoch = -(-len(dataset.splits["train"]) // config.batch_size)
-    strategy = make_strategy(config.strategy, **config.guidance)
     tx = _optimizer(config, steps_per_epoch)
-    model = build_model(config, len(dataset.class_names))
     image_size, preprocess = preprocessing(config)
-    initialize = programs.initialize if programs else jax.jit(lambda key: steps.initialize(model, key, image_size))
+    if programs:
+        initialize, train_step, eval_step = programs.initialize, programs.train_step, programs.eval_step
+    else:
+        model = build_model(
+            config, len(dataset.class_names), placement.axis_name, _batch_norm_groups(config, placement)
+        )
+        initialize = jax.jit(lambda key: steps.initialize(model, key, image_size))
+        train_step = _compile_train_step(config, placement, model, tx, len(dataset.class_names))
+        eval_step = placement.compile_eval_step(steps.make_eval_step(model, preprocess))
     variables = functools.partial(initialize, jax.random.key(config.seed))
+    create_state = lambda variables: placement.put_state(steps.create_train_state(variables, tx))
     reading = {
         "image_size": image_size,
         "num_threads": config.data.num_threads,
         "num_workers": config.data.num_workers,
+        "shard_index": jax.process_index(),
+        "shard_count": jax.process_count(),
     }
-    compiled = functools.partial(jax.jit, compiler_options=compiler_options())
     return Experiment(
         dataset=dataset,
         steps_per_epoch=steps_per_epoch,
         initialize=initialize,
-        random_state=lambda: steps.create_train_state(variables(), tx),
-        initial_state=lambda: steps.create_train_state(_pretrained(config, variables()), tx),
-        train_step=programs.train_step
-        if programs
-        else compiled(steps.make_train_step(model, tx, strategy, preprocess), donate_argnums=0),
-        eval_step=programs.eval_step if programs else compiled(steps.make_eval_step(model, preprocess)),
+        random_state=lambda: create_state(variables()),
+        initial_state=lambda: create_state(_pretrained(config, variables())),
+        train_step=train_step,
+        eval_step=eval_step,
         train_epoch=lambda epoch, first_batch=0: watch_workers(
             train_batches(
                 dataset.splits["train"],
@@ -118,11 +127,40 @@ def build_experiment(
                 **reading,
             )
         ),
-        put_batch=jax.device_put,
-        eval_epoch=lambda source: watch_workers(
-            eval_batches(source, batch_size=config.evaluation.batch_size, **reading)
+        put_batch=functools.partial(placement.put_train_batch, accumulate_steps=config.accumulate_steps),
+        eval_epoch=lambda source: map(
+            placement.put_batch,
+            watch_workers(eval_batches(source, batch_size=config.evaluation.batch_size, **reading)),
         ),
     )
+
+
+def _placement(config: ConfigDict) -> Placement:
+    options = config.parallel
+    try:
+        return make_placement(options.mode, options.devices, options.shard_state)
+    except PlacementError as error:
+        raise ConfigError(f"config.{error}") from error
+
+
+def _batch_norm_groups(config: ConfigDict, placement: Placement) -> int:
+    return placement.num_devices if config.parallel.batch_norm == "local" else 1
+
+
+def _compile_train_step(
+    config: ConfigDict, placement: Placement, model: nn.Module, tx: Any, num_classes: int
+) -> Callable[[steps.TrainState, steps.Batch], tuple[steps.TrainState, steps.StepMetrics]]:
+    step = steps.make_train_step(
+        model,
+        tx,
+        make_strategy(config.strategy, **config.guidance),
+        preprocessing(config)[1],
+        axis_name=placement.axis_name,
+        accumulate_steps=config.accumulate_steps,
+        gather=placement.gather,
+        scatter=placement.scatter,
+    )
+    return placement.compile_train_step(step, abstract_state(config, num_classes))
 
 
 def check_values(config: ConfigDict) -> None:
@@ -137,6 +175,8 @@ def check_values(config: ConfigDict) -> None:
         "evaluation.select_by": (config.evaluation.select_by, SELECT_BY),
         "data.channels": (config.data.channels, (1, 3)),
         "model.dtype": (config.model.dtype, ("float32", "bfloat16")),
+        "parallel.mode": (config.parallel.mode, MODES),
+        "parallel.batch_norm": (config.parallel.batch_norm, BATCH_NORM),
         "data.balance": (config.data.balance, BALANCES),
         "data.maps.placebo": (config.data.maps.placebo, PLACEBOS),
     }
@@ -148,6 +188,7 @@ def check_values(config: ConfigDict) -> None:
     for key, value in {
         "epochs": config.epochs,
         "batch_size": config.batch_size,
+        "accumulate_steps": config.accumulate_steps,
         "data.image_size": preprocessing(config)[0],
         "evaluation.batch_size": config.evaluation.batch_size,
         "log_every_steps": config.log_every_steps,
@@ -156,6 +197,11 @@ def check_values(config: ConfigDict) -> None:
     }.items():
         if value < 1:
             raise ConfigError(f"config.{key} is {value}; it must be at least 1.")
+    if config.accumulate_steps > config.batch_size:
+        raise ConfigError(
+            f"config.accumulate_steps is {config.accumulate_steps}: a batch of {config.batch_size} examples "
+            "(config.batch_size) has not as many parts."
+        )
     if config.data.source == "manifest" and not config.data.manifest:
         raise ConfigError("config.data.manifest is empty: give --config.data.manifest=PATH of the CSV.")
     try:  # built again once the data are known; here for what they say of their options
@@ -199,13 +245,17 @@ def source_options(config: ConfigDict) -> dict[str, Any]:
     return {key: tuple(value) if isinstance(value, list | tuple) else value for key, value in chosen.items()}
 
 
-def build_model(config: ConfigDict, num_classes: int) -> nn.Module:
-    """The model that a config names, for `num_classes` classes."""
+def build_model(
+    config: ConfigDict, num_classes: int, axis_name: str | None = None, batch_norm_groups: int = 1
+) -> nn.Module:
+    """The model that a config names, for `num_classes` classes; the other arguments as in `models.Backbone`."""
     return MODELS[config.model.name](
         num_classes=num_classes,
         dtype=jnp.dtype(config.model.dtype),
         freeze_batch_norm=config.model.freeze_batch_norm,
         rematerialize=config.model.rematerialize,
+        axis_name=axis_name,
+        batch_norm_groups=batch_norm_groups,
     )
 
 

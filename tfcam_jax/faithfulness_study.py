@@ -13,7 +13,9 @@ from tqdm import tqdm
 from . import cams, faithfulness
 from .data.evaluation_sets import choose_rows
 from .data.source import Source, Subset
+from .distributed import is_first
 from .models import ModelOutput
+from .placement import fetch
 from .steps import initialize
 from .trained import TrainedModel
 
@@ -43,9 +45,10 @@ def study_faithfulness(trained: TrainedModel, source: Source, split: str, images
     subset = Subset(source, choose_rows(source.records, images))
     study = _compile(trained, jax.random.key(seed))
     collected: list[dict[str, dict[str, np.ndarray]]] = []
-    with tqdm(total=len(subset), desc="faithfulness", unit="image", disable=None) as bar:
+    with tqdm(total=len(subset), desc="faithfulness", unit="image", disable=None if is_first() else True) as bar:
         for batch in trained.eval_epoch(subset):
-            real = np.asarray(batch["mask"]) > 0
+            batch = fetch(batch)
+            real = batch["mask"] > 0
             collected.append(jax.tree.map(lambda leaf, real=real: np.asarray(leaf)[real], study(batch)))
             bar.update(int(real.sum()))
     merged = jax.tree.map(lambda *leaves: np.concatenate(leaves).mean(0), *collected)
@@ -70,7 +73,7 @@ def _areas(values: dict[str, np.ndarray]) -> dict[str, Any]:
 def _compile(trained: TrainedModel, key: jax.Array) -> Callable[[Any], dict[str, dict[str, jax.Array]]]:
     """Builds `study(batch)`: the model is compiled once, and each way of perturbing once."""
     # On one device: the solver behind the imputation stops when the whole batch has converged, and devices that wait
-    # for one another can starve on few cores.
+    # for one another can starve on few cores. Every process does the same.
     state = trained.state
     variables = jax.device_put(jax.device_get({"params": state.params, "batch_stats": state.batch_stats}))
     size = trained.image_size
@@ -94,7 +97,7 @@ def _compile(trained: TrainedModel, key: jax.Array) -> Callable[[Any], dict[str,
     ranks_of = jax.jit(faithfulness.pixel_ranks, static_argnums=1)
 
     def study(batch: Any) -> dict[str, dict[str, jax.Array]]:
-        raw, labels = jax.device_put(jax.device_get((batch["image"], batch["label"])))
+        raw, labels = jax.device_put((batch["image"], batch["label"]))
         images = preprocess(raw)
         output, other = apply(variables, images), apply(redrawn, images)
         maps = _maps(output.features, output, labels)

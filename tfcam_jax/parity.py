@@ -192,10 +192,10 @@ def build_reference(name: str, seed: int, num_classes: int = 1000) -> Any:
     """The PyTorch network with random weights, random BatchNorm statistics and no dropout."""
     torch = import_torch()
     entry = REFERENCES[name]
+    torch.manual_seed(seed)  # the constructor draws the head
     network = getattr(importlib.import_module(entry.module), entry.constructor)(
         num_classes=num_classes, **entry.options
     )
-    torch.manual_seed(seed)
     for module in network.modules():
         if isinstance(module, torch.nn.Conv2d):
             torch.nn.init.kaiming_normal_(module.weight, mode="fan_in")

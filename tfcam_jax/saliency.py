@@ -38,7 +38,7 @@ def to_cam_resolution(
     """
     human_maps = at_least_float32(human_maps)
     resized = jax.image.resize(human_maps, (*human_maps.shape[:-2], *size), "linear", antialias=True)
-    usable = ~(is_constant(human_maps) | is_constant(resized))
+    usable = ~is_constant(resized)  # so is every constant map once resized
     return jnp.where(usable[..., None, None], normalize(resized), 0), usable
 
 

@@ -1,11 +1,12 @@
 """One pure train step and one pure eval step.
 
 The steps are handed a model, an optimiser and a strategy and know none of them. They are to be compiled by the
-caller, with `jax.jit` (also over a mesh) or, with an `axis_name`, with `jax.pmap`.
+caller, with `jax.jit` (also over a mesh) or, with an `axis_name`, with `jax.pmap`; see `placement`.
 """
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -14,7 +15,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, UInt8
 
 from . import cams, saliency
-from .evidence import Evidence, Strategy, Total, reduce_terms
+from .evidence import Evidence, Strategy, Terms, Total, count_terms, reduce_terms
 
 Batch = dict[str, Array]
 
@@ -83,44 +84,96 @@ def make_train_step(
     strategy: Strategy,
     preprocess: Callable[[Array], Array],
     axis_name: str | None = None,
+    accumulate_steps: int = 1,
+    gather: Callable[[Any], Any] = lambda params: params,
+    scatter: Callable[[Any], Any] = lambda gradient: gradient,
 ) -> Callable[[TrainState, Batch], tuple[TrainState, StepMetrics]]:
     """Builds the train step.
 
     Args:
       model: Flax module that returns `ModelOutput`.
-      tx: Optax gradient transformation.
+      tx: Optax gradient transformation. It gets the gradient of the whole batch, over all devices.
       strategy: from `Evidence` to terms.
       preprocess: from uint8 images to the model's float32 input.
       axis_name: pmap axis over which the batch is spread; None where one program sees the whole batch.
+      accumulate_steps: parts that the batch is worked through in, one after the other, to need less memory. Every term
+        is still divided by its count over the whole batch, so that the update is the one of the whole batch but for
+        BatchNorm, whose statistics are those of each part. A strategy that leaves out flat maps knows the counts only
+        after all forward passes, which it then does twice: a third more time.
+      gather: from the parameters as they are kept to those that the model computes with, on every device.
+      scatter: from such a gradient to one that is spread like the parameters.
 
     Returns:
       `step(state, batch) -> (state, metrics)`, pure. The batch holds `image` uint8 [B, H, W, C], `saliency`
       [B, H, W] (all zero: no map), `label` int [B], `mask` [B] (0 for padding) and `weight` [B] of the cross-entropy.
+      B is a multiple of `accumulate_steps` on every device.
     """
+    look = functools.partial(_look, model, strategy, preprocess)
+
+    def part_of_gradient(params: Any, batch_stats: Any, part: Batch, counts: dict[str, Array] | None):
+        def loss(params: Any):
+            terms, updated, correct = look(params, batch_stats, part)
+            share, totals = reduce_terms(terms, axis_name, counts)
+            return share, (totals, updated, correct)
+
+        gradient, (totals, updated, correct) = jax.grad(loss, has_aux=True)(params)
+        return (gradient, totals, Total(correct, (part["mask"] > 0).sum())), updated
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, StepMetrics]:
-        images, mask = preprocess(batch["image"]), batch["mask"] > 0
-
-        def loss(params: Any):
-            variables = {"params": params, "batch_stats": state.batch_stats}
-            forward = lambda x: model.apply(variables, x, train=True, mask=batch["mask"], mutable=["batch_stats"])
-            output, updated = forward(images)
-            input_gradient = lambda: jax.grad(lambda x: _sum_log_probabilities(forward(x)[0].logits, mask))(images)
-            evidence = Evidence(output, batch["label"], mask, batch["weight"], batch["saliency"], input_gradient)
-            share, totals = reduce_terms(strategy(evidence), axis_name)
-            correct = (output.logits.argmax(-1) == batch["label"]) & mask
-            return share, (totals, updated.get("batch_stats", {}), correct.sum())
-
-        gradient, (totals, batch_stats, correct) = jax.grad(loss, has_aux=True)(state.params)
-        examples = mask.sum()
+        params = gather(state.params)
+        if accumulate_steps == 1:
+            sums, batch_stats = part_of_gradient(params, state.batch_stats, batch, None)
+        else:
+            parts = _split(batch, accumulate_steps)
+            counts = _sum_over(lambda part: count_terms(look(params, state.batch_stats, part)[0], axis_name), parts)
+            sums, batch_stats = _accumulate(
+                lambda stats, part: part_of_gradient(params, stats, part, counts), state.batch_stats, parts
+            )
+        gradient, totals, correct = sums
         if axis_name is not None:
-            gradient, correct, examples = jax.lax.psum((gradient, correct, examples), axis_name)
+            gradient, correct = jax.lax.psum((gradient, correct), axis_name)
+        gradient = scatter(gradient)
         updates, opt_state = tx.update(gradient, state.opt_state, state.params)
         params = jax.tree.map(jnp.add, state.params, updates)
-        metrics = StepMetrics(totals, Total(correct, examples), _global_norm(gradient))
+        metrics = StepMetrics(totals, correct, _global_norm(gradient))
         return TrainState(state.step + 1, params, batch_stats, opt_state), metrics
 
     return train_step
+
+
+def _look(
+    model: Any, strategy: Strategy, preprocess: Callable[[Array], Array], params: Any, batch_stats: Any, batch: Batch
+) -> tuple[Terms, Any, Array]:
+    """Forward pass: the strategy's terms, the updated batch statistics, the number of right predictions."""
+    variables = {"params": params, "batch_stats": batch_stats}
+    images, mask = preprocess(batch["image"]), batch["mask"] > 0
+    forward = lambda x: model.apply(variables, x, train=True, mask=batch["mask"], mutable=["batch_stats"])
+    output, updated = forward(images)
+    input_gradient = lambda: jax.grad(lambda x: _sum_log_probabilities(forward(x)[0].logits, mask))(images)
+    evidence = Evidence(output, batch["label"], mask, batch["weight"], batch["saliency"], input_gradient)
+    correct = (output.logits.argmax(-1) == batch["label"]) & mask
+    return strategy(evidence), updated.get("batch_stats", {}), correct.sum()
+
+
+def _split(batch: Batch, parts: int) -> Batch:
+    """A leading axis of parts, each of which takes every so manieth row: no row changes its device."""
+    return {name: jnp.moveaxis(x.reshape(-1, parts, *x.shape[1:]), 1, 0) for name, x in batch.items()}
+
+
+def _sum_over(function: Callable[[Batch], Any], parts: Batch) -> Any:
+    return _accumulate(lambda carry, part: (function(part), carry), (), parts)[0]
+
+
+def _accumulate(function: Callable[[Any, Batch], tuple[Any, Any]], carry: Any, parts: Batch) -> tuple[Any, Any]:
+    """Sums `function(carry, part) -> (summand, carry)` over the parts, one after the other; the sums and last carry."""
+    first = jax.tree.map(lambda x: x[0], parts)
+    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(lambda: function(carry, first)[0]))
+
+    def body(state: tuple[Any, Any], part: Batch):
+        summand, carry = function(state[1], part)
+        return (jax.tree.map(jnp.add, state[0], summand), carry), None
+
+    return jax.lax.scan(body, (zeros, carry), parts)[0]
 
 
 def make_eval_step(model: Any, preprocess: Callable[[Array], Array]) -> Callable[[Any, Any, Batch], EvalOutput]:

@@ -165,8 +165,8 @@ def draw_auroc(
     figure, axes = _panels(1, len(entries), size, theme, sharey=True)
     for axis, entry in zip(axes[0], entries, strict=True):
         by_arm = {arm["arm"]: arm for arm in entry["arms"]}
-        known = [v for arm in entry["arms"] for v in arm["figures"]["auroc"]["values"] if v is not None]
-        axis.set_xlim(*_limits(known))
+        areas = [arm["figures"]["auroc"] for arm in entry["arms"]]
+        axis.set_xlim(*_limits([value for area in areas for value in (*area["values"], *_bounds(area))]))
         if reference in by_arm and by_arm[reference]["figures"]["auroc"]["mean"] is not None:
             mean = by_arm[reference]["figures"]["auroc"]["mean"]
             axis.axvline(mean, color=looks[reference].color, linewidth=1, linestyle=(0, (4, 3)), zorder=1)
@@ -189,7 +189,7 @@ def _draw_arm(axis: Axes, row: int, figures: dict[str, Any], look: Look, theme: 
         return
     width = np.diff(axis.get_xlim())[0]
     axis.scatter(values, row - 0.1 + _spread(values, width), s=22, linewidths=0.9, zorder=3, **look.marks(theme))
-    bounds = figures["bootstrap"] or figures["interval"]
+    bounds = _bounds(figures)
     if bounds:
         axis.plot(bounds, [row + 0.28] * 2, color=look.color, linewidth=1.8, solid_capstyle="butt", zorder=2)
     axis.plot([figures["mean"]] * 2, [row + 0.17, row + 0.39], color=theme.ink, linewidth=2, zorder=4)
@@ -207,10 +207,16 @@ def _spread(values: np.ndarray, width: float) -> np.ndarray:
     return np.clip(offsets, -0.33, 0.22)
 
 
-def _limits(values: Sequence[float]) -> tuple[float, float]:
-    low, high = min(values), max(values)
-    margin = max(0.06 * (high - low), 0.01)
-    return low - margin, min(high + margin, 1.005) if high <= 1 else high + margin
+def _bounds(figures: Mapping[str, Any]) -> Sequence[float]:
+    """The interval that is drawn; () without one."""
+    return figures["bootstrap"] or figures["interval"] or ()
+
+
+def _limits(values: Sequence[float | None]) -> tuple[float, float]:
+    """Ends of the axis around AUROCs and intervals; an interval over two seeds may leave [0, 1], the axis does not."""
+    known = np.clip([value for value in values if value is not None], 0, 1)
+    margin = max(0.04 * np.ptp(known), 0.005)
+    return float(known.min() - margin), float(known.max() + margin)
 
 
 def draw_alpha(

@@ -135,12 +135,15 @@ def _tiles(study: dict[str, Any], runs: int) -> dict[str, str]:
     """What was run, in a few numbers."""
     entries = study["statistics"]
     seeds = sorted({seed for entry in entries for arm in entry["arms"] for seed in arm["seeds"]})
+    trained = sum(
+        point["runs"] for arms in study["selection"].values() for own in arms.values() for point in own["alphas"]
+    )
     largest = {
         name: max(entry["images"] for entry in entries if entry["set"] == name)
         for name in dict.fromkeys(entry["set"] for entry in entries)
     }
     return {
-        "trained models": str(runs),
+        "models": f"{runs} compared, {trained} trained" if trained > runs else str(runs),
         "arms": str(len({arm["arm"] for entry in entries for arm in entry["arms"]})),
         "seeds": f"{len(seeds)}: {', '.join(map(str, seeds))}",
         "protocols": ", ".join(dict.fromkeys(entry["protocol"] for entry in entries)),

@@ -326,13 +326,13 @@ def _compare(
 
 
 def _group_contributions(cell: _Cell, arms: tuple[str, str], seeds: Sequence[int]) -> Float[np.ndarray, " groups"]:
-    """What each group contributes to the difference of the mean AUROCs; it adds up to the difference."""
+    """What each group contributes to the differences of the AUROCs; it adds up to their sum over the seeds."""
     total = np.zeros(cell.number_of_groups)
     for name, weight in cell.ranked.items():
         fold = cell.folds[name]
         for seed in seeds:
             first, second = (cell.runs[arm][seed][name].score for arm in arms)
-            own = exchange_contributions(fold.labels, first, second) * (weight / len(seeds))
+            own = exchange_contributions(fold.labels, first, second) * weight
             total += np.bincount(fold.groups, own, minlength=len(total))
     return total
 

@@ -14,8 +14,8 @@ def arm_label(arm: str, kind: str) -> str:
 
 
 def signed(value: float, digits: int = 3) -> str:
-    """A number with its sign, the minus as a true one; zero has a plus."""
-    return f"{round(value, digits) + 0.0:+.{digits}f}".replace("-", "\u2212")
+    """A number with its sign, the minus as a true one; what rounds to zero keeps its side."""
+    return f"{value:+.{digits}f}".replace("-", "\u2212")
 
 
 def probability(p: float) -> str:

@@ -15,6 +15,7 @@ from tqdm import tqdm
 from .checkpoints import Checkpoints
 from .data.pipeline import WorkerError, prefetch_to_device
 from .data.source import DataError
+from .distributed import is_first, wait_for_all
 from .evaluate import evaluate_best, evaluate_source, format_results
 from .experiment import Experiment, build_experiment
 from .interruption import Interruption, StoppedError
@@ -23,7 +24,7 @@ from .scores import write_scores
 from .steps import Batch, TrainState
 from .trained import describe_dataset
 from .workdir import check_workdir, config_json, hold_workdir, write_json
-from .writers import START, MetricWriter
+from .writers import START, MetricWriter, SilentWriter, open_writer
 
 # Selection on the cross-entropy looks for the smallest; on the others for the largest.
 _SIGN = {"accuracy": 1, "auroc": 1, "cross_entropy": -1}
@@ -56,6 +57,7 @@ def train(
     """
     workdir = Path(workdir)
     continued = check_workdir(workdir, config)
+    wait_for_all("checked the workdir")  # before the first process writes into it
     experiment = experiment or build_experiment(config)
     initial = None if continued else experiment.initial_state()  # before a folder is made: weights may not load
     with hold_workdir(workdir, config), Interruption(config.grace_seconds) as stop, Checkpoints(workdir) as checkpoints:
@@ -64,7 +66,7 @@ def train(
         state, record = _start(config, experiment, checkpoints, initial)
         step = int(state.step)
         with (
-            MetricWriter(workdir, record["metrics"], step) as writer,
+            open_writer(workdir, record["metrics"], step) as writer,
             _progress(config, experiment, step, quiet) as bar,
         ):
             run = _Run(config, experiment, checkpoints, writer, stop, bar)
@@ -77,9 +79,10 @@ def train(
             results, scores = evaluate_best(experiment, checkpoints)
         except StoppedError as error:
             raise stop.stopped("training has ended; the same command evaluates it.") from error
-        write_scores(workdir / "scores.csv", scores, experiment.dataset.class_names)
-        write_json(workdir / "results.json", results)  # last: with it, the run is finished
-    if not quiet:
+        if is_first():
+            write_scores(workdir / "scores.csv", scores, experiment.dataset.class_names)
+            write_json(workdir / "results.json", results)  # last: with it, the run is finished
+    if is_first() and not quiet:
         tqdm.write(format_results(results, title=f"{config.strategy}: best checkpoint, epoch {results['epoch']}"))
     return results
 
@@ -91,7 +94,7 @@ class _Run:
     config: ConfigDict
     experiment: Experiment
     checkpoints: Checkpoints
-    writer: MetricWriter
+    writer: MetricWriter | SilentWriter
     stop: Interruption
     bar: tqdm
 
@@ -234,6 +237,6 @@ def _progress(config: ConfigDict, experiment: Experiment, step: int, quiet: bool
         initial=step,
         desc=config.strategy,
         unit="step",
-        disable=quiet or None,
+        disable=quiet or not is_first() or None,
         dynamic_ncols=True,
     )

@@ -9,23 +9,21 @@ from typing import Any
 
 import flax.linen as nn
 import jax
-import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
 from . import steps
 from .checkpoints import CheckpointError, Checkpoints
-from .compilation import compiler_options
-from .data.pipeline import eval_batches
+from .data.pipeline import eval_batches, watch_workers
 from .data.source import Dataset, Source
 from .experiment import abstract_state, build_model, check_values, preprocessing
 from .fingerprints import checksum_json
+from .placement import Placement, make_placement
 from .workdir import WorkdirError, config_differences, is_indifferent, load_config
 
 
 @dataclasses.dataclass(frozen=True)
 class TrainedModel:
-    """The best checkpoint of a run, ready to be applied on all local devices.
+    """The best checkpoint of a run, ready to be applied on all devices that are here now.
 
     Attributes:
       config: of the run.
@@ -36,6 +34,7 @@ class TrainedModel:
       model: the Flax module, for `model.apply({"params": ..., "batch_stats": ...}, preprocess(images), train=False)`.
       image_size: pixels a side.
       preprocess: from uint8 images [B, S, S, channels] to the model's float32 input.
+      placement: the devices.
       eval_step: compiled, see `steps.make_eval_step`.
     """
 
@@ -47,17 +46,20 @@ class TrainedModel:
     model: nn.Module
     image_size: int
     preprocess: Callable[[jax.Array], jax.Array]
+    placement: Placement
     eval_step: Callable[[Any, Any, steps.Batch], steps.EvalOutput]
 
     def eval_epoch(self, source: Source) -> Iterator[steps.Batch]:
-        """Batches that hold each example of a source once, in order, spread over the devices."""
-        devices = jax.local_devices()
-        size = -(-self.config.evaluation.batch_size // len(devices)) * len(devices)
-        spread = NamedSharding(Mesh(np.asarray(devices), "data"), PartitionSpec("data"))
-        data = self.config.data
-        options = {"num_threads": data.num_threads, "num_workers": data.num_workers}
-        for batch in eval_batches(source, batch_size=size, image_size=self.image_size, **options):
-            yield jax.device_put(batch, spread)
+        """Batches that hold each example of a source once, in order but for padding, spread over the devices."""
+        reading = {
+            "image_size": self.image_size,
+            "num_threads": self.config.data.num_threads,
+            "num_workers": self.config.data.num_workers,
+            "shard_index": jax.process_index(),
+            "shard_count": jax.process_count(),
+        }
+        batches = watch_workers(eval_batches(source, batch_size=self.config.evaluation.batch_size, **reading))
+        return map(self.placement.put_batch, batches)
 
 
 def describe_dataset(dataset: Dataset) -> dict[str, Any]:
@@ -90,12 +92,11 @@ def restore_trained(workdir: str | Path) -> TrainedModel:
         raise WorkdirError(f"{workdir / 'config.json'} is of another version of this project: {error}") from error
     if not (workdir / "checkpoints").is_dir():
         raise CheckpointError(_unfinished(workdir))
-    replicated = NamedSharding(Mesh(np.asarray(jax.local_devices()), "data"), PartitionSpec())
-    place = lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=replicated)
+    placement = make_placement()
 
     def like(record: dict[str, Any]) -> steps.TrainState:
         _check_config(workdir, record["config"], config)
-        return jax.tree.map(place, abstract_state(config, len(record["class_names"])))
+        return placement.abstract_state(abstract_state(config, len(record["class_names"])))
 
     with Checkpoints(workdir, read_only=True) as checkpoints:
         restored = checkpoints.restore_best(like)
@@ -113,7 +114,8 @@ def restore_trained(workdir: str | Path) -> TrainedModel:
         model=model,
         image_size=image_size,
         preprocess=preprocess,
-        eval_step=jax.jit(steps.make_eval_step(model, preprocess), compiler_options=compiler_options()),
+        placement=placement,
+        eval_step=placement.compile_eval_step(steps.make_eval_step(model, preprocess)),
     )
 
 

@@ -20,11 +20,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
-import jax
 from absl import logging
 from ml_collections import ConfigDict
 
 from .checkpoints import FORMAT
+from .distributed import is_first, wait_for_all
 from .provenance import collect_provenance
 
 # Keys that decide how fast a run goes and how often it is saved, not what comes out of it.
@@ -97,7 +97,7 @@ def check_workdir(workdir: Path, config: ConfigDict) -> bool:
     """
     if workdir.exists() and not workdir.is_dir():
         raise WorkdirError(f"{workdir} is a file. Choose another --workdir.")
-    if (workdir / _LOCK).exists() and jax.process_index() == 0:
+    if (workdir / _LOCK).exists() and is_first():
         with _locked(workdir / _LOCK):
             pass
     return _check_contents(workdir, config)
@@ -177,7 +177,9 @@ def hold_workdir(workdir: Path, config: ConfigDict) -> Iterator[None]:
     Raises:
       WorkdirError: as in `check_workdir`, which is asked once more under the lock, or the folder can't be written.
     """
-    if jax.process_index() > 0:
+    if not is_first():
+        wait_for_all("made the workdir")
+        _check_shared(workdir)
         yield
         return
     try:
@@ -189,7 +191,16 @@ def hold_workdir(workdir: Path, config: ConfigDict) -> Iterator[None]:
         file.truncate(0)
         print(f"host {socket.gethostname()}, pid {os.getpid()}", file=file, flush=True)
         _record_start(workdir, config, continued)
+        wait_for_all("made the workdir")
         yield
+
+
+def _check_shared(workdir: Path) -> None:
+    if not (workdir / "config.json").exists():
+        raise WorkdirError(
+            f"{workdir} is not here, though the first process made it: --workdir has to lie on a file system that all "
+            "hosts of the run share."
+        )
 
 
 def load_config(workdir: Path) -> ConfigDict:

@@ -14,6 +14,8 @@ from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.summary import scalar
 
+from .distributed import is_first
+
 # Where a metrics file stood: its length in bytes and the CRC-32 of them.
 Position = dict[str, int]
 
@@ -96,6 +98,31 @@ class MetricWriter:
                 f"{error.filename or self._path.parent}: metrics can't be written ({error.strerror}). Mend the cause, "
                 "then give the same command again: it continues from the last checkpoint."
             ) from error
+
+
+class SilentWriter:
+    """Takes what a `MetricWriter` takes, and leaves it: for the processes of a run that are not the first."""
+
+    def __init__(self, position: Position):
+        self._position = position
+
+    def write(self, step: int, scalars: dict[str, float | int | None]) -> None:
+        """Writes nothing."""
+
+    def sync(self) -> Position:
+        """Where the first process's lines ended when the run was started; only its own position is stored."""
+        return dict(self._position)
+
+    def __enter__(self) -> SilentWriter:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        pass
+
+
+def open_writer(workdir: Path, position: Position = START, step: int = 0) -> MetricWriter | SilentWriter:
+    """The writer of this process: one that writes in the first, a silent one in all others."""
+    return MetricWriter(workdir, position, step) if is_first() else SilentWriter(position)
 
 
 def _write_all(file: Any, data: bytes) -> None:

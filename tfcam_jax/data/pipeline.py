@@ -47,9 +47,10 @@ class _LoadBatch:
     shard_count: int
 
     def __call__(self, number: int) -> Batch:
-        count = self.batch_size // self.shard_count
-        start = number * self.batch_size + self.shard_index * count
-        positions = range(start, min(start + count, len(self.order)))
+        count = -(-self.batch_size // self.shard_count)
+        start, end = number * self.batch_size, (number + 1) * self.batch_size
+        start += self.shard_index * count
+        positions = range(start, min(start + count, end, len(self.order)))
         batch: Batch = {}
         for i, position in enumerate(positions):
             row = int(self.order[position])
@@ -105,8 +106,8 @@ def train_batches(
       num_workers: worker processes; 0 works in this one. Neither number changes what comes out. With workers,
         a script needs the usual `if __name__ == "__main__"` guard.
       shard_index: number of this host, from 0.
-      shard_count: number of hosts; each gets its `batch_size / shard_count` consecutive examples of each batch, so that
-        the batches over all hosts are the same for any number of them.
+      shard_count: number of hosts; each gets its `batch_size / shard_count` (rounded up) consecutive examples of each
+        batch, the last ones fewer and padded, so that the batches over all hosts are the same for any number of them.
       first_batch: batches to leave out at the start: an epoch that was cut off goes on as if it had not been, also
         with other numbers of threads, workers and hosts.
 
@@ -114,7 +115,7 @@ def train_batches(
       An iterator of batches, whose `get_state`, `set_state` resume it too.
 
     Raises:
-      ValueError: an unknown balance, or a batch size that the hosts can't share evenly.
+      ValueError: an unknown balance, or a host's number that is not below theirs.
     """
     labels = source.records.labels
     order = epoch_order(labels, epoch=epoch, seed=seed, balance=balance)
@@ -214,11 +215,8 @@ def watch_workers(batches: Iterable[Batch]) -> Iterator[Batch]:
 
 
 def _iterate(load: _LoadBatch, first: int, num_threads: int, num_workers: int) -> grain.DatasetIterator[Batch]:
-    if load.batch_size % load.shard_count or not 0 <= load.shard_index < load.shard_count:
-        raise ValueError(
-            f"batch_size {load.batch_size} must be a multiple of the number of hosts, {load.shard_count}, "
-            f"and this host's number, {load.shard_index}, below it"
-        )
+    if not 0 <= load.shard_index < load.shard_count:
+        raise ValueError(f"shard_index {load.shard_index} must lie below the number of hosts, {load.shard_count}")
     # The split over threads and workers is one of whole batches, and therefore cannot change them.
     dataset = grain.MapDataset.range(first, -(-len(load.order) // load.batch_size)).map(load)
     options = grain.ReadOptions(num_threads=num_threads, prefetch_buffer_size=max(num_threads, _BATCHES_AHEAD))

@@ -26,7 +26,9 @@ class Backbone(nn.Module):
       num_classes: K, the head's width.
       dtype: what convolutions and activations are computed in. Parameters, batch statistics, the returned features
         and logits are float32 whatever it is.
-      axis_name: pmap axis over which BatchNorm shares its statistics; None keeps them local to each device.
+      axis_name: pmap axis that the batch is spread over; None where the images are the whole batch.
+      batch_norm_groups: equal parts of the whole batch that BatchNorm normalises each by its own statistics; 1 for
+        statistics over all devices, the number of devices for those of each. See `BatchNorm`.
       freeze_batch_norm: normalise with the running statistics in training too, and leave them as they are.
       rematerialize: compute each block's inner activations again in the backward pass rather than keep them:
         about a third more time for a fraction of the memory.
@@ -37,6 +39,7 @@ class Backbone(nn.Module):
     num_classes: int
     dtype: jnp.dtype = jnp.float32
     axis_name: str | None = None
+    batch_norm_groups: int = 1
     freeze_batch_norm: bool = False
     rematerialize: bool = False
     kernel_init: nn.initializers.Initializer = he_fan_out
@@ -84,7 +87,13 @@ class Backbone(nn.Module):
 
     @property
     def norm(self) -> Callable[..., BatchNorm]:
-        return partial(BatchNorm, epsilon=self.epsilon, axis_name=self.axis_name, frozen=self.freeze_batch_norm)
+        return partial(
+            BatchNorm,
+            epsilon=self.epsilon,
+            axis_name=self.axis_name,
+            groups=self.batch_norm_groups,
+            frozen=self.freeze_batch_norm,
+        )
 
     def block(self, block_type: type[nn.Module]) -> type[nn.Module]:
         """The block's class, rematerialised if wanted. Its call takes (x, train, mask)."""

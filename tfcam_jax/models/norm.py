@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -17,20 +19,27 @@ class BatchNorm(nn.Module):
     Attributes:
       momentum: share of the old running statistics that is kept at each training step (PyTorch's 1 - momentum).
       epsilon: added to the variance.
-      axis_name: pmap axis over which statistics are shared; None keeps them local to the device.
+      axis_name: pmap axis that the batch is spread over; None where the input is the whole batch.
+      groups: equal parts of the whole batch, of consecutive examples, that are normalised each by its own statistics:
+        1 synchronises all devices, their number keeps the statistics local to each. The running statistics take the
+        mean over the groups, by the number of their values, and are the same on every device.
       frozen: use the running statistics in training too, and leave them as they are.
     """
 
     momentum: float = 0.9
     epsilon: float = 1e-5
     axis_name: str | None = None
+    groups: int = 1
     frozen: bool = False
 
     @nn.compact
     def __call__(
         self, x: Float[Array, "batch *places channels"], train: bool, mask: Float[Array, " batch"] | None = None
     ) -> Float[Array, "batch *places channels"]:
-        """Normalises x. `mask` is 1 for an example that counts, 0 for padding; None counts all."""
+        """Normalises x. `mask` is 1 for an example that counts, 0 for padding; None counts all.
+
+        A group without any example that counts leaves the running statistics as they are.
+        """
         channels = x.shape[-1:]
         scale = self.param("scale", nn.initializers.ones_init(), channels)
         bias = self.param("bias", nn.initializers.zeros_init(), channels)
@@ -40,25 +49,60 @@ class BatchNorm(nn.Module):
             mean, var, count = self._batch_statistics(x, mask)
             if not self.is_initializing():
                 unbiased = var * (count / jnp.maximum(count - 1, 1))
-                running_mean.value = self.momentum * running_mean.value + (1 - self.momentum) * mean
-                running_var.value = self.momentum * running_var.value + (1 - self.momentum) * unbiased
+                counted = count.sum() if self.groups == 1 else self._everywhere(count.sum())
+                kept = jnp.where(counted > 0, self.momentum, 1.0)
+                running_mean.value = kept * running_mean.value + (1 - kept) * self._mean_over_groups(mean, count)
+                running_var.value = kept * running_var.value + (1 - kept) * self._mean_over_groups(unbiased, count)
         else:
-            mean, var = running_mean.value, running_var.value
-        factor = scale * jax.lax.rsqrt(var + self.epsilon)
-        shift = bias - mean * factor
-        per_channel = lambda values: values.reshape(*[1] * (x.ndim - 1), -1)
+            mean, var = running_mean.value[None], running_var.value[None]
+        factor = scale[None] * jax.lax.rsqrt(var + self.epsilon)
+        shift = bias[None] - mean * factor
+        per_channel = lambda values: _spread(values, x.shape)
         return (x.astype(jnp.float32) * per_channel(factor) + per_channel(shift)).astype(x.dtype)
 
     def _batch_statistics(self, x: Array, mask: Array | None) -> tuple[Array, Array, Array]:
-        """Mean, biased variance and number of values per channel, over all devices of the axis."""
-        x = x.astype(jnp.float32)
-        axes = tuple(range(x.ndim - 1))
+        """Mean and biased variance [groups here, channels] and number of values per channel [groups here, 1]."""
+        groups = self._groups_here()
+        if x.shape[0] % groups:
+            raise ValueError(f"a batch of {x.shape[0]} examples does not fall into {groups} equal groups")
         weights = jnp.ones(x.shape[:1], jnp.float32) if mask is None else mask.astype(jnp.float32)
-        weights = weights.reshape(-1, *[1] * (x.ndim - 1))
         places = x[..., 0].size // x.shape[0]
-        sums = ((x * weights).sum(axes), (jnp.square(x) * weights).sum(axes), weights.sum() * places)
-        if self.axis_name is not None and not self.is_initializing():
-            sums = jax.lax.psum(sums, self.axis_name)
+        x = x.astype(jnp.float32).reshape(groups, -1, *x.shape[1:])
+        weights = weights.reshape(groups, -1, *[1] * (x.ndim - 2))
+        axes = tuple(range(1, x.ndim - 1))
+        count = weights.sum(axes) * places
+        sums = ((x * weights).sum(axes), (jnp.square(x) * weights).sum(axes), count)
+        if self.groups == 1:
+            sums = self._everywhere(sums)
         total, total_square, count = sums
         mean = total / jnp.maximum(count, 1)
         return mean, jnp.maximum(total_square / jnp.maximum(count, 1) - jnp.square(mean), 0), count
+
+    def _groups_here(self) -> int:
+        """Groups of the examples that this program sees: under pmap its device's examples are one."""
+        if self.is_initializing() or self.axis_name is None:
+            return 1 if self.is_initializing() else self.groups
+        if self.groups not in (1, jax.lax.axis_size(self.axis_name)):
+            raise ValueError(
+                f"{self.groups} groups over {jax.lax.axis_size(self.axis_name)} devices: under pmap statistics are "
+                "those of all devices (1) or of each"
+            )
+        return 1
+
+    def _mean_over_groups(self, values: Array, count: Array) -> Array:
+        if self.groups == 1:
+            return values[0]
+        total, count = self._everywhere(((values * count).sum(0), count.sum(0)))
+        return total / jnp.maximum(count, 1)
+
+    def _everywhere(self, sums: Any) -> Any:
+        if self.axis_name is None or self.is_initializing():
+            return sums
+        return jax.lax.psum(sums, self.axis_name)
+
+
+def _spread(values: Array, shape: tuple[int, ...]) -> Array:
+    """Values [groups, channels], as they broadcast to an array of this shape whose first axis falls into groups."""
+    groups = values.shape[0]
+    rows = values if groups == 1 else jnp.repeat(values, shape[0] // groups, axis=0)
+    return rows.reshape(rows.shape[0], *[1] * (len(shape) - 2), shape[-1])

@@ -1,0 +1,1 @@
+"""Benchmarks: what guidance costs, and how this package fares beside PyTorch, in ratios of one run."""

@@ -1,0 +1,130 @@
+"""Several processes, on one host or many, that train or evaluate together, by `jax.distributed`."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import sys
+import threading
+import traceback
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import jax
+from jax.experimental import multihost_utils
+
+# In what gloo, NCCL and jax's coordination service say when a process is gone.
+_LOST_CONNECTION = ("gloo", "nccl", "coordination service", "heartbeat", "connection closed", "connection reset")
+
+
+# Of waiting for the others, before that is said.
+_SECONDS_SILENT = 15.0
+
+
+class DistributedError(RuntimeError):
+    """Processes that can't find one another."""
+
+
+def initialize(
+    coordinator_address: str | None = None,
+    num_processes: int | None = None,
+    process_id: int | None = None,
+    heartbeat_seconds: int = 10,
+) -> bool:
+    """Joins the other processes of a run, before anything else asks jax for devices.
+
+    Args:
+      coordinator_address: `host:port` of process 0, as the others reach it.
+      num_processes: of all hosts; 1 stays alone, whatever the cluster says.
+      process_id: this one's number, from 0. What is None is found where SLURM, Open MPI or a TPU pod started several
+        processes; elsewhere, without any of the three, the process stays alone.
+      heartbeat_seconds: a process that has not been heard of for so long counts as dead, and all others end.
+
+    Returns:
+      Whether there are others.
+
+    Raises:
+      DistributedError: some of the three are missing or don't fit together. Where the others don't come within five
+        minutes, jax ends the process.
+    """
+    given = {"coordinator_address": coordinator_address, "num_processes": num_processes, "process_id": process_id}
+    named = [name for name, value in given.items() if value is not None]
+    if num_processes == 1 or not (named or started_by_cluster(os.environ)):
+        return False
+    if 0 < len(named) < 3 and not started_by_cluster(os.environ):
+        missing = ", ".join(f"--{name}" for name in given if name not in named)
+        raise DistributedError(f"no cluster was found here to ask for the rest: give {missing} too, or none of them.")
+    if None not in (num_processes, process_id) and not 0 <= process_id < num_processes:
+        raise DistributedError(
+            f"--process_id is {process_id}; of {num_processes} processes the last is number {num_processes - 1}."
+        )
+    still_waiting = threading.Timer(_SECONDS_SILENT, _tell_waiting, [coordinator_address])
+    still_waiting.daemon = True
+    still_waiting.start()
+    try:
+        jax.distributed.initialize(**given, heartbeat_timeout_seconds=heartbeat_seconds)
+    except (RuntimeError, ValueError) as error:
+        raise DistributedError(f"the processes of this run did not find one another: {error}") from error
+    finally:
+        still_waiting.cancel()
+    return jax.process_count() > 1
+
+
+def _tell_waiting(address: str | None) -> None:
+    where = f"process 0 at {address}" if address else "the others that the cluster names"
+    print(f"waiting for {where} and for all processes to come; without them this one ends", file=sys.stderr, flush=True)
+
+
+def started_by_cluster(environment: Mapping[str, str]) -> bool:
+    """Whether SLURM, Open MPI or a TPU pod started this process as one of several. Asks no network."""
+    if int(environment.get("OMPI_COMM_WORLD_SIZE", "1")) > 1:
+        return True
+    # Outside `srun`, in a batch script or a login shell, there is no step that this process is a task of.
+    if "SLURM_STEP_NODELIST" in environment and "SLURM_PROCID" in environment:
+        return int(environment.get("SLURM_STEP_NUM_TASKS", environment.get("SLURM_NTASKS", "1"))) > 1
+    if "TPU_WORKER_HOSTNAMES" in environment:
+        return "," in environment["TPU_WORKER_HOSTNAMES"]
+    # On a Cloud TPU machine jax asks the machine's own metadata server how many hosts there are.
+    chips = any(Path("/dev").glob("accel[0-9]*")) or any(Path("/dev/vfio").glob("[0-9]*"))
+    return chips and importlib.util.find_spec("libtpu") is not None and "TPU_SKIP_MDS_QUERY" not in environment
+
+
+def is_first() -> bool:
+    """Whether this process is the one that writes files and shows progress."""
+    return jax.process_index() == 0
+
+
+def wait_for_all(place: str) -> None:
+    """Returns once every process has come here; at once where there is one. `place` names it in error messages."""
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(place)
+
+
+def end_with_others(main: Callable[[], None]) -> None:
+    """Calls `main`; if it fails in one of several processes, that process ends at once and the others with it.
+
+    A normal exit would first wait minutes for the others, which wait for this one in the middle of a step.
+    """
+    try:
+        main()
+    except BaseException as error:
+        if not jax.distributed.is_initialized():
+            raise
+        status = _tell(error)
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
+
+
+def _tell(error: BaseException) -> int:
+    """Prints what went wrong here, and whether it may be the fault of another process; returns the exit status."""
+    here = f"process {jax.process_index()} of {jax.process_count()}"
+    if isinstance(error, SystemExit) and isinstance(error.code, int | None):
+        return error.code or 0
+    if isinstance(error, SystemExit):
+        print(f"{here}: {error.code}", file=sys.stderr)
+    else:
+        traceback.print_exception(error)
+    if any(word in str(error).lower() for word in _LOST_CONNECTION):
+        print(f"{here} lost its connection: another process ended first. Its output has the cause.", file=sys.stderr)
+    return 1
