@@ -205,7 +205,7 @@ def test_no_default_hides_in_a_get(path):
 def test_launch_scripts_call_the_edge(path):
     """Besides it they know only the errors that a user can cause, to print them without a traceback."""
     names = {name for name in imports_of(path) if not name.endswith("Error")}
-    assert inside(names) <= EDGE | {"parity"}
+    assert inside(names) <= EDGE | {"parity", "distributed"}
 
 
 def test_nothing_is_named_after_nothing():
