@@ -243,7 +243,7 @@ def test_an_ignored_signal_stays_ignored():
 @pytest.mark.parametrize(
     ("body", "status"),
     [
-        ("time.sleep(60)", -signal.SIGINT),  # the second signal ends it at once
+        ("time.sleep(60)", -signal.SIGTERM),  # the second signal ends it at once
         ("time.sleep(59)", 143),  # the grace time is over
     ],
 )
@@ -263,6 +263,6 @@ def test_a_process_that_does_not_stop_is_ended(body, status):
         process.send_signal(signal.SIGTERM)
         told = process.stderr.readline() + process.stderr.readline()
         if status < 0:
-            process.send_signal(signal.SIGINT)
+            process.send_signal(signal.SIGTERM)
         assert process.wait(20) == status
     assert "SIGTERM: finishing the step and saving" in told

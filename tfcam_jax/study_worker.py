@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import json
 import os
 import signal
-import sys
 import threading
 import traceback
 from collections.abc import Callable, Sequence
@@ -117,6 +117,8 @@ def train_in_processes(
                 bar.update()
                 if waiting:
                     member.start(waiting.pop(), workdir)
+    except KeyboardInterrupt as error:
+        raise StoppedError("stopped by SIGINT: the same command goes on.", 128 + signal.SIGINT) from error
     finally:
         for member in members:
             member.end()
@@ -136,15 +138,22 @@ class _Member:
         self.pipe.send((run, workdir))
 
     def finish(self) -> str:
-        """The failure of the run that ended, "" if it went well; replaces the process if it died."""
+        """The failure of the run that ended, "" if it went well; replaces the process if it died.
+
+        Raises:
+          StoppedError: a signal reached the process; it was not for one run alone.
+        """
         self.run = None
         try:
-            return self.pipe.recv()
+            answer = self.pipe.recv()
         except (EOFError, ConnectionError):
             self._process.join()
             failure = f"its process ended with exit code {self._process.exitcode} (-9: killed, as for want of memory)"
             self._launch()
             return failure
+        if isinstance(answer, tuple):
+            raise StoppedError(*answer)
+        return answer
 
     def end(self) -> None:
         if self.run:
@@ -173,10 +182,17 @@ def _serve(pipe: connection.Connection, cores: list[int], held_megabytes: int) -
             run, workdir = pipe.recv()
         except EOFError:
             return
-        try:
-            pipe.send(_try(worker, run, workdir))
-        except StoppedError as error:
-            sys.exit(error.exit_code)
+        answer(pipe, worker, run, workdir)
+
+
+def answer(pipe: connection.Connection, worker: Worker, run: Run, workdir: Path) -> None:
+    """Trains a run and sends its failure, "" if it went well; message and exit code if a signal stopped it."""
+    try:
+        outcome: str | tuple[str, int] = _try(worker, run, workdir)
+    except StoppedError as error:
+        outcome = (str(error), error.exit_code)
+    with contextlib.suppress(BrokenPipeError):  # the parent ended this process, and reads no more
+        pipe.send(outcome)
 
 
 def _end_with_parent() -> None:
@@ -197,7 +213,7 @@ def available_cores() -> list[int]:
 
 
 def _try(worker: Worker, run: Run, workdir: Path) -> str:
-    """Trains a run; if it failed the error in a line and its traceback, else ""."""
+    """Trains a run; if it failed the error in a line and its traceback, else ""; a signal is not caught."""
     try:
         worker.train(run, workdir)
     except StoppedError:
