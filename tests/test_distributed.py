@@ -249,9 +249,12 @@ def test_launch_scripts_hand_every_flag_on(tmp_path, script, program, expected):
 def test_local_processes_end_with_the_first_bad_status(tmp_path):
     """Each process gets its number; the script's status is that of one that failed."""
     script = tmp_path / "fails.py"
-    script.write_text(
-        "import os, sys\nos.write(1, f'{sys.argv[1:]}\\n'.encode())\nsys.exit(5 if '--process_id=1' in sys.argv else 0)\n"
-    )
+    lines = [
+        "import os, sys",
+        r"os.write(1, f'{sys.argv[1:]}\n'.encode())",
+        "sys.exit(5 * ('--process_id=1' in sys.argv))",
+    ]
+    script.write_text("\n".join(lines))
     command = [REPO / "launch/local_processes.sh", "3", script, "--flag=a b"]
     variables = {**os.environ, "PYTHON": sys.executable, "PORT": "4000"}
     done = subprocess.run(command, env=variables, capture_output=True, text=True, check=False)
