@@ -2,8 +2,8 @@
 
     python launch/compare.py --config=configs/study_variants.py --workdir=runs/study_variants
 
-Sixteen arms of five seeds each, the same small CNN and images as configs/study_demo.py. `energy_*` and `outside_*` guide
-the raw map instead of the normalised one; `cyborg` is `opposed` without the false map's own term.
+Sixteen arms of five seeds each, the same small CNN and images as configs/study_demo.py. `energy_*` and `outside_*`
+guide the raw map instead of the normalised one; `cyborg` is `opposed` without the false map's own term.
 """
 
 from ml_collections import ConfigDict

@@ -18,6 +18,7 @@ import orbax.checkpoint as ocp
 from absl import logging
 from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, LatestN
 
+from .distributed import wait_for_all
 from .fingerprints import checksum_json, describe_leaves, fingerprint_tree
 
 # Of the folder's layout and the record's keys. 1 kept the latest and the best in two folders, without fingerprints.
@@ -291,6 +292,7 @@ class Checkpoints:
                 taken = [path.name for path in self._aside.iterdir()]
                 number = sum(name.split(".")[0] == str(step) for name in taken)
                 shutil.move(self.path(step), self._aside / f"{step}.{number}")
+        wait_for_all("set damaged checkpoints aside")
         self._manager.reload()
 
 

@@ -15,7 +15,6 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from . import steps
 from .benchmark.cases import (
@@ -29,16 +28,15 @@ from .benchmark.cases import (
 )
 from .benchmark.parts import compiler_account
 from .benchmark.run import check_known
-from .compilation import compiler_options
 from .compiled_program import find_collectives
 from .models import MODEL_CARDS, MODELS
+from .placement import make_placement
 from .strategies import STRATEGIES, make_strategy
 from .tables import align
 
 DEVICES = 8
 # Traffic is that of parameters and statistics; it does not depend on the images' size or number.
 _TRAFFIC_SIZE = 96
-_AXIS = "data"
 
 
 class Task(NamedTuple):
@@ -206,19 +204,14 @@ def measure_traffic(model: str, strategy: str) -> Traffic:
 
 
 def compile_over_mesh(model: str, strategy: str) -> Traffic:
-    """The data-parallel step: batch spread over all devices, state whole on each, one program."""
+    """The step that `parallel.mode=mesh` compiles: batch spread over all devices, state whole on each."""
     case = Case(model, 2 * jax.device_count(), _TRAFFIC_SIZE)
-    mesh = Mesh(np.asarray(jax.devices()), (_AXIS,))
-    whole, spread = NamedSharding(mesh, PartitionSpec()), NamedSharding(mesh, PartitionSpec(_AXIS))
-    place = lambda tree, sharding: jax.tree.map(
-        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), tree
-    )
+    placement = make_placement("mesh")
     create = lambda variables: steps.create_train_state(variables, optimizer())
-    state = place(jax.eval_shape(create, abstract_variables(case)), whole)
-    batch = place(jax.eval_shape(lambda: jax.tree.map(jnp.asarray, random_batch(case))), spread)
+    state = placement.abstract_state(jax.eval_shape(create, abstract_variables(case)))
     step = steps.make_train_step(build_model(case), optimizer(), make_strategy(strategy), preprocess(case))
-    jitted = jax.jit(step, donate_argnums=0, out_shardings=(whole, whole), compiler_options=compiler_options())
-    found = find_collectives(jitted.lower(state, batch).compile().as_text())
+    compiled = placement.compile_train_step(step, state).lower(state, placement.put_batch(random_batch(case))).compile()
+    found = find_collectives(compiled.as_text())
     return Traffic(
         sum(4 * leaf.size for leaf in jax.tree.leaves(state.params)),
         dict(Counter(each.operation for each in found)),
