@@ -13,7 +13,7 @@ from tfcam_jax import checkpoints
 from tfcam_jax.checkpoints import CheckpointError, Checkpoints, CheckpointVersionError
 from tfcam_jax.fingerprints import checksum_json
 
-# Orbax leaves coroutines behind when a file can't be read.
+# Orbax leaves coroutines behind when a file can't be read or written.
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 
 LIKE = {"kernel": jnp.zeros((40, 50)), "step": jnp.zeros((), jnp.int32)}
@@ -75,6 +75,21 @@ def test_latest_two_and_best_two_are_kept(tmp_path, scores, kept):
     assert sorted(int(path.name) for path in (tmp_path / "checkpoints").iterdir()) == kept
     assert_is(latest(tmp_path), max(scores))
     assert_is(best(tmp_path), max((s for s in scores if scores[s]), key=lambda step: (scores[step], step)))
+
+
+def test_an_old_one_leaves_the_others_whole_before_it_is_removed(tmp_path, monkeypatch):
+    """Else a kill in the middle of the removal would leave half a checkpoint among the others."""
+    removed = []
+
+    def remove(path):
+        removed.append((path.parent.name, path.name))
+        return rmtree(path)
+
+    rmtree = shutil.rmtree
+    monkeypatch.setattr(checkpoints.shutil, "rmtree", remove)
+    write(tmp_path, {1: 0.1, 2: 0.9, 3: 0.5, 4: 0.2, 5: 0.3})
+    assert removed == [(".deleted", "1")]
+    assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["2", "3", "4", "5"]
 
 
 def test_scores_outlive_the_process(tmp_path):

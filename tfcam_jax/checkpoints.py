@@ -25,6 +25,8 @@ from .fingerprints import checksum_json, describe_leaves, fingerprint_tree
 FORMAT = 2
 
 _KEPT = 2
+# Where old checkpoints go first: a kill in the middle of removing one must not leave half of it among the others.
+_DELETED = ".deleted"
 
 
 class CheckpointError(RuntimeError):
@@ -53,10 +55,14 @@ class Checkpoints:
                 f"{self.folder} was written by an older version of this project (format 1; this one reads {FORMAT}). "
                 "Use that version, whose commit stands in run.json, or train again in another --workdir."
             )
+        if not read_only and jax.process_index() == 0:
+            for unfinished in list(self.folder.glob("*.orbax-checkpoint-tmp*")):  # what a kill left
+                shutil.rmtree(unfinished)
         self._scores: dict[int, float] = {}
+        self._read_only = read_only
         options = ocp.CheckpointManagerOptions(
             create=not read_only,  # Orbax's own `read_only` warns of itself, and leaves out no more than this
-            cleanup_tmp_directories=not read_only,
+            todelete_subdir=None if read_only else _DELETED,
             preservation_policy=AnyPreservationPolicy([LatestN(_KEPT), _Best(self._scores)]),
         )
         self._manager = ocp.CheckpointManager(self.folder, options=options)
@@ -74,8 +80,19 @@ class Checkpoints:
         finally:
             self._close()
 
+    def _remove_old(self, last: bool = False) -> None:
+        """Removes what Orbax has put aside as old; `last`: nothing will follow."""
+        old = self.folder / _DELETED
+        if jax.process_index() == 0 and old.is_dir():
+            for path in list(old.iterdir()):
+                shutil.rmtree(path)
+            if last:
+                old.rmdir()
+
     def _close(self) -> None:
         try:
+            if not self._read_only:
+                self._remove_old(last=True)
             self._manager.close()
         except Exception as error:  # as in `wait`, which has told it
             logging.warning("closing %s: %s", self.folder, error)
@@ -100,6 +117,7 @@ class Checkpoints:
         Raises:
           CheckpointError: there is one of this step or a later one already, or the one before could not be written.
         """
+        self._remove_old()
         prints = fingerprint_tree(state)
         leaves = {name: [*what, prints[name]] for name, what in describe_leaves(state).items()}
         record = {**record, "format": FORMAT, "step": step, "score": score, "leaves": leaves}

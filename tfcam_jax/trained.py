@@ -15,7 +15,7 @@ from . import steps
 from .checkpoints import CheckpointError, Checkpoints
 from .data.pipeline import eval_batches, watch_workers
 from .data.source import Dataset, Source
-from .experiment import abstract_state, build_model, check_values, preprocessing
+from .experiment import ConfigError, abstract_state, build_model, check_values, preprocessing
 from .fingerprints import checksum_json
 from .placement import Placement, make_placement
 from .workdir import WorkdirError, config_differences, is_indifferent, load_config
@@ -90,6 +90,8 @@ def restore_trained(workdir: str | Path) -> TrainedModel:
         check_values(config)
     except AttributeError as error:
         raise WorkdirError(f"{workdir / 'config.json'} is of another version of this project: {error}") from error
+    except ConfigError as error:
+        raise WorkdirError(f"{workdir / 'config.json'} is damaged: {error}") from error
     if not (workdir / "checkpoints").is_dir():
         raise CheckpointError(_unfinished(workdir))
     placement = make_placement()
