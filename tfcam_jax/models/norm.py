@@ -101,7 +101,7 @@ class BatchNorm(nn.Module):
         return jax.lax.psum(sums, self.axis_name)
 
 
-def _spread(values: Array, shape: tuple[int, ...]) -> Array:
+def _spread(values: Array, shape: tuple[Any, ...]) -> Array:
     """Values [groups, channels], as they broadcast to an array of this shape whose first axis falls into groups."""
     groups = values.shape[0]
     rows = values if groups == 1 else jnp.repeat(values, shape[0] // groups, axis=0)
