@@ -12,6 +12,8 @@ from scipy.special import expit, log_softmax
 from sklearn.metrics import average_precision_score, balanced_accuracy_score, brier_score_loss, roc_auc_score, roc_curve
 
 CALIBRATION_BINS = 15
+# Of the figures of `classification`: 1 where the largest is the best, -1 where the smallest is.
+BETTER = {"accuracy": 1, "auroc": 1, "cross_entropy": -1}
 
 
 def classification(labels: Int[np.ndarray, " n"], logits: Float[np.ndarray, "n classes"]) -> dict[str, float | None]:

@@ -25,7 +25,7 @@ from .study_outcomes import read_outcomes, read_selection, write_entries
 from .study_plan import Run, placebo_arms, plan_arms, plan_runs
 from .study_report import write_study
 from .study_worker import Worker, available_cores, train_here, train_in_processes
-from .workdir import WorkdirError, check_workdir, write_text
+from .workdir import WorkdirError, check_workdir, config_json, write_text
 
 # Where nobody says how many processes: more than this many copies of jax and of the data may not fit in memory.
 _MOST_PROCESSES = 8
@@ -75,7 +75,7 @@ def _report(
 ) -> dict[str, Any]:
     """Tests, tables, plots, page and the picture of maps, from the runs that are finished."""
     selection = read_selection(workdir)
-    provenance = {**collect_provenance(), "config": json.loads(config.to_json())}
+    provenance = {**collect_provenance(), "config": config_json(config)}
     study = write_study(
         workdir,
         read_outcomes(workdir),

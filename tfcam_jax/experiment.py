@@ -17,6 +17,7 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from . import steps
+from .classification_metrics import BETTER
 from .data import SOURCES
 from .data.human_maps import PLACEBOS, Smooth, process_maps
 from .data.pipeline import BALANCES, eval_batches, train_batches, watch_workers
@@ -30,7 +31,6 @@ from .strategies import make_strategy
 from .weights import load_pretrained
 
 BATCH_NORM = ("synchronized", "local")
-SELECT_BY = ("accuracy", "auroc", "cross_entropy")
 
 
 class ConfigError(ValueError):
@@ -100,13 +100,6 @@ def build_experiment(
         eval_step = placement.compile_eval_step(steps.make_eval_step(model, preprocess))
     variables = functools.partial(initialize, jax.random.key(config.seed))
     create_state = lambda variables: placement.put_state(steps.create_train_state(variables, tx))
-    reading = {
-        "image_size": image_size,
-        "num_threads": config.data.num_threads,
-        "num_workers": config.data.num_workers,
-        "shard_index": jax.process_index(),
-        "shard_count": jax.process_count(),
-    }
     return Experiment(
         dataset=dataset,
         steps_per_epoch=steps_per_epoch,
@@ -124,15 +117,29 @@ def build_experiment(
                 batch_size=config.batch_size,
                 augment=Augment(**config.augment),
                 balance=config.data.balance,
-                **reading,
+                **_reading(config),
             )
         ),
         put_batch=functools.partial(placement.put_train_batch, accumulate_steps=config.accumulate_steps),
-        eval_epoch=lambda source: map(
-            placement.put_batch,
-            watch_workers(eval_batches(source, batch_size=config.evaluation.batch_size, **reading)),
-        ),
+        eval_epoch=functools.partial(read_for_evaluation, config, placement),
     )
+
+
+def read_for_evaluation(config: ConfigDict, placement: Placement, source: Source) -> Iterator[steps.Batch]:
+    """Batches that hold each example of a source once, in order but for padding, spread over the devices."""
+    batches = watch_workers(eval_batches(source, batch_size=config.evaluation.batch_size, **_reading(config)))
+    return map(placement.put_batch, batches)
+
+
+def _reading(config: ConfigDict) -> dict[str, int]:
+    """What reading for training and for evaluation have in common."""
+    return {
+        "image_size": preprocessing(config)[0],
+        "num_threads": config.data.num_threads,
+        "num_workers": config.data.num_workers,
+        "shard_index": jax.process_index(),
+        "shard_count": jax.process_count(),
+    }
 
 
 def _placement(config: ConfigDict) -> Placement:
@@ -172,7 +179,7 @@ def check_values(config: ConfigDict) -> None:
     tables: dict[str, tuple[str, Any]] = {
         "data.source": (config.data.source, SOURCES),
         "model.name": (config.model.name, MODELS),
-        "evaluation.select_by": (config.evaluation.select_by, SELECT_BY),
+        "evaluation.select_by": (config.evaluation.select_by, BETTER),
         "data.channels": (config.data.channels, (1, 3)),
         "model.dtype": (config.model.dtype, ("float32", "bfloat16")),
         "parallel.mode": (config.parallel.mode, MODES),

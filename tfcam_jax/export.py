@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,7 @@ from jax import export as jax_export
 
 from .explain import decompose
 from .trained import TrainedModel, restore_trained
-from .workdir import WorkdirError
+from .workdir import WorkdirError, write_bytes
 
 PLATFORMS = ("cpu", "cuda", "tpu")
 
@@ -54,9 +53,7 @@ def export_model(workdir: str | Path, out: str | Path, platforms: tuple[str, ...
     images = jax.ShapeDtypeStruct((batch, size, size, channels), jnp.uint8)
     exported = jax_export.export(jax.jit(_predict(trained)), platforms=platforms)(images)
     out.parent.mkdir(parents=True, exist_ok=True)
-    partial = out.with_name(f".{out.name}.{os.getpid()}")
-    partial.write_bytes(exported.serialize())
-    partial.replace(out)
+    write_bytes(out, bytes(exported.serialize()))
     return out
 
 

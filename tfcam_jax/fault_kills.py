@@ -111,7 +111,6 @@ def kill_runs(config: ConfigDict, folder: Path, context: Any, count: int, rng: r
         while found.kills < count and time.monotonic() < until:
             workdir = folder / "killed"
             shutil.rmtree(workdir, ignore_errors=True)
-            shutil.rmtree(workdir.with_name("killed.damaged"), ignore_errors=True)
             kills = _run_through(start, workdir, min(rng.randint(1, 6), count - found.kills), rng, found)
             _compare(workdir, expected, whole, state, kills, found)
             bar.update(len(kills))

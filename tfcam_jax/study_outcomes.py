@@ -12,12 +12,10 @@ import numpy as np
 from jaxtyping import Float, Int
 from scipy.special import softmax
 
+from .classification_metrics import BETTER
 from .protocol import split_by_protocol
 from .scores import read_scores
 from .workdir import write_json
-
-# Selection on the cross-entropy looks for the smallest; on the others for the largest.
-_SIGN = {"accuracy": 1, "auroc": 1, "cross_entropy": -1}
 
 
 class Entry(NamedTuple):
@@ -139,7 +137,9 @@ def _choose(by_alpha: dict[float | None, list[dict[str, Any]]], select_by: str) 
             name: _means([run[name] for run in runs if name in run]) for run in runs for name in run if name != "val"
         }
         alphas.append({"alpha": alpha, "runs": len(runs), "validation": float(np.mean(values)), "test": test})
-    best = max(alphas, key=lambda entry: (entry["runs"], _SIGN[select_by] * entry["validation"], entry["alpha"] or 0.0))
+    best = max(
+        alphas, key=lambda entry: (entry["runs"], BETTER[select_by] * entry["validation"], entry["alpha"] or 0.0)
+    )
     return {"chosen": best["alpha"], "select_by": select_by, "alphas": alphas}
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import json
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -26,7 +25,7 @@ from .study_tables import (
     set_tables,
 )
 from .study_verdicts import heading, outcome_word, verdict
-from .workdir import write_json, write_text
+from .workdir import write_bytes, write_json, write_text
 
 
 def write_study(
@@ -86,7 +85,7 @@ def write_study(
         if stale.name not in {f"plot_{plot.name}.png" for plot in plots}:
             stale.unlink()
     for plot in plots:
-        _write_bytes(out / f"plot_{plot.name}.png", plot.png)
+        write_bytes(out / f"plot_{plot.name}.png", plot.png)
     for name, text in texts.items():
         write_text(out / name, text)
     write_json(out / "study.json", study)
@@ -163,9 +162,3 @@ def _mark(comparison: dict[str, Any]) -> str:
 
 def _plain(value: Any) -> str:
     return " ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
-
-
-def _write_bytes(path: Path, content: bytes) -> None:
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    partial.write_bytes(content)
-    partial.replace(path)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import json
 import os
 import signal
 import threading
@@ -24,6 +23,7 @@ from .experiment import Experiment, arrange_dataset, build_experiment, open_sour
 from .interruption import StoppedError
 from .study_plan import Run
 from .train import train
+from .workdir import config_json
 
 
 class Worker:
@@ -48,14 +48,14 @@ class Worker:
         """What `build_experiment` builds of a run's config."""
         dataset = self.dataset(config)
         steps = -(-len(dataset.splits["train"]) // config.batch_size)
-        key = [_as_json(config), _input_options(config), len(dataset.class_names), steps]
+        key = [config_json(config), _input_options(config), len(dataset.class_names), steps]
         key[0] = {name: value for name, value in key[0].items() if name not in ("seed", "data")}
         programs = self._keep("programs", key, lambda: build_experiment(config, dataset))
         return build_experiment(config, dataset, programs)
 
     def source(self, config: ConfigDict) -> Dataset:
         """What `open_source` opens."""
-        options = _as_json(config.data)
+        options = config_json(config.data)
         del options["protocol"], options["maps"]["placebo"]
         return self._keep("source", options, lambda: open_source(config))
 
@@ -63,10 +63,10 @@ class Worker:
         """What `open_dataset` opens, its decoded images kept in memory if they fit."""
         plain = copy.deepcopy(config)
         plain.data.maps.placebo = "none"
-        key = _as_json(plain.data)
+        key = config_json(plain.data)
         arrange = lambda: self._hold(arrange_dataset(self.source(config), plain), config, ("val", "test"))
         arranged = self._keep("arranged", key, arrange)
-        placebo, augment = config.data.maps.placebo, _as_json(config.augment)
+        placebo, augment = config.data.maps.placebo, config_json(config.augment)
         of_seed = config.seed if placebo == "other_image" else None
         # Blur and threshold are applied by then.
         controlled = lambda: process_maps(arranged, blur=0.0, threshold=0.0, placebo=placebo, seed=config.seed)
@@ -227,7 +227,3 @@ def _try(worker: Worker, run: Run, workdir: Path) -> str:
 def _input_options(config: ConfigDict) -> dict[str, Any]:
     """Of the data's options those that a compiled step depends on."""
     return {name: config.data[name] for name in ("channels", "image_size", "mean", "std")}
-
-
-def _as_json(config: ConfigDict) -> dict[str, Any]:
-    return json.loads(config.to_json())

@@ -13,6 +13,7 @@ from ml_collections import ConfigDict
 from tqdm import tqdm
 
 from .checkpoints import Checkpoints
+from .classification_metrics import BETTER
 from .data.pipeline import WorkerError, prefetch_to_device
 from .data.source import DataError
 from .distributed import is_first, wait_for_all
@@ -25,9 +26,6 @@ from .steps import Batch, TrainState
 from .trained import describe_dataset
 from .workdir import check_workdir, config_json, hold_workdir, write_json
 from .writers import START, MetricWriter, SilentWriter, open_writer
-
-# Selection on the cross-entropy looks for the smallest; on the others for the largest.
-_SIGN = {"accuracy": 1, "auroc": 1, "cross_entropy": -1}
 
 
 def train(
@@ -228,7 +226,7 @@ def _batches(experiment: Experiment, epoch: int, first_batch: int) -> Iterator[t
 
 def _score(figures: dict[str, float | None], select_by: str) -> float:
     """The figure that the best checkpoint has the largest of; the later of equals, as in the CYBORG recipe."""
-    return _SIGN[select_by] * figures[select_by]
+    return BETTER[select_by] * figures[select_by]
 
 
 def _progress(config: ConfigDict, experiment: Experiment, step: int, quiet: bool) -> tqdm:

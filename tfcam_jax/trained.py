@@ -13,9 +13,8 @@ from ml_collections import ConfigDict
 
 from . import steps
 from .checkpoints import CheckpointError, Checkpoints
-from .data.pipeline import eval_batches, watch_workers
 from .data.source import Dataset, Source
-from .experiment import ConfigError, abstract_state, build_model, check_values, preprocessing
+from .experiment import ConfigError, abstract_state, build_model, check_values, preprocessing, read_for_evaluation
 from .fingerprints import checksum_json
 from .placement import Placement, make_placement
 from .workdir import WorkdirError, config_differences, is_indifferent, load_config
@@ -50,16 +49,8 @@ class TrainedModel:
     eval_step: Callable[[Any, Any, steps.Batch], steps.EvalOutput]
 
     def eval_epoch(self, source: Source) -> Iterator[steps.Batch]:
-        """Batches that hold each example of a source once, in order but for padding, spread over the devices."""
-        reading = {
-            "image_size": self.image_size,
-            "num_threads": self.config.data.num_threads,
-            "num_workers": self.config.data.num_workers,
-            "shard_index": jax.process_index(),
-            "shard_count": jax.process_count(),
-        }
-        batches = watch_workers(eval_batches(source, batch_size=self.config.evaluation.batch_size, **reading))
-        return map(self.placement.put_batch, batches)
+        """See `experiment.read_for_evaluation`."""
+        return read_for_evaluation(self.config, self.placement, source)
 
 
 def describe_dataset(dataset: Dataset) -> dict[str, Any]:
