@@ -9,11 +9,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 
-from .chest_xray import ChestXray, ChestXrayConfig, open_chest_xray
-from .cyborg_faces import CyborgFaces, CyborgFacesConfig, open_cyborg_faces
+from .chest_xray import ChestXray, ChestXrayConfig
+from .cyborg_faces import CyborgFaces, CyborgFacesConfig
 from .demo import open_demo
-from .iris_pad import IrisPad, IrisPadConfig, open_iris_pad
-from .listed_builder import list_owner_files
+from .iris_pad import IrisPad, IrisPadConfig
+from .listed_builder import list_owner_files, open_owner_files
 from .manifest import list_manifest, open_manifest
 from .pipeline import Batch, eval_batches, train_batches
 from .rows import Listing
@@ -31,10 +31,7 @@ __all__ = [
     "Records",
     "Source",
     "eval_batches",
-    "open_chest_xray",
-    "open_cyborg_faces",
     "open_demo",
-    "open_iris_pad",
     "open_manifest",
     "train_batches",
 ]
@@ -42,9 +39,9 @@ __all__ = [
 SOURCES: dict[str, Callable[..., Dataset]] = {
     "demo": open_demo,
     "manifest": open_manifest,
-    "cyborg_faces": open_cyborg_faces,
-    "iris_pad": open_iris_pad,
-    "chest_xray": open_chest_xray,
+    "cyborg_faces": partial(open_owner_files, CyborgFaces, CyborgFacesConfig),
+    "iris_pad": partial(open_owner_files, IrisPad, IrisPadConfig),
+    "chest_xray": partial(open_owner_files, ChestXray, ChestXrayConfig),
 }
 
 # The same sources' files before any image is opened, for `prepare --check`; `demo` has none, it is drawn.

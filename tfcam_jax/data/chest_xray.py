@@ -9,9 +9,9 @@ from typing import ClassVar
 
 from .annotations import Table, read_csv_rows, read_table
 from .list_files import split_by_share, walk_images
-from .listed_builder import ListedBuilder, ListedConfig, no_rows, open_listed
+from .listed_builder import ListedBuilder, ListedConfig, no_rows
 from .rows import Listing, MapReader, Row
-from .source import DataError, Dataset
+from .source import DataError
 
 NORMAL, ABNORMAL = "normal", "abnormal"
 NIH_BOXES, RSNA_BOXES, FIXATIONS = "nih/BBox_List_2017.csv", "rsna/stage_2_train_labels.csv", "mimic/fixations.csv"
@@ -209,19 +209,3 @@ def _table(path: Path, columns: Mapping[str, str], problems: list[str]) -> Table
     except ValueError as error:
         problems += str(error).split("\n")
         return {}
-
-
-def open_chest_xray(*, manual_dir: str = "", data_dir: str = "", channels: int = 3, **options) -> Dataset:
-    """Opens the films, preparing them first if need be.
-
-    Args:
-      manual_dir: the owners' files; see `ChestXray.MANUAL_DOWNLOAD_INSTRUCTIONS`.
-      data_dir: folder for prepared sets; "" means TFDS's own default.
-      channels: 3 for RGB, 1 for grey.
-      **options: fields of `ChestXrayConfig`.
-
-    Raises:
-      DataError: see `listed_builder.open_listed`.
-    """
-    config = ChestXrayConfig(**options)
-    return open_listed(ChestXray, config, manual_dir=manual_dir, data_dir=data_dir, channels=channels)

@@ -9,9 +9,8 @@ from pathlib import Path, PurePosixPath
 from typing import ClassVar
 
 from .list_files import group_of, read_list
-from .listed_builder import ListedBuilder, ListedConfig, no_rows, open_listed
+from .listed_builder import ListedBuilder, ListedConfig, no_rows
 from .rows import Listing, MapReader, Row
-from .source import Dataset
 
 # What a path says of where a face comes from. Longer names first: "stylegan2" is a part of "stylegan2ada".
 SOURCES_IN_PATHS = {
@@ -141,19 +140,3 @@ def _ambiguous(rows: list[Row]) -> list[str]:
     counts = Counter(row.map for row in rows if row.map)
     what = "belongs to {} training images of that name; rename them and their maps"
     return [f"{row.place}: map {row.map} {what.format(counts[row.map])}" for row in rows if counts[row.map] > 1]
-
-
-def open_cyborg_faces(*, manual_dir: str = "", data_dir: str = "", channels: int = 3, **options) -> Dataset:
-    """Opens the faces, preparing them first if need be.
-
-    Args:
-      manual_dir: the owner's files; see `CyborgFaces.MANUAL_DOWNLOAD_INSTRUCTIONS`.
-      data_dir: folder for prepared sets; "" means TFDS's own default.
-      channels: 3 for RGB, 1 for grey.
-      **options: fields of `CyborgFacesConfig`.
-
-    Raises:
-      DataError: see `listed_builder.open_listed`.
-    """
-    config = CyborgFacesConfig(**options)
-    return open_listed(CyborgFaces, config, manual_dir=manual_dir, data_dir=data_dir, channels=channels)

@@ -9,9 +9,8 @@ from pathlib import Path, PurePosixPath
 from typing import ClassVar
 
 from .list_files import group_of, read_list, split_by_share, walk_images
-from .listed_builder import ListedBuilder, ListedConfig, no_rows, open_listed
+from .listed_builder import ListedBuilder, ListedConfig, no_rows
 from .rows import Listing, MapReader, Row
-from .source import Dataset
 
 LIVE_NAMES = frozenset({"live", "real", "bonafide", "authentic", "genuine"})
 # Classes that say attack without saying which; its type is then the name of the image's folder.
@@ -162,19 +161,3 @@ def _ambiguous(rows: list[Row]) -> list[str]:
             what = f"map {row.map} would also be that of {other.image} ({other.place})"
             problems.append(f"{row.place}: {what}; put maps under the images' paths")
     return problems
-
-
-def open_iris_pad(*, manual_dir: str = "", data_dir: str = "", channels: int = 3, **options) -> Dataset:
-    """Opens the irises, preparing them first if need be.
-
-    Args:
-      manual_dir: the owners' files; see `IrisPad.MANUAL_DOWNLOAD_INSTRUCTIONS`.
-      data_dir: folder for prepared sets; "" means TFDS's own default.
-      channels: 3 for RGB, 1 for grey.
-      **options: fields of `IrisPadConfig`.
-
-    Raises:
-      DataError: see `listed_builder.open_listed`.
-    """
-    config = IrisPadConfig(**options)
-    return open_listed(IrisPad, config, manual_dir=manual_dir, data_dir=data_dir, channels=channels)

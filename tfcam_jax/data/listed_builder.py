@@ -109,7 +109,7 @@ def find_listing(builder: type[ListedBuilder], manual_dir: str | os.PathLike, co
 def list_owner_files(
     builder: type[ListedBuilder], config: type[ListedConfig], *, manual_dir: str, data_dir: str = "", **options
 ) -> Listing:
-    """`find_listing` with the options of `open_listed`; `data_dir` makes no difference to it."""
+    """`find_listing` with the options of `open_owner_files`; `data_dir` makes no difference to it."""
     return find_listing(builder, manual_dir, config(**options))
 
 
@@ -124,23 +124,31 @@ def _how(builder: type[ListedBuilder]) -> str:
     return f"how to obtain and unpack the data:\n{builder.MANUAL_DOWNLOAD_INSTRUCTIONS}"
 
 
-def open_listed(
-    builder: type[ListedBuilder], config: ListedConfig, *, manual_dir: str, data_dir: str, channels: int
+def open_owner_files(
+    builder: type[ListedBuilder],
+    config_class: type[ListedConfig],
+    *,
+    manual_dir: str = "",
+    data_dir: str = "",
+    channels: int = 3,
+    **options,
 ) -> Dataset:
     """Opens a prepared set, preparing it first if these files with these options have not been yet.
 
     Args:
       builder: the builder's class.
-      config: its options; the name is replaced by a digest of them, of the rows and of the files' sizes and times, so
-        that whatever changes is prepared anew beside the old.
+      config_class: of its options; the config's name becomes a digest of them, of the rows and of the files' sizes and
+        times, so that whatever changes is prepared anew beside the old.
       manual_dir: where the owner's files lie; "" opens the one set that `data_dir` holds.
       data_dir: folder for prepared sets; "" means TFDS's own default.
       channels: 3 for RGB, 1 for grey.
+      **options: fields of the config.
 
     Raises:
       DataError: whatever must be mended in the files, all at once, nothing being left on disk; or no prepared set.
     """
     check_channels(channels)
+    config = config_class(**options)
     if not manual_dir:
         prepared = tfds.builder_from_directory(_only_prepared(builder, data_dir))
     else:
