@@ -3,22 +3,20 @@
 from __future__ import annotations
 
 import heapq
-import json
 import math
 import os
-import subprocess
-import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from . import steps
 from .benchmark.cases import (
     Case,
+    abstract_batch,
+    abstract_state,
     abstract_variables,
     build_model,
     lower_train_step,
@@ -26,6 +24,7 @@ from .benchmark.cases import (
     preprocess,
     random_batch,
 )
+from .benchmark.fresh_process import call_afresh
 from .benchmark.parts import compiler_account
 from .benchmark.run import check_known
 from .compiled_program import find_collectives
@@ -138,7 +137,7 @@ def _hours(seconds: float) -> str:
 
 def measure_work(case: Case, strategies: Sequence[str], sent_bytes: float) -> Work:
     """FLOPs of the train step of each strategy and of evaluation, as the compiler counts them before it optimises."""
-    variables, batch = abstract_variables(case), jax.eval_shape(lambda: jax.tree.map(jnp.asarray, random_batch(case)))
+    variables, batch = abstract_variables(case), abstract_batch(case)
     evaluate = jax.jit(steps.make_eval_step(build_model(case), preprocess(case)))
     evaluation = evaluate.lower(variables["params"], variables["batch_stats"], batch).cost_analysis()["flops"]
     return Work(
@@ -190,25 +189,16 @@ class Traffic(NamedTuple):
 
 def measure_traffic(model: str, strategy: str) -> Traffic:
     """Compiles the step for 8 virtual CPU devices, in a process of its own, and reads its collectives."""
-    code = f"from {__name__} import *; print(json.dumps(compile_over_mesh({model!r}, {strategy!r})))"
-    environment = {
-        **os.environ,
-        "JAX_PLATFORMS": "cpu",
-        "XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={DEVICES}",
-        "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),
-    }
-    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise RuntimeError(f"compiling {model} for {DEVICES} devices failed:\n{done.stderr[-3000:]}")
-    return Traffic(*json.loads(done.stdout.splitlines()[-1]))
+    flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={DEVICES}"
+    call = f"compile_over_mesh({model!r}, {strategy!r})"
+    return Traffic(*call_afresh(__name__, call, {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags}))
 
 
 def compile_over_mesh(model: str, strategy: str) -> Traffic:
     """The step that `parallel.mode=mesh` compiles: batch spread over all devices, state whole on each."""
     case = Case(model, 2 * jax.device_count(), _TRAFFIC_SIZE)
     placement = make_placement("mesh")
-    create = lambda variables: steps.create_train_state(variables, optimizer())
-    state = placement.abstract_state(jax.eval_shape(create, abstract_variables(case)))
+    state = placement.abstract_state(abstract_state(case))
     step = steps.make_train_step(build_model(case), optimizer(), make_strategy(strategy), preprocess(case))
     compiled = placement.compile_train_step(step, state).lower(state, placement.put_batch(random_batch(case))).compile()
     found = find_collectives(compiled.as_text())

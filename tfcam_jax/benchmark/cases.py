@@ -70,6 +70,16 @@ def abstract_variables(case: Case) -> Any:
     return jax.eval_shape(lambda: build_model(case).init(jax.random.key(0), images, train=False))
 
 
+def abstract_state(case: Case) -> Any:
+    """Shapes and dtypes of the state of step 0."""
+    return jax.eval_shape(lambda v: steps.create_train_state(v, optimizer()), abstract_variables(case))
+
+
+def abstract_batch(case: Case) -> Any:
+    """Shapes and dtypes of `random_batch` on the device."""
+    return jax.eval_shape(lambda: jax.tree.map(jnp.asarray, random_batch(case)))
+
+
 def random_variables(case: Case) -> Any:
     """Variables of a case without compiling its initialisation: He-normal kernels, BatchNorm as it starts."""
     rng = np.random.default_rng(0)
@@ -85,10 +95,7 @@ def random_variables(case: Case) -> Any:
 def lower_train_step(case: Case, strategy: str, **options: Any) -> Any:
     """The train step of a strategy, traced and lowered for a case; its state argument is donated."""
     step = steps.make_train_step(build_model(case), optimizer(), make_strategy(strategy, **options), preprocess(case))
-    create = lambda variables: steps.create_train_state(variables, optimizer())
-    state = jax.eval_shape(create, abstract_variables(case))
-    batch = jax.eval_shape(lambda: jax.tree.map(jnp.asarray, random_batch(case)))
-    return jax.jit(step, donate_argnums=0).lower(state, batch)
+    return jax.jit(step, donate_argnums=0).lower(abstract_state(case), abstract_batch(case))
 
 
 def compile_step(lowered: Any, default_options: bool = False) -> Any:

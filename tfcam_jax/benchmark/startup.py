@@ -3,10 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import json
-import os
-import subprocess
-import sys
 import time
 from typing import Any
 
@@ -15,6 +11,7 @@ import numpy as np
 
 from .. import steps
 from .cases import Case, build_model, compile_step, lower_train_step, running_step
+from .fresh_process import call_afresh
 
 STAGES = ("import", "initialize", "trace", "compile", "first step")
 
@@ -22,12 +19,12 @@ STAGES = ("import", "initialize", "trace", "compile", "first step")
 def measure_jax(case: Case, cache_dir: str, strategy: str = "opposed") -> dict[str, float]:
     """Seconds by stage of a process that uses the compilation cache in `cache_dir`."""
     environment = {"JAX_COMPILATION_CACHE_DIR": cache_dir, "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.3"}
-    return _measure(f"jax_stages(begin, {tuple(case)!r}, {strategy!r})", environment)
+    return call_afresh(__name__, f"jax_stages(begin, {tuple(case)!r}, {strategy!r})", environment)
 
 
 def measure_torch(case: Case) -> dict[str, float]:
     """The same of a process that takes a plain step in PyTorch; it traces and compiles nothing."""
-    return _measure(f"torch_stages({tuple(case)!r})", {})
+    return call_afresh(__name__, f"torch_stages({tuple(case)!r})", {})
 
 
 def jax_stages(begin: float, fields: tuple[Any, ...], strategy: str) -> dict[str, float]:
@@ -65,18 +62,3 @@ def torch_stages(fields: tuple[Any, ...]) -> dict[str, float]:
     step()
     times.append(time.perf_counter())
     return dict(zip(("import", "initialize", "first step"), np.diff(times).tolist(), strict=True))
-
-
-def _measure(call: str, environment: dict[str, str]) -> dict[str, float]:
-    code = f"import time; begin = time.perf_counter(); from {__name__} import *; print(json.dumps({call}))"
-    path = os.pathsep.join(path for path in sys.path if path)
-    done = subprocess.run(
-        [sys.executable, "-c", code],
-        env={**os.environ, "PYTHONPATH": path, **environment},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    if done.returncode:
-        raise RuntimeError(f"{call} failed:\n{done.stderr[-3000:]}")
-    return json.loads(done.stdout.splitlines()[-1])
