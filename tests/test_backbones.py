@@ -8,10 +8,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import traverse_util
+from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import TypeCheckError
 
 from tfcam_jax import losses
 from tfcam_jax.cams import class_activation_maps, split_true_false
+from tfcam_jax.compiled_program import find_collectives
 from tfcam_jax.models import (
     MODEL_CARDS,
     MODELS,
@@ -25,7 +27,7 @@ from tfcam_jax.models import (
     Xception,
     cam_size,
 )
-from tfcam_jax.models.convolution import conv_general_dilated
+from tfcam_jax.models.convolution import conv_general_dilated, depthwise_conv
 from tfcam_jax.models.inception import Unit
 from tfcam_jax.models.norm import BatchNorm
 from tfcam_jax.models.pooling import avg_pool_2x2, avg_pool_3x3, max_pool_3x3
@@ -261,10 +263,13 @@ def test_every_convolution_is_in_the_compute_dtype(name):
     _, variables = small_model(name)
     model = SMALL_MODELS[name](num_classes=2, dtype=jnp.bfloat16)
     program = jax.make_jaxpr(partial(model.apply, train=False))(variables, random_images(1, 48))
-    products = ("conv_general_dilated", "dot_general")
-    dtypes = [e.outvars[0].aval.dtype for e in program.eqns if e.primitive.name in products]
-    kernels = [path for path in traverse_util.flatten_dict(variables["params"]) if path[-1] == "kernel"]
-    assert dtypes == [jnp.bfloat16] * (len(kernels) - 1) + [jnp.float32]  # the head's, which comes last
+    dtypes_of = lambda *names: [e.outvars[0].aval.dtype for e in program.eqns if e.primitive.name in names]
+    kernels = {path for path in traverse_util.flatten_dict(variables["params"]) if path[-1] == "kernel"}
+    depthwise = {path for path in kernels if "depthwise" in path}
+    products = dtypes_of("conv_general_dilated", "dot_general")
+    assert products == [jnp.bfloat16] * (len(kernels - depthwise) - 1) + [jnp.float32]  # the head's, which comes last
+    others = dtypes_of("custom_vjp_call")  # depthwise convolutions and max pools
+    assert len(others) >= len(depthwise) and set(others) <= {jnp.dtype("bfloat16")}
 
 
 @pytest.mark.parametrize("name", SMALL_MODELS)
@@ -370,3 +375,80 @@ def test_convolution_is_the_usual_one(size, strides, padding):
     ours = nn.Conv(4, (size, size), strides=strides, padding=padding, conv_general_dilated=conv_general_dilated)
     variables = usual.init(jax.random.key(0), x)
     np.testing.assert_allclose(ours.apply(variables, x), usual.apply(variables, x), atol=1e-5)
+
+
+def grouped_conv(x, kernel):
+    sides = [(size // 2, size // 2) for size in kernel.shape[:2]]
+    names = ("NHWC", "HWIO", "NHWC")
+    return jax.lax.conv_general_dilated(
+        x, kernel, (1, 1), sides, dimension_numbers=names, feature_group_count=x.shape[-1]
+    )
+
+
+def channelwise(size, kernel_size):
+    """Two images of three channels, and a kernel for each channel."""
+    normal = np.random.default_rng(0).standard_normal
+    return jnp.asarray(normal((2, *size, 3)), jnp.float32), jnp.asarray(normal((*kernel_size, 1, 3)), jnp.float32)
+
+
+@pytest.mark.parametrize(
+    ("size", "kernel_size"), [((6, 7), (3, 3)), ((1, 2), (3, 3)), ((5, 4), (1, 5)), ((4, 4), (1, 1))]
+)
+def test_a_depthwise_convolution_and_its_first_and_second_gradients_are_the_usual_ones(size, kernel_size):
+    x, kernel = channelwise(size, kernel_size)
+
+    def penalty(conv):
+        """A function of the gradients by both arguments, as losses on input gradients are."""
+        value = lambda x, kernel: jnp.sin(conv(x, kernel)).sum()
+        total = lambda tree: sum(jnp.square(leaf).sum() for leaf in jax.tree.leaves(tree))
+        return lambda x, kernel: value(x, kernel) + total(jax.grad(value, argnums=(0, 1))(x, kernel))
+
+    np.testing.assert_allclose(depthwise_conv(x, kernel), grouped_conv(x, kernel), atol=1e-5)
+    actual = jax.grad(penalty(depthwise_conv), argnums=(0, 1))(x, kernel)
+    expected = jax.grad(penalty(grouped_conv), argnums=(0, 1))(x, kernel)
+    for one, other in zip(actual, expected, strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-4)
+
+
+def test_a_depthwise_convolution_of_smaller_dtypes_sums_in_float32():
+    x, kernel = (array.astype(jnp.bfloat16) for array in channelwise((8, 8), (5, 5)))
+    exact = grouped_conv(x.astype(jnp.float32), kernel.astype(jnp.float32))
+    found, gradients = jax.value_and_grad(lambda *a: depthwise_conv(*a).astype(jnp.float32).sum(), (0, 1))(x, kernel)
+    assert {leaf.dtype for leaf in gradients} == {jnp.dtype("bfloat16")}
+    np.testing.assert_array_equal(depthwise_conv(x, kernel), exact.astype(jnp.bfloat16))
+    assert found == pytest.approx(float(exact.sum()), rel=0.02, abs=0.5)
+
+
+@pytest.mark.parametrize(
+    ("changes", "is_ours"),
+    [
+        ({"padding": 1}, True),
+        ({"padding": "SAME"}, True),
+        ({"padding": "VALID"}, False),
+        ({"padding": 1, "strides": 2}, False),
+        ({"padding": 2, "kernel_dilation": 2}, False),
+        ({"padding": 1, "features": 12}, False),
+        ({"padding": 1, "feature_group_count": 2}, False),
+    ],
+)
+def test_only_what_convolves_every_channel_by_itself_becomes_shifts(changes, is_ours):
+    x = np.random.default_rng(0).standard_normal((2, 7, 6, 4)).astype(np.float32)
+    settings = {"features": 4, "kernel_size": (3, 3), "feature_group_count": 4, **changes}
+    ours = nn.Conv(**settings, conv_general_dilated=conv_general_dilated)
+    variables = ours.init(jax.random.key(0), x)
+    np.testing.assert_allclose(ours.apply(variables, x), nn.Conv(**settings).apply(variables, x), atol=1e-5)
+    has_convolution = "conv_general_dilated" in str(jax.make_jaxpr(ours.apply)(variables, x))
+    assert has_convolution != is_ours
+
+
+def test_devices_exchange_only_the_kernels_gradient_of_a_depthwise_convolution():
+    mesh = jax.make_mesh((2,), ("batch",))
+    x, kernel = channelwise((4, 4), (3, 3))
+    gradient = jax.grad(lambda kernel, x: jnp.square(depthwise_conv(x, kernel)).sum())
+    spread = jax.device_put(x, NamedSharding(mesh, PartitionSpec("batch")))
+    everywhere = NamedSharding(mesh, PartitionSpec())
+    arguments = jax.device_put(kernel, everywhere), spread
+    compiled = jax.jit(gradient, out_shardings=everywhere).lower(*arguments).compile()
+    np.testing.assert_allclose(compiled(*arguments), gradient(kernel, x), rtol=1e-5, atol=1e-5)
+    sent = find_collectives(compiled.as_text())
+    assert [(each.operation, each.result_bytes) for each in sent] == [("all-reduce", kernel.nbytes)]

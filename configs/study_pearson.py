@@ -1,0 +1,29 @@
+"""The comparison study on your own images with one minus Pearson's correlation as the distance between maps.
+
+    python launch/compare.py --config=configs/study_pearson.py --config.data.manifest=my/manifest.csv \
+        --workdir=runs/study_pearson
+
+As configs/study_manifest.py, but for 20 epochs and two weights of the guidance; `cyborg_mse` and `difference_mse` are
+the strategies with the default distance.
+"""
+
+from ml_collections import ConfigDict
+
+from configs import study_manifest
+
+
+def get_config() -> ConfigDict:
+    config = study_manifest.get_config()
+    config.epochs = 20
+    config.strategy = "difference"  # for a run alone; a study sets it for each arm
+    config.guidance.divergence = "pearson"
+    config.compare.strategies = ("cross_entropy", "cyborg", "opposed", "difference")
+    config.compare.alphas = (0.5, 0.75)
+    config.compare.placebos = ("mean_map",)
+    config.compare.variants = ConfigDict(
+        {
+            f"{strategy}_mse": {"strategy": strategy, "guidance": {"divergence": "mse"}}
+            for strategy in ("cyborg", "difference")
+        }
+    )
+    return config
