@@ -112,16 +112,33 @@ def test_a_worker_steps_on_the_given_weights_and_tells_its_memory():
     from tfcam_jax.benchmark.cases import compile_step, lower_train_step, running_step
 
     step = running_step(compile_step(lower_train_step(TINY, "opposed")), TINY, random_variables(TINY))
-    with worker.Worker("jax opposed", TINY, weights="random") as process:
+    with worker.start_workers(["jax opposed"], TINY, at_once=1, weights="random") as workers:
+        process = workers["jax opposed"]
         assert process.loss == pytest.approx(loss_of(step()), rel=1e-4)
         assert 0 < process.work() < 60
         found = process.memory()
     assert 0 < found["before"] < found["peak"] and found["device"] is None
+    values = sum(leaf.size for leaf in jax.tree.leaves(random_variables(TINY)["params"]))
+    # Parameters and momentum, statistics and batch.
+    assert 8 * values / 2**20 < found["compiler"]["state"] < 16 * values / 2**20
 
 
 def test_a_worker_that_fails_says_who_it_was():
     with pytest.raises(RuntimeError, match="'jax nothing' ended with exit status 1"):
         worker.Worker("jax nothing", TINY, weights="random")
+
+
+def test_of_several_workers_none_is_left_when_one_fails(monkeypatch):
+    ended = []
+    close = worker.Worker.close
+    monkeypatch.setattr(worker.Worker, "close", lambda self: (close(self), ended.append(self._process.returncode)))
+    names = ["jax nothing", "jax cross_entropy"]
+    with (
+        pytest.raises(RuntimeError, match="'jax nothing' ended with exit status 1"),
+        worker.start_workers(names, TINY, at_once=2, weights="random"),
+    ):
+        pytest.fail("no work without all workers")
+    assert len(ended) == 2 and None not in ended
 
 
 @pytest.mark.end_to_end

@@ -17,13 +17,13 @@ def variables():
 
 
 def test_the_tidy_step_has_this_packages_loss(variables):
-    ours = jax_work.train_step(CASE, variables, "cyborg")()
+    ours = jax_work.TrainStep(CASE, variables, "cyborg")()
     for channels_last in (False, True):
         assert torch_work.tidy_step(CASE, channels_last)() == pytest.approx(ours, rel=1e-3)
 
 
 def test_the_plain_step_has_this_packages_loss(variables):
-    ours = jax_work.train_step(CASE, variables, "cross_entropy")()
+    ours = jax_work.TrainStep(CASE, variables, "cross_entropy")()
     assert torch_work.cross_entropy_step(CASE)() == pytest.approx(ours, rel=1e-3)
 
 

@@ -19,13 +19,14 @@ from .benchmark.cases import (
     abstract_state,
     abstract_variables,
     build_model,
+    compile_step,
     lower_train_step,
+    memory_account,
     optimizer,
     preprocess,
     random_batch,
 )
 from .benchmark.fresh_process import call_afresh
-from .benchmark.parts import compiler_account
 from .benchmark.run import check_known
 from .compiled_program import find_collectives
 from .models import MODEL_CARDS, MODELS
@@ -165,7 +166,7 @@ def memory_table(models: Sequence[str], batch_sizes: Sequence[int], image_size: 
     for model in models:
         for batch_size in batch_sizes:
             case = Case(model, batch_size, image_size or MODEL_CARDS[model].image_size, dtype)
-            account = compiler_account(case, "opposed")
+            account = memory_account(compile_step(lower_train_step(case, "opposed")))
             cells = (f"{value:.0f}" for value in (*account.values(), sum(account.values())))
             rows.append((model, str(case.image_size), str(batch_size), *cells))
     return align(rows)

@@ -103,6 +103,13 @@ def compile_step(lowered: Any, default_options: bool = False) -> Any:
     return lowered.compile(compiler_options={} if default_options else compiler_options())
 
 
+def memory_account(compiled: Any) -> dict[str, float]:
+    """MB that a compiled step needs for its arguments and results, `state`, and for what lies between, `temporary`."""
+    analysis = compiled.memory_analysis()
+    kept = analysis.argument_size_in_bytes + analysis.output_size_in_bytes - analysis.alias_size_in_bytes
+    return {"state": kept / 2**20, "temporary": analysis.temp_size_in_bytes / 2**20}
+
+
 def running_step(compiled: Any, case: Case, variables: Any) -> Callable[[], steps.StepMetrics]:
     """A function that takes one step on the same batch, waits for it and returns its metrics."""
     batch = jax.tree.map(jnp.asarray, random_batch(case))

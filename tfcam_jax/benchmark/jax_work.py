@@ -24,6 +24,7 @@ from .cases import (
     compile_step,
     loss_of,
     lower_train_step,
+    memory_account,
     preprocess,
     random_batch,
     running_step,
@@ -42,10 +43,21 @@ def reference_variables(case: Case) -> Any:
     return merge(convert(state_dict, MODEL_CARDS[case.model].torch_names), empty, keep_head=True)
 
 
-def train_step(case: Case, variables: Any, strategy: str, default_options: bool = False) -> Work:
-    """A train step as `launch/train.py` runs it, `default_options` as it would be with XLA's own settings."""
-    step = running_step(compile_step(lower_train_step(case, strategy), default_options), case, variables)
-    return lambda: loss_of(step())
+class TrainStep:
+    """A train step as `launch/train.py` runs it, `default_options` as it would be with XLA's own settings.
+
+    Attributes:
+      account: what it needs, by the compiler; see `cases.memory_account`.
+    """
+
+    def __init__(self, case: Case, variables: Any, strategy: str, default_options: bool = False) -> None:
+        compiled = compile_step(lower_train_step(case, strategy), default_options)
+        self.account = memory_account(compiled)
+        self._step = running_step(compiled, case, variables)
+
+    def __call__(self) -> dict[str, float]:
+        """Takes one step and returns the terms of its loss."""
+        return loss_of(self._step())
 
 
 def maps(case: Case, variables: Any, image_size: bool = False) -> Work:
@@ -74,8 +86,8 @@ def like_grad_cam(maps: jax.Array, size: int) -> jax.Array:
 
 
 STEPS: dict[str, Callable[[Case, Any], Work]] = {
-    **{f"jax {name}": functools.partial(train_step, strategy=name) for name in STRATEGIES},
-    "jax cross_entropy, XLA's defaults": functools.partial(train_step, strategy="cross_entropy", default_options=True),
+    **{f"jax {name}": functools.partial(TrainStep, strategy=name) for name in STRATEGIES},
+    "jax cross_entropy, XLA's defaults": functools.partial(TrainStep, strategy="cross_entropy", default_options=True),
 }
 MAPS: dict[str, Callable[[Case, Any], Work]] = {
     "jax": maps,

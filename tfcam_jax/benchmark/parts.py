@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import importlib.util
+import os
 import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 import jax
@@ -16,7 +17,7 @@ from ..tables import align
 from . import startup
 from .cases import Case, compile_step, lower_train_step, random_variables, running_step
 from .timing import Ratio, clocked, median, ratio, take_turns
-from .worker import Worker
+from .worker import start_workers
 
 GOAL = 1.02  # largest time of a guided step, in plain steps
 # The strategies of the paper's abstract and its baselines; the others differ from them only in arithmetic on maps.
@@ -114,13 +115,19 @@ def _compile_strategies(
 ) -> tuple[dict[str, float], dict[str, Callable[[], float]]]:
     """FLOPs of each strategy's step and the step itself; plain cross-entropy twice."""
     variables, flops, contestants = random_variables(case), {}, {}
-    for name in dict.fromkeys(("cross_entropy", *strategies)):
-        compiled = compile_step(lowered := lower_train_step(case, name))
+    names = list(dict.fromkeys(("cross_entropy", *strategies)))
+
+    def compile_one(name: str) -> tuple[float, Any]:
+        lowered = lower_train_step(case, name)
+        return lowered.cost_analysis()["flops"], compile_step(lowered)
+
+    with ThreadPoolExecutor(at_once()) as pool:
+        compiled = dict(zip(names, pool.map(compile_one, names), strict=True))
+    for name, (count, program) in compiled.items():
         for label in (name, AGAIN) if name == "cross_entropy" else (name,):
-            flops[label] = lowered.cost_analysis()["flops"]
-            step = running_step(compiled, case, variables)
+            step = running_step(program, case, variables)
             step()
-            contestants[label] = clocked(step)
+            flops[label], contestants[label] = count, clocked(step)
     return flops, contestants
 
 
@@ -131,8 +138,7 @@ def reference(cases: Sequence[Case], contestants: Sequence[str], seconds: float)
     if _lacks(section, cases, PYTORCH):
         return section
     for case in cases:
-        with contextlib.ExitStack() as stack:
-            workers = {name: stack.enter_context(Worker(name, case)) for name in contestants}
+        with start_workers(contestants, case, at_once()) as workers:
             times = take_turns({name: worker.work for name, worker in workers.items()}, seconds)
             losses = {name: worker.loss for name, worker in workers.items()}
         for name, values in times.items():
@@ -162,9 +168,8 @@ def posthoc(cases: Sequence[Case], contestants: Sequence[str], seconds: float) -
     if _lacks(section, cases, (*PYTORCH, *GRAD_CAM)):
         return section
     for case in cases:
-        with contextlib.ExitStack() as stack:
-            workers = {name: stack.enter_context(Worker(f"{name} maps", case)) for name in contestants}
-            times = take_turns({name: worker.work for name, worker in workers.items()}, seconds)
+        with start_workers([f"{name} maps" for name in contestants], case, at_once()) as workers:
+            times = take_turns({name.removesuffix(" maps"): each.work for name, each in workers.items()}, seconds)
         for name, values in times.items():
             found = _by(times, "jax at image size" if name == "pytorch-grad-cam" else "jax", name)
             rate = f"{case.batch_size / median(values):.1f}"
@@ -209,16 +214,16 @@ def memory(cases: Sequence[Case], contestants: Sequence[str]) -> Section:
         section.notes.append(f"PyTorch left out; not installed: {', '.join(gone)}")
     for case in cases:
         has_counterpart = case.model in REFERENCES and not gone
-        for name in [name for name in contestants if has_counterpart or name.startswith("jax")]:
-            with Worker(name, case, weights="random") as worker:
+        present = [name for name in contestants if has_counterpart or name.startswith("jax")]
+        with start_workers(present, case, at_once(), weights="random") as workers:
+            for name, worker in workers.items():
                 worker.work()
                 found = worker.memory()
-            analysis = compiler_account(case, name.removeprefix("jax ")) if name.startswith("jax") else {}
-            added = found["peak"] - found["before"]
-            cells = [analysis.get("state"), analysis.get("temporary"), found["peak"], added, found["device"]]
-            cells = ("-" if cell is None else f"{cell:.0f}" for cell in cells)
-            section.rows.append((case.model, name, *cells))
-            section.figures.append({**case._asdict(), "contestant": name, **found, "compiler": analysis})
+                added, compiler = found["peak"] - found["before"], found["compiler"]
+                cells = [compiler.get("state"), compiler.get("temporary"), found["peak"], added, found["device"]]
+                cells = ("-" if cell is None else f"{cell:.0f}" for cell in cells)
+                section.rows.append((case.model, name, *cells))
+                section.figures.append({**case._asdict(), "contestant": name, **found})
         section.notes.append(f"{case}")
     section.notes.append(
         "state: parameters, optimiser and batch; temporary: activations, gradients and scratch, both by the compiler. "
@@ -227,11 +232,9 @@ def memory(cases: Sequence[Case], contestants: Sequence[str]) -> Section:
     return section
 
 
-def compiler_account(case: Case, strategy: str) -> dict[str, float]:
-    """MB that the compiled step needs for its arguments and results, and for what lies between."""
-    analysis = compile_step(lower_train_step(case, strategy)).memory_analysis()
-    kept = analysis.argument_size_in_bytes + analysis.output_size_in_bytes - analysis.alias_size_in_bytes
-    return {"state": kept / 2**20, "temporary": analysis.temp_size_in_bytes / 2**20}
+def at_once() -> int:
+    """How many contestants get ready at the same time: on an accelerator one, whose compiler times what it chooses."""
+    return (os.cpu_count() or 1) if jax.default_backend() == "cpu" else 1
 
 
 def measure_peak_flops(dtype: str, seconds: float = 2.0) -> float:

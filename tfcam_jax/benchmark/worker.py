@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import resource
 import subprocess
 import sys
 import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -22,7 +25,6 @@ class Worker:
 
     Attributes:
       loss: terms of the first step's loss; None for maps.
-      build_seconds: from the start of the process until the first work was done.
     """
 
     def __init__(self, name: str, case: Case, weights: str = "reference") -> None:
@@ -39,7 +41,6 @@ class Worker:
             "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),
             "XLA_PYTHON_CLIENT_PREALLOCATE": "false",  # others are on the same card
         }
-        start = time.perf_counter()
         self._process = subprocess.Popen(
             [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment, text=True
         )
@@ -49,14 +50,16 @@ class Worker:
         except BaseException:
             self.close()
             raise
-        self.build_seconds = time.perf_counter() - start
 
     def work(self) -> float:
         """Seconds that one unit of work took."""
         return self._ask("work")
 
-    def memory(self) -> dict[str, float | None]:
-        """MB: `before` the network was built, the `peak` since the last question, and the `device`'s peak."""
+    def memory(self) -> dict[str, Any]:
+        """MB: `before` the network was built, the `peak` since the last question, and the `device`'s peak.
+
+        `compiler` is JAX's own account of a train step (`cases.memory_account`), empty for anything else.
+        """
         return self._ask("memory")
 
     def _ask(self, question: str) -> Any:
@@ -85,6 +88,30 @@ class Worker:
         self._process.wait()
 
 
+@contextlib.contextmanager
+def start_workers(
+    names: Sequence[str], case: Case, at_once: int, weights: str = "reference"
+) -> Iterator[dict[str, Worker]]:
+    """Workers of several contestants, by name, which end with the context.
+
+    Args:
+      names: the contestants.
+      case: what all work on.
+      at_once: how many build at the same time.
+      weights: as of `Worker`.
+
+    Raises:
+      RuntimeError: one failed; the others are ended.
+    """
+    with ThreadPoolExecutor(at_once) as pool:
+        building = {name: pool.submit(Worker, name, case, weights) for name in names}
+    with contextlib.ExitStack() as stack:
+        for each in building.values():
+            if each.exception() is None:
+                stack.enter_context(each.result())
+        yield {name: each.result() for name, each in building.items()}
+
+
 def serve(name: str, case: Case, weights: str) -> None:
     """A worker's process: builds, works once and answers with the loss, then answers each line it is sent."""
     # Libraries may print; only answers go where the other process listens.
@@ -98,7 +125,8 @@ def serve(name: str, case: Case, weights: str) -> None:
     for line in sys.stdin:
         if line.strip() == "memory":
             device = device_peak()
-            say({"before": before, "peak": peak_megabytes(), "device": device and device / 2**20})
+            compiler = getattr(work, "account", {})
+            say({"before": before, "peak": peak_megabytes(), "device": device and device / 2**20, "compiler": compiler})
             reset_peak()
         else:
             start = time.perf_counter()

@@ -72,8 +72,8 @@ def _kernel_gradient(x: Array, gradient: Array, kernel: Array) -> Array:
     """Gradient of `depthwise_conv(x, kernel)` by the kernel, of which only shape and dtype matter."""
     dtype = jnp.promote_types(x.dtype, jnp.float32)
     products = tuple(shifted.astype(dtype) * gradient.astype(dtype) for shifted in _shifts(x, kernel.shape))
-    # One pass over both arrays for all places of the kernel: a sum for each would be a pass for each. The batch is summed
-    # apart, as XLA gathers what several devices hold of such a joint sum, whereas a plain one becomes an all-reduce.
+    # One pass over both arrays for all places of the kernel: a sum for each would be a pass for each. The batch is
+    # summed apart: of such a joint sum XLA gathers what several devices hold, a plain one becomes an all-reduce.
     add = lambda sums, values: tuple(total + value for total, value in zip(sums, values, strict=True))
     sums = lax.reduce(products, (jnp.zeros((), dtype),) * len(products), add, (1, 2))
     return jnp.stack(sums).sum(1).reshape(kernel.shape).astype(kernel.dtype)
