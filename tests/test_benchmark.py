@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from tfcam_jax.benchmark import parts, timing, worker
+from tfcam_jax.benchmark import jax_work, parts, timing, torch_work, worker
 from tfcam_jax.benchmark.cases import Case, abstract_variables, loss_of, random_batch, random_variables
 from tfcam_jax.benchmark.run import PARTS, Settings, choose_case
 from tfcam_jax.benchmark.timing import Ratio
@@ -75,6 +75,13 @@ def test_too_few_rounds_have_no_interval():
 )
 def test_a_verdict_says_what_the_interval_allows(low, middle, high, verdict):
     assert parts.judge(Ratio(middle, low, high)) == verdict
+
+
+@pytest.mark.parametrize("name", [*jax_work.STEPS, *torch_work.STEPS])
+def test_a_guided_step_is_compared_with_a_plain_one_that_takes_part(name):
+    plain = parts.plain_of(name)
+    assert plain in (*jax_work.STEPS, *torch_work.STEPS) and "cross_entropy" in plain
+    assert plain.endswith("channels_last") == name.endswith("channels_last") and plain[:3] == name[:3]
 
 
 def test_sizes_follow_the_device_unless_they_are_set():

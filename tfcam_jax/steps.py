@@ -75,7 +75,8 @@ def initialize(model: Any, key: Array, image_size: int) -> dict[str, Any]:
 def create_train_state(variables: dict[str, Any], tx: Any) -> TrainState:
     """The state of step 0: a model's variables and a new optimiser state."""
     params = variables["params"]
-    return TrainState(jnp.zeros((), jnp.int32), params, variables.get("batch_stats", {}), tx.init(params))
+    # As one program: compiling one for each shape of a parameter takes seconds.
+    return TrainState(jnp.zeros((), jnp.int32), params, variables.get("batch_stats", {}), jax.jit(tx.init)(params))
 
 
 def make_train_step(

@@ -144,7 +144,7 @@ def reference(cases: Sequence[Case], contestants: Sequence[str], seconds: float)
         for name, values in times.items():
             is_guided = "cross_entropy" not in name
             found = _by(times, "jax cyborg" if is_guided else "jax cross_entropy", name)
-            plain = _by(times, name, f"{name.split()[0]} cross_entropy")
+            plain = _by(times, name, plain_of(name))
             loss = " + ".join(f"{value:.4f}" for value in losses[name].values())
             cells = (
                 f"{1e3 * median(values):.0f}",
@@ -159,6 +159,12 @@ def reference(cases: Sequence[Case], contestants: Sequence[str], seconds: float)
     section.notes.append("jax by this: jax cyborg, or jax cross_entropy for a plain step; below 1 jax is faster.")
     section.notes.append("as described: guides the predicted class's map, so its second term is another one.")
     return section
+
+
+def plain_of(name: str) -> str:
+    """The plain step of a contestant's library and memory layout."""
+    library, layout = name.split()[0], ", channels_last" if name.endswith(", channels_last") else ""
+    return f"{library} cross_entropy{layout}"
 
 
 def posthoc(cases: Sequence[Case], contestants: Sequence[str], seconds: float) -> Section:
