@@ -6,8 +6,8 @@
 
 Parts: `guided` (every strategy's step by the plain one), `reference` (train steps beside PyTorch's), `maps` (maps after
 training beside pytorch-grad-cam's), `start` (from a command to the first step, with and without the compilation cache),
-`memory`. Without the extra, what needs PyTorch is left out. Takes 13 minutes on two CPU cores; name parts and models for
-less. On a GPU the same command takes bfloat16, batch 128 and each backbone's own image size;
+`memory`. Without the extra, what needs PyTorch is left out. It takes 9 to 13 minutes on two CPU cores; name parts and
+models for less. On a GPU the same command takes bfloat16, batch 128 and each backbone's own image size;
 `--batch_size=256` for more.
 """
 
