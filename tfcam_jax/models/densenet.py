@@ -72,7 +72,7 @@ class DenseNet(Backbone):
             # In halves, so that the gradient of x, a sum over all layers, is written to memory once: XLA for CPUs fuses
             # sums into what comes before the block, the max pooling, and works them out again for each of its places,
             # but no concatenation.
-            channels = tuple(jnp.split(x, 2, axis=-1))
+            channels = tuple(jnp.split(x, [x.shape[-1] // 2], axis=-1))
             for j in range(1, depth + 1):
                 dense_layer = layer(self.growth, self.conv, self.norm, name=f"denseblock{i}_denselayer{j}")
                 channels += (dense_layer(channels, train, mask),)
