@@ -26,6 +26,7 @@ LAYERS = (
         "state_dicts",
         "weights",
         "parity",
+        "cpu_cores",
         "fingerprints",
         "checkpoints",
         "metric_window",

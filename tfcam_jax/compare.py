@@ -12,6 +12,7 @@ from ml_collections import ConfigDict
 from tqdm import tqdm
 
 from .checkpoints import Checkpoints
+from .cpu_cores import available_cores
 from .data.evaluation_sets import choose_rows
 from .data.human_maps import deal_maps
 from .data.source import Dataset, Subset
@@ -24,7 +25,7 @@ from .provenance import collect_provenance
 from .study_outcomes import read_outcomes, read_selection, write_entries
 from .study_plan import Run, placebo_arms, plan_arms, plan_runs
 from .study_report import write_study
-from .study_worker import Worker, available_cores, train_here, train_in_processes
+from .study_worker import Worker, train_here, train_in_processes
 from .workdir import WorkdirError, check_workdir, config_json, write_text
 
 # Where nobody says how many processes: more than this many copies of jax and of the data may not fit in memory.

@@ -16,6 +16,7 @@ from typing import Any
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
+from .cpu_cores import available_cores
 from .data.held import held_bytes, hold_splits
 from .data.human_maps import process_maps
 from .data.source import Dataset
@@ -204,12 +205,6 @@ def _cores_of(member: int, processes: int) -> list[int]:
     """The share of one of the processes in the cores that this one may use; all, if there are not enough to share."""
     cores = available_cores()
     return cores[member::processes] if processes <= len(cores) else cores
-
-
-def available_cores() -> list[int]:
-    """Numbers of the cores that this process may use."""
-    affinity = getattr(os, "sched_getaffinity", None)  # not on every system
-    return sorted(affinity(0)) if affinity else list(range(os.cpu_count() or 1))
 
 
 def _try(worker: Worker, run: Run, workdir: Path) -> str:

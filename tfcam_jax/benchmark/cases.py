@@ -75,9 +75,14 @@ def abstract_state(case: Case) -> Any:
     return jax.eval_shape(lambda v: steps.create_train_state(v, optimizer()), abstract_variables(case))
 
 
+def device_batch(case: Case) -> Any:
+    """`random_batch` on the device."""
+    return jax.tree.map(jnp.asarray, random_batch(case))
+
+
 def abstract_batch(case: Case) -> Any:
-    """Shapes and dtypes of `random_batch` on the device."""
-    return jax.eval_shape(lambda: jax.tree.map(jnp.asarray, random_batch(case)))
+    """Shapes and dtypes of `device_batch`."""
+    return jax.eval_shape(lambda: device_batch(case))
 
 
 def random_variables(case: Case) -> Any:
@@ -112,7 +117,7 @@ def memory_account(compiled: Any) -> dict[str, float]:
 
 def running_step(compiled: Any, case: Case, variables: Any) -> Callable[[], steps.StepMetrics]:
     """A function that takes one step on the same batch, waits for it and returns its metrics."""
-    batch = jax.tree.map(jnp.asarray, random_batch(case))
+    batch = device_batch(case)
     # Copies, since the state is donated and the variables are the caller's.
     state = steps.create_train_state(jax.tree.map(lambda leaf: jnp.array(leaf, copy=True), variables), optimizer())
 

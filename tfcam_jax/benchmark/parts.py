@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.util
-import os
 import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -12,12 +12,13 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from ..cpu_cores import available_cores
 from ..parity import REFERENCES
 from ..tables import align
 from . import startup
 from .cases import Case, compile_step, lower_train_step, random_variables, running_step
 from .timing import Ratio, clocked, median, ratio, take_turns
-from .worker import start_workers
+from .worker import Worker, start_workers
 
 GOAL = 1.02  # largest time of a guided step, in plain steps
 # The strategies of the paper's abstract and its baselines; the others differ from them only in arithmetic on maps.
@@ -221,15 +222,14 @@ def memory(cases: Sequence[Case], contestants: Sequence[str]) -> Section:
     for case in cases:
         has_counterpart = case.model in REFERENCES and not gone
         present = [name for name in contestants if has_counterpart or name.startswith("jax")]
-        with start_workers(present, case, at_once(), weights="random") as workers:
-            for name, worker in workers.items():
-                worker.work()
-                found = worker.memory()
-                added, compiler = found["peak"] - found["before"], found["compiler"]
-                cells = [compiler.get("state"), compiler.get("temporary"), found["peak"], added, found["device"]]
-                cells = ("-" if cell is None else f"{cell:.0f}" for cell in cells)
-                section.rows.append((case.model, name, *cells))
-                section.figures.append({**case._asdict(), "contestant": name, **found})
+        with ThreadPoolExecutor(at_once()) as pool:
+            measured = list(pool.map(functools.partial(_memory_of, case), present))
+        for name, found in zip(present, measured, strict=True):
+            added, compiler = found["peak"] - found["before"], found["compiler"]
+            cells = [compiler.get("state"), compiler.get("temporary"), found["peak"], added, found["device"]]
+            cells = ("-" if cell is None else f"{cell:.0f}" for cell in cells)
+            section.rows.append((case.model, name, *cells))
+            section.figures.append({**case._asdict(), "contestant": name, **found})
         section.notes.append(f"{case}")
     section.notes.append(
         "state: parameters, optimiser and batch; temporary: activations, gradients and scratch, both by the compiler. "
@@ -238,9 +238,16 @@ def memory(cases: Sequence[Case], contestants: Sequence[str]) -> Section:
     return section
 
 
+def _memory_of(case: Case, name: str) -> dict[str, Any]:
+    """What a contestant's process answers after a step; it ends before others need the device's memory."""
+    with Worker(name, case, weights="random") as worker:
+        worker.work()
+        return worker.memory()
+
+
 def at_once() -> int:
     """How many contestants get ready at the same time: on an accelerator one, whose compiler times what it chooses."""
-    return (os.cpu_count() or 1) if jax.default_backend() == "cpu" else 1
+    return len(available_cores()) if jax.default_backend() == "cpu" else 1
 
 
 def measure_peak_flops(dtype: str, seconds: float = 2.0) -> float:

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import jax
 
+from ..cpu_cores import available_cores
 from ..models import MODEL_CARDS, MODELS
 from ..parity import REFERENCES
 from ..provenance import collect_provenance
@@ -126,9 +127,8 @@ def describe_machine() -> dict[str, Any]:
     """The device's name, and the host's cores and memory."""
     device = jax.devices()[0]
     pages = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     name = _processor() if device.platform == "cpu" else device.device_kind
-    return {"device": name, "cores": cores, "memory_gb": pages / 1e9}
+    return {"device": name, "cores": len(available_cores()), "memory_gb": pages / 1e9}
 
 
 def _processor() -> str:

@@ -7,11 +7,10 @@ import time
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from .. import steps
-from .cases import Case, build_model, compile_step, lower_train_step, optimizer, random_batch
+from .cases import Case, build_model, compile_step, device_batch, lower_train_step, optimizer
 from .fresh_process import call_afresh
 
 STAGES = ("import", "initialize", "trace", "compile", "first step")
@@ -48,7 +47,7 @@ def jax_stages(begin: float, fields: tuple[Any, ...], strategy: str) -> dict[str
     compiled = compile_step(lowered)
     clock()
     state = steps.create_train_state(variables, optimizer())
-    jax.block_until_ready(compiled(state, jax.tree.map(jnp.asarray, random_batch(case))))
+    jax.block_until_ready(compiled(state, device_batch(case)))
     clock()
     return dict(zip(STAGES, np.diff(times).tolist(), strict=True))
 

@@ -17,8 +17,6 @@ from typing import Any
 
 from .cases import Case, random_variables
 
-WEIGHTS = ("reference", "random")
-
 
 class Worker:
     """A process that builds one contestant, then works whenever it is asked to.
