@@ -93,7 +93,7 @@ WITHIN = dict.fromkeys(CORE, CORE) | {
 }
 STANDARD_LIBRARY = frozenset(sys.stdlib_module_names)
 # The libraries that one part of the package keeps to itself, or does without.
-CORE_LIBRARIES = frozenset({"jax"}) | STANDARD_LIBRARY
+CORE_LIBRARIES = frozenset({"jax", "numpy"}) | STANDARD_LIBRARY  # jax itself needs numpy
 NOT_IN_STEPS = frozenset({"optax", "ml_collections", "orbax", "tensorflow_datasets", "grain", "absl"})
 
 NO_NAMES = re.compile(r"(^|_)(utils?|helpers?|managers?|common|misc|base|lib|stuff)($|_)")

@@ -87,6 +87,26 @@ def test_leading_dimensions_and_integer_maps():
     np.testing.assert_allclose(mapped, saliency, atol=1e-6)
 
 
+@pytest.mark.parametrize(("full", "size"), SIZES)
+def test_either_dtype_is_kept(full, size):
+    """In float64 it is the weights that are compared, without the rounding of sums."""
+    human_map = np.random.default_rng(5).random(full)
+    with jax.enable_x64(True):
+        saliency, _ = to_cam_resolution(jnp.asarray(human_map), size)
+        assert to_cam_resolution(jnp.asarray(human_map, jnp.float32), size)[0].dtype == jnp.float32
+        reference = jax.image.resize(jnp.asarray(human_map), size, "linear", antialias=True)
+    assert saliency.dtype == jnp.float64
+    np.testing.assert_allclose(saliency, references.minmax(np.asarray(reference)), atol=1e-12)
+
+
+def test_a_step_resizes_without_working_out_weights_or_copying_maps():
+    """Of the compiled program, on a CPU: no iota, from which weights would be made, no second copy of the maps."""
+    maps = jax.ShapeDtypeStruct((20, 64, 64), jnp.float32)
+    compiled = jax.jit(lambda m: to_cam_resolution(m, (8, 8))).lower(maps).compile()
+    assert "iota" not in compiled.as_text()
+    assert compiled.memory_analysis().temp_size_in_bytes < 20 * 64 * 64 * 4
+
+
 def test_border_ring_at_seven_places_is_the_published_control():
     ring = border_ring((7, 7))
     assert ring.dtype == jnp.float32

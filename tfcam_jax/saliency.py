@@ -1,6 +1,6 @@
 """Human saliency maps at the resolution of a CAM, and the control map that no human drew.
 
-Pure functions of arrays that need jax alone.
+Pure functions of arrays that need jax alone, and the numpy that comes with it.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from .cams import at_least_float32, is_constant, normalize
 
@@ -37,9 +38,33 @@ def to_cam_resolution(
       before or after resizing; there the saliency is 0 everywhere.
     """
     human_maps = at_least_float32(human_maps)
-    resized = jax.image.resize(human_maps, (*human_maps.shape[:-2], *size), "linear", antialias=True)
+    resized = _resize(human_maps, size)
     usable = ~is_constant(resized)  # so is every constant map once resized
     return jnp.where(usable[..., None, None], normalize(resized), 0), usable
+
+
+def _resize(maps: Float[Array, "*batch H W"], size: tuple[int, int]) -> Float[Array, "*batch h w"]:
+    """As `jax.image.resize(maps, ..., "linear", antialias=True)` but for the last bits, in half the time on a CPU.
+
+    That function works its weights out in every step and sums over the rows first, which copies the whole maps.
+    """
+    height, width = maps.shape[-2:]
+    if width != size[1]:
+        weights = _triangles(width, size[1]).astype(maps.dtype)
+        maps = jnp.einsum("...w,wj->...j", maps, weights, precision=jax.lax.Precision.HIGHEST)
+    if height != size[0]:
+        weights = _triangles(height, size[0]).astype(maps.dtype)
+        # A sum that is fused with its factors; as a product of matrices it would copy the maps again.
+        maps = (maps[..., None, :] * weights.reshape((1,) * (maps.ndim - 2) + (*weights.shape, 1))).sum(-3)
+    return maps
+
+
+def _triangles(old: int, new: int) -> np.ndarray:
+    """Weight [old, new] of each old place in each new one: a triangle over it that is two places wide, new or old."""
+    scale = old / new
+    centres = (np.arange(new) + 0.5) * scale - 0.5
+    weights = np.maximum(0, 1 - np.abs(np.arange(old)[:, None] - centres) / max(scale, 1))
+    return weights / weights.sum(axis=0)
 
 
 def border_ring(size: tuple[int, int]) -> Float[Array, "h w"]:
