@@ -66,7 +66,8 @@ def _lacks(section: Section, cases: Sequence[Case], libraries: Iterable[str]) ->
 def guided(cases: Mapping[Case, Sequence[str]], seconds: float, peak_flops: float) -> Section:
     """What guidance adds to a train step: every strategy against plain cross-entropy, all in this process.
 
-    A second plain step takes part under the name of another strategy: how far its ratio is from 1 is the noise.
+    A second plain step takes part, by the ratio of which to the first the noise shows. Guided steps are divided by the
+    mean of both in their round, as noise in what all are divided by would move all ratios together.
 
     Args:
       cases: strategies to time, by case.
@@ -87,13 +88,15 @@ def guided(cases: Mapping[Case, Sequence[str]], seconds: float, peak_flops: floa
     for case, strategies in cases.items():
         flops, contestants = _compile_strategies(case, strategies)
         times = take_turns(contestants, seconds)
+        first_plain, second_plain = times["cross_entropy"], times[AGAIN]
+        plain = [(first + second) / 2 for first, second in zip(first_plain, second_plain, strict=True)]
         for name, values in times.items():
-            found = ratio(values, times["cross_entropy"])
+            first, is_plain = name == "cross_entropy", name in ("cross_entropy", AGAIN)
+            found = ratio(values, first_plain if is_plain else plain)
             more = flops[name] / flops["cross_entropy"]
             share = flops[name] / median(values) / peak_flops
-            first = name == "cross_entropy"
             cells = ("", "") if first else (f"{found.median:.3f}", f"{found.low:.3f}-{found.high:.3f}")
-            verdict = "-" if first or name in (SECOND_DERIVATIVE, AGAIN) else judge(found)
+            verdict = "-" if is_plain or name == SECOND_DERIVATIVE else judge(found)
             milliseconds = f"{1e3 * median(values):.1f}"
             section.rows.append((case.model, name, milliseconds, *cells, verdict, f"{more:.4f}", f"{share:.0%}"))
             section.figures.append(

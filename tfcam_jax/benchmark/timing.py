@@ -11,7 +11,7 @@ import numpy as np
 from scipy import stats
 
 LEVEL = 0.95  # of the intervals
-FEWEST_ROUNDS, MOST_ROUNDS = 6, 300  # with fewer than six, no interval of a median has this level
+FEWEST_ROUNDS, MOST_ROUNDS = 6, 1000  # with fewer than six, no interval of a median has this level
 
 
 class Ratio(NamedTuple):
@@ -32,7 +32,7 @@ def take_turns(
     Args:
       contestants: functions that do the work once and return the seconds it took.
       seconds: after which no new round starts, once `fewest` are done.
-      fewest: rounds that are run in any case; at most 300 are.
+      fewest: rounds that are run in any case; at most 1000 are.
       seed: of the orders.
 
     Returns:
