@@ -13,6 +13,7 @@ from tiny_study import make_outcomes, make_selection
 from tfcam_jax.study_plots import DARK, LIGHT, arm_looks, draw_agreement, draw_alpha, draw_auroc, draw_study
 from tfcam_jax.study_report import write_study
 from tfcam_jax.study_statistics import StudyError, study_statistics
+from tfcam_jax.study_tables import overview
 from tfcam_jax.study_verdicts import probability, signed, summary, verdict
 
 STRENGTHS = {"cross_entropy": 0.5, "cyborg": 1.0, "opposed": 4.0, "difference": 0.6, "cyborg_mean_map": 1.0}
@@ -114,12 +115,43 @@ def test_text_and_markdown_say_the_same(written):
         elif line.startswith("- "):
             assert line in text
     blocks = re.findall(r"(?:^\|.*\n?)+", markdown, flags=re.M)
-    assert len(blocks) == 3 * 2 + 2 + 1  # arms and seeds of three sets, comparisons of two, the choice of alpha
+    # At a glance, arms and seeds of three sets, comparisons of two, the choice of alpha.
+    assert len(blocks) == 1 + 3 * 2 + 2 + 1
     for block in blocks:
         assert len({line.count("|") for line in block.splitlines()}) == 1
     for entry in study["statistics"]:
         for comparison in entry["comparisons"]:
             assert verdict(entry, comparison) in text
+
+
+def test_the_overview_has_the_figures_of_the_test_sets(written, outcomes, page):
+    (table,) = overview(written[1])
+    rows = {row[0]: dict(zip(table.header, row, strict=True)) for row in table.rows}
+    assert table.header[2:5] == ("closed AUROC", "open AUROC", "less cyborg (open)")
+    assert list(rows)[-2:] == ["opposed (reconstruction)", "difference (reconstruction)"] and len(rows) == 5
+    for arm, name in {"opposed": "opposed (reconstruction)", "cyborg": "cyborg"}.items():
+        for of in ("closed", "open"):
+            values = [o.figures["auroc"] for o in outcomes if (o.arm, o.set) == (arm, of)]
+            assert rows[name][f"{of} AUROC"] == f"{np.mean(values):.3f} ± {np.std(values, ddof=1):.3f}"
+        agreement = [o.figures["cc_difference"] for o in outcomes if (o.arm, o.set) == (arm, "open")]
+        assert rows[name]["CC D"] == f"{np.mean(agreement):.2f}"
+    entry = next(entry for entry in written[1]["statistics"] if entry["set"] == "open")
+    found = next(c for c in entry["comparisons"] if (c["arm"], c["other"]) == ("opposed", "cyborg"))
+    opposed = rows["opposed (reconstruction)"]
+    assert opposed["less cyborg (open)"] == f"{found['difference']['mean']:+.3f}" > "+0.1"
+    assert opposed["Holm"] == probability(found["p_holm"])
+    for name in ("cyborg", "cyborg_mean_map (placebo)"):
+        assert rows[name]["less cyborg (open)"] == rows[name]["p groups"] == "-"
+    assert page.count(f"<td>{opposed['open AUROC']}</td>") == 1
+
+
+def test_the_overview_of_one_seed_and_of_arms_without_a_set(outcomes):
+    lone = [o for o in outcomes if o.seed == 0 and (o.arm, o.set) != ("opposed", "closed")]
+    (table,) = overview({"statistics": study_statistics(lone, "cyborg", {}, None, 20), "reference": "cyborg"})
+    rows = {row[0]: row for row in table.rows}
+    assert re.fullmatch(r"0\.\d{3}", rows["cyborg"][2]) and rows["opposed (reconstruction)"][2] == "-"
+    alone = [o for o in outcomes if o.set == "val"]
+    assert overview({"statistics": study_statistics(alone, "cyborg", {}, None, 20), "reference": "cyborg"}) == []
 
 
 def test_reconstructions_are_called_so_everywhere(written, page):

@@ -20,6 +20,7 @@ from .study_tables import (
     as_text,
     comparisons_csv,
     conclusions,
+    overview,
     seeds_csv,
     selection_table,
     set_tables,
@@ -119,6 +120,7 @@ def study_page(study: dict[str, Any], plots: Sequence[Plot], runs: int) -> str:
     return environment.get_template("study.html").render(
         study=study,
         tiles=_tiles(study, runs),
+        overview=overview(study),
         sections=sections,
         plots=[plot._asdict() | {"light": uri(plot.light), "dark": uri(plot.dark)} for plot in plots],
         selection=selection_table(study),

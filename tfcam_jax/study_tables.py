@@ -44,6 +44,60 @@ class Table(NamedTuple):
     rows: list[tuple[str, ...]]
 
 
+def overview(study: dict[str, Any]) -> list[Table]:
+    """A table for each protocol that tests anything, a row for each arm.
+
+    AUROC on every test set, the open one last; of the last set the comparison with the reference, the maps' agreement
+    with human maps and the fooling gap too.
+    """
+    tested = [entry for entry in study["statistics"] if entry["set"] != "val"]
+    protocols = {protocol: [] for protocol in dict.fromkeys(entry["protocol"] for entry in tested)}
+    for entry in sorted(tested, key=lambda entry: (entry["set"] == "open", entry["set"])):
+        protocols[entry["protocol"]].append(entry)
+    return [_overview_table(entries, study["reference"]) for entries in protocols.values()]
+
+
+def _overview_table(entries: Sequence[dict[str, Any]], reference: str) -> Table:
+    last = entries[-1]
+    areas = [{arm["arm"]: arm["figures"]["auroc"] for arm in entry["arms"]} for entry in entries]
+    against = {c["arm"]: c for c in last["comparisons"] if c["against"] == "reference"}
+    compared = (f"less {reference} ({last['set']})", "95 %", "p seeds", "p groups", "Holm")
+    sets = (f"{entry['set']} AUROC" for entry in entries)
+    rows = [
+        (
+            arm_label(arm["arm"], arm["kind"]),
+            "-" if arm["alpha"] is None else f"{arm['alpha']:g}",
+            *(_with_deviation(area.get(arm["arm"])) for area in areas),
+            *(_compared(against[arm["arm"]]) if arm["arm"] in against else "-" * len(compared)),
+            *(_short(arm["figures"][name]["mean"]) for name in ("cc_true", "cc_difference", "fooling_gap")),
+        )
+        for arm in last["arms"]
+    ]
+    title = f"At a glance: AUROC over seeds; comparison and maps of {place(last)}"
+    return Table(title, ("arm", "alpha", *sets, *compared, "CC T", "CC D", "gap"), rows)
+
+
+def _compared(comparison: dict[str, Any]) -> tuple[str, ...]:
+    bounds, p_groups = comparison["difference"]["bootstrap"], comparison["p_groups"]
+    return (
+        f"{comparison['difference']['mean']:+.3f}",
+        "-" if bounds is None else f"{bounds[0]:+.3f}..{bounds[1]:+.3f}",
+        probability(comparison["p_seeds"]),
+        "-" if p_groups is None else probability(p_groups),
+        probability(comparison["p_holm"]),
+    )
+
+
+def _with_deviation(area: dict[str, Any] | None) -> str:
+    if area is None or area["mean"] is None:
+        return "-"
+    return f"{area['mean']:.3f}" + ("" if area["deviation"] is None else f" ± {area['deviation']:.3f}")
+
+
+def _short(value: float | None) -> str:
+    return "-" if value is None else f"{value:.2f}"
+
+
 def set_tables(entry: dict[str, Any]) -> list[Table]:
     """Arms, comparisons (where there are any) and the figure of each seed, of one entry of `study_statistics`."""
     tables = [_arm_table(entry)]
@@ -154,6 +208,7 @@ def _document(study: dict[str, Any], block: Callable[[Table], str], title: Calla
     parts = [title("What was found")]
     for name, sentences in conclusions(study).items():
         parts += [f"{name}:", bullets(sentences)]
+    parts += map(block, overview(study))
     for entry in study["statistics"]:
         parts += [title(heading(entry)), *map(block, set_tables(entry))]
         if entry["comparisons"]:
