@@ -73,7 +73,7 @@ def _overview_table(entries: Sequence[dict[str, Any]], reference: str) -> Table:
         )
         for arm in last["arms"]
     ]
-    title = f"At a glance: AUROC over seeds; comparison and maps of {place(last)}"
+    title = f"At a glance: mean and deviation over seeds; comparison and maps on the {heading(last).lower()}"
     return Table(title, ("arm", "alpha", *sets, *compared, "CC T", "CC D", "gap"), rows)
 
 
@@ -95,7 +95,7 @@ def _with_deviation(area: dict[str, Any] | None) -> str:
 
 
 def _short(value: float | None) -> str:
-    return "-" if value is None else f"{value:.2f}"
+    return "-" if value is None else f"{value:z.2f}"
 
 
 def set_tables(entry: dict[str, Any]) -> list[Table]:
