@@ -1,6 +1,7 @@
 """Metric files and JSON: nothing doubled, nothing half-written; provenance says what there is."""
 
 import json
+import platform
 import resource
 
 import jax
@@ -119,3 +120,25 @@ def test_provenance_names_versions_devices_and_commit():
     assert record["packages"]["jax"] == jax.__version__
     assert len(record["devices"]) == 2
     assert record["commit"] is None or len(record["commit"].removesuffix("-dirty")) == 40
+    assert record["processor"] == provenance.processor() and record["processor"]
+
+
+@pytest.mark.parametrize(
+    ("text", "processor", "found"),
+    [
+        (
+            "processor\t: 0\nmodel name\t: EPYC: 7\nflags\t\t: fpu sse2 fma avx2 avx512f avx\nvmx flags\t: avx9\n"
+            "model name\t: B\n",
+            "EPYC: 7",
+            ["avx", "avx2", "avx512f", "fma"],
+        ),
+        ("processor\t: 0\nFeatures\t: fp asimd crc32 sve asimdhp\n", None, ["asimd", "asimdhp", "sve"]),
+        (None, None, []),
+    ],
+)
+def test_provenance_names_the_processor_and_what_it_sums_with(text, processor, found, tmp_path, monkeypatch):
+    if text is not None:
+        (tmp_path / "cpuinfo").write_text(text)
+    monkeypatch.setattr(provenance, "CPU_INFO", tmp_path / "cpuinfo")
+    assert provenance.processor() == (processor or platform.processor() or platform.machine())
+    assert provenance.vector_instructions() == found

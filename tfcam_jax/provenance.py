@@ -13,6 +13,9 @@ from typing import Any
 import jax
 
 PACKAGES = ("tfcam_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "pillow")
+# Beginnings of the names by which a processor lists instructions that work on several numbers at once.
+VECTOR_INSTRUCTIONS = ("avx", "fma", "amx", "asimd", "sve")
+CPU_INFO = Path("/proc/cpuinfo")
 
 
 def collect_provenance() -> dict[str, Any]:
@@ -23,10 +26,32 @@ def collect_provenance() -> dict[str, Any]:
         "commit": _commit(),
         "python": platform.python_version(),
         "platform": platform.platform(),
+        "processor": processor(),
+        "vector_instructions": vector_instructions(),
         "devices": [str(device.device_kind) for device in jax.devices()],
         "processes": jax.process_count(),
         "packages": {name: _version(name) for name in PACKAGES},
     }
+
+
+def processor() -> str:
+    """The model of the host's processor, as far as the system tells."""
+    return _cpu_info("model name") or platform.processor() or platform.machine()
+
+
+def vector_instructions() -> list[str]:
+    """The instructions that decide in which order a CPU sums: with others, the same run rounds otherwise.
+
+    Sorted names as the system lists them (`avx2`, `avx512f`, `fma`, `sve`); empty where it lists none.
+    """
+    listed = (_cpu_info("flags") or _cpu_info("Features")).split()
+    return sorted({name for name in listed if name.startswith(VECTOR_INSTRUCTIONS)})
+
+
+def _cpu_info(key: str) -> str:
+    """The first value of a key; empty where there is none, as on other systems than Linux."""
+    lines = CPU_INFO.read_text().splitlines() if CPU_INFO.exists() else []
+    return next((line.split(":", 1)[1].strip() for line in lines if line.split(":")[0].strip() == key), "")
 
 
 def _version(package: str) -> str | None:

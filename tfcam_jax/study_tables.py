@@ -31,7 +31,8 @@ NOTES = (
     "of the same sources, for these trained models. After Holm: the larger of both, corrected for all comparisons of "
     "the same protocol and set; significant at 0.05. None generalises over data sets or settings of training.",
     "effect: mean paired difference over its deviation, corrected for few seeds (Hedges). won: share of seeds, ties "
-    "half. CC: mean correlation of T, U and D = T - U with the human maps. val: epoch and alpha were chosen on it, so "
+    "half. CC: mean correlation of T, U and D = T - U with the human maps. gap, fooling gap: mean |N(T) - N(D)|, N "
+    "min-max to [0, 1]: how far what T shows is from what decides. val: epoch and alpha were chosen on it, so "
     "its figures are too good and nothing is tested there.",
 )
 

@@ -14,7 +14,7 @@ import jax
 from ..cpu_cores import available_cores
 from ..models import MODEL_CARDS, MODELS
 from ..parity import REFERENCES
-from ..provenance import collect_provenance
+from ..provenance import collect_provenance, processor
 from ..strategies import STRATEGIES
 from ..workdir import write_json
 from . import jax_work, parts, torch_work
@@ -127,14 +127,8 @@ def describe_machine() -> dict[str, Any]:
     """The device's name, and the host's cores and memory."""
     device = jax.devices()[0]
     pages = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    name = _processor() if device.platform == "cpu" else device.device_kind
+    name = processor() if device.platform == "cpu" else device.device_kind
     return {"device": name, "cores": len(available_cores()), "memory_gb": pages / 1e9}
-
-
-def _processor() -> str:
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), "CPU")
 
 
 def _versions() -> dict[str, str]:
