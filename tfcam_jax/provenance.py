@@ -50,8 +50,11 @@ def vector_instructions() -> list[str]:
 
 def _cpu_info(key: str) -> str:
     """The first value of a key; empty where there is none, as on other systems than Linux."""
-    lines = CPU_INFO.read_text().splitlines() if CPU_INFO.exists() else []
-    return next((line.split(":", 1)[1].strip() for line in lines if line.split(":")[0].strip() == key), "")
+    if not CPU_INFO.exists():
+        return ""
+    with CPU_INFO.open() as lines:  # up to the key alone: every core has a block, and each takes the system time
+        pairs = (line.partition(":") for line in lines)
+        return next((value.strip() for name, _, value in pairs if name.strip() == key), "")
 
 
 def _version(package: str) -> str | None:

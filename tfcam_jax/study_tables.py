@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from .study_statistics import FIGURES
-from .study_verdicts import arm_label, heading, outcome_word, place, probability, signed, summary, verdict
+from .study_verdicts import arm_label, heading, outcome_word, place, probability, summary, verdict
 from .tables import align, decimal, interval
 
 _OTHER_FIGURES = {
@@ -67,9 +67,9 @@ def _overview_table(entries: Sequence[dict[str, Any]], reference: str) -> Table:
     rows = [
         (
             arm_label(arm["arm"], arm["kind"]),
-            "-" if arm["alpha"] is None else f"{arm['alpha']:g}",
+            _alpha(arm),
             *(_with_deviation(area.get(arm["arm"])) for area in areas),
-            *(_compared(against[arm["arm"]]) if arm["arm"] in against else "-" * len(compared)),
+            *(_compared(against[arm["arm"]]) if arm["arm"] in against else ("-",) * len(compared)),
             *(_short(arm["figures"][name]["mean"]) for name in ("cc_true", "cc_difference", "fooling_gap")),
         )
         for arm in last["arms"]
@@ -79,14 +79,22 @@ def _overview_table(entries: Sequence[dict[str, Any]], reference: str) -> Table:
 
 
 def _compared(comparison: dict[str, Any]) -> tuple[str, ...]:
-    bounds, p_groups = comparison["difference"]["bootstrap"], comparison["p_groups"]
+    bounds = comparison["difference"]["bootstrap"]
     return (
         f"{comparison['difference']['mean']:+.3f}",
         "-" if bounds is None else f"{bounds[0]:+.3f}..{bounds[1]:+.3f}",
         probability(comparison["p_seeds"]),
-        "-" if p_groups is None else probability(p_groups),
+        _p_groups(comparison),
         probability(comparison["p_holm"]),
     )
+
+
+def _alpha(arm: dict[str, Any]) -> str:
+    return "-" if arm["alpha"] is None else f"{arm['alpha']:g}"
+
+
+def _p_groups(comparison: dict[str, Any]) -> str:
+    return "-" if comparison["p_groups"] is None else probability(comparison["p_groups"])
 
 
 def _with_deviation(area: dict[str, Any] | None) -> str:
@@ -124,7 +132,7 @@ def _arm_table(entry: dict[str, Any]) -> Table:
         rows.append(
             (
                 arm_label(arm["arm"], arm["kind"]),
-                "-" if arm["alpha"] is None else f"{arm['alpha']:g}",
+                _alpha(arm),
                 str(len(arm["seeds"])),
                 decimal(area["mean"]),
                 decimal(area["deviation"]),
@@ -144,12 +152,12 @@ def _comparison_table(entry: dict[str, Any]) -> Table:
         (
             arm_label(c["arm"], c["kind"]),
             arm_label(c["other"], c["other_kind"]),
-            signed(c["difference"]["mean"], 4).replace("\u2212", "-"),
+            f"{c['difference']['mean']:+.4f}",
             interval(c["difference"]["bootstrap"]),
             outcome_word(c),
             probability(c["p_holm"]),
             probability(c["p_seeds"]),
-            "-" if c["p_groups"] is None else probability(c["p_groups"]),
+            _p_groups(c),
             "-" if c["effect_size"] is None else f"{c['effect_size']:.2f}",
             f"{100 * c['seeds_won']:.0f} %",
             str(len(c["seeds"])),

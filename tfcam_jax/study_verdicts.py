@@ -13,9 +13,9 @@ def arm_label(arm: str, kind: str) -> str:
     return f"{arm} ({kind})" if kind else arm
 
 
-def signed(value: float, digits: int = 3) -> str:
-    """A number with its sign, the minus as a true one; what rounds to zero keeps its side."""
-    return f"{value:+.{digits}f}".replace("-", "\u2212")
+def signed(value: float) -> str:
+    """A number with three decimals and its sign, the minus as a true one; what rounds to zero keeps its side."""
+    return f"{value:+.3f}".replace("-", "\u2212")
 
 
 def probability(p: float) -> str:

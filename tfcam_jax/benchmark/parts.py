@@ -88,11 +88,10 @@ def guided(cases: Mapping[Case, Sequence[str]], seconds: float, peak_flops: floa
     for case, strategies in cases.items():
         flops, contestants = _compile_strategies(case, strategies)
         times = take_turns(contestants, seconds)
-        first_plain, second_plain = times["cross_entropy"], times[AGAIN]
-        plain = [(first + second) / 2 for first, second in zip(first_plain, second_plain, strict=True)]
+        plain = [(one + again) / 2 for one, again in zip(times["cross_entropy"], times[AGAIN], strict=True)]
         for name, values in times.items():
             first, is_plain = name == "cross_entropy", name in ("cross_entropy", AGAIN)
-            found = ratio(values, first_plain if is_plain else plain)
+            found = ratio(values, times["cross_entropy"] if is_plain else plain)
             more = flops[name] / flops["cross_entropy"]
             share = flops[name] / median(values) / peak_flops
             cells = ("", "") if first else (f"{found.median:.3f}", f"{found.low:.3f}-{found.high:.3f}")
