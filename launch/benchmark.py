@@ -19,7 +19,7 @@ os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # contestants i
 import command_line
 from absl import flags
 
-from tfcam_jax.benchmark.run import PARTS, Settings, run
+from launch.benchmark.run import PARTS, Settings, run
 
 CHOSEN = flags.DEFINE_list("parts", list(PARTS), "Parts to run.")
 MODELS = flags.DEFINE_list("models", None, "Backbones; default: each part's own.")

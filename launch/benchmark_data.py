@@ -9,7 +9,7 @@ Libraries that are not installed are left out. The second command reads that man
 import command_line
 from absl import flags
 
-from tfcam_jax.data_benchmark import benchmark, stream
+from launch.benchmark.data import benchmark, stream
 
 CORES = flags.DEFINE_integer("cores", 1, "Cores that each pipeline may use.", lower_bound=1)
 ROUNDS = flags.DEFINE_integer("rounds", 3, "Rounds of all pipelines in turn.", lower_bound=1)

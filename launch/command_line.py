@@ -13,22 +13,22 @@ os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path.home() / ".cache" / 
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # config files import `configs.default`
 
-from tfcam_jax.checkpoints import CheckpointError
-from tfcam_jax.compare import FailedRunsError
 from tfcam_jax.data.pipeline import WorkerError
 from tfcam_jax.data.source import DataError
-from tfcam_jax.distributed import DistributedError, end_with_others, initialize
+from tfcam_jax.devices.distributed import DistributedError, end_with_others, initialize
 from tfcam_jax.experiment import ConfigError
-from tfcam_jax.interruption import StoppedError
-from tfcam_jax.metric_window import NonFiniteError
-from tfcam_jax.operating_points import SelectionError
-from tfcam_jax.report import ReportError
-from tfcam_jax.scores import ScoresError
-from tfcam_jax.state_dicts import StateDictError
-from tfcam_jax.study_statistics import StudyError
-from tfcam_jax.weights import WeightsError
-from tfcam_jax.workdir import WorkdirError
-from tfcam_jax.writers import MetricsError
+from tfcam_jax.explanation import ReportError
+from tfcam_jax.metrics.scores import ScoresError
+from tfcam_jax.metrics.thresholds import SelectionError
+from tfcam_jax.models.state_dicts import StateDictError
+from tfcam_jax.models.weights import WeightsError
+from tfcam_jax.run.checkpoints import CheckpointError
+from tfcam_jax.run.interruption import StoppedError
+from tfcam_jax.run.metric_window import NonFiniteError
+from tfcam_jax.run.metrics_log import MetricsError
+from tfcam_jax.run.workdir import WorkdirError
+from tfcam_jax.study.compare import FailedRunsError
+from tfcam_jax.study.statistics import StudyError
 
 EXPECTED = (
     CheckpointError,

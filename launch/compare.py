@@ -7,7 +7,7 @@ import command_line
 from absl import flags
 from ml_collections import config_flags
 
-from tfcam_jax.compare import compare
+from tfcam_jax.study.compare import compare
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "Config file; override with --config.key=value.")
 WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the comparison; finished runs in it are not repeated.")

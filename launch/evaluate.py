@@ -8,7 +8,7 @@ python launch/evaluate.py --leave_one_domain_out=runs/without_a,runs/without_b -
 import command_line
 from absl import app, flags
 
-from tfcam_jax.evaluate import evaluate, evaluate_leave_one_domain_out
+from tfcam_jax.evaluation import evaluate, evaluate_leave_one_domain_out
 
 WORKDIR = flags.DEFINE_string("workdir", None, "Folder of a run.")
 DATA = flags.DEFINE_string("data", None, "CSV manifest of other data with the same classes.")

@@ -9,7 +9,7 @@ from pathlib import Path
 import command_line
 from absl import flags
 
-from tfcam_jax.report import write_report
+from tfcam_jax.explanation import write_report
 
 WORKDIR = flags.DEFINE_string("workdir", None, "Folder of a run.")
 OUT = flags.DEFINE_string(

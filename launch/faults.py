@@ -23,7 +23,7 @@ flags.mark_flags_as_required(["out"])
 
 def main() -> None:
     from configs import default
-    from tfcam_jax.faults import study_faults
+    from tests.stress.faults import study_faults
 
     _, sound = study_faults(default.get_config(), OUT.value, KILLS.value, INPUTS.value, SEED.value, MINUTES.value)
     if not sound:

@@ -12,7 +12,7 @@ import sys
 import command_line
 from absl import app, flags
 
-from tfcam_jax import parity
+from tests.parity import parity
 
 FLAGS = flags.FLAGS
 flags.DEFINE_list("models", list(parity.REFERENCES), "Backbones to compare.")

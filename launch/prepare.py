@@ -9,7 +9,7 @@ import command_line
 from absl import flags
 from ml_collections import config_flags
 
-from tfcam_jax.prepare import prepare
+from tfcam_jax.data.checks.prepare import prepare
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "Config file; override with --config.key=value.")
 CHECK = flags.DEFINE_bool("check", False, "Open every file first and report what is there and what is wrong.")

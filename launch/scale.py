@@ -14,9 +14,9 @@ from pathlib import Path
 import command_line
 from absl import flags
 
-from tfcam_jax import scale
-from tfcam_jax.scale import Machine, Protocol, Task
-from tfcam_jax.workdir import write_json
+from tests import scale
+from tests.scale import Machine, Protocol, Task
+from tfcam_jax.run.workdir import write_json
 
 PAPER_BACKBONES = ["densenet121", "resnet50", "inception_v3", "xception"]
 MODELS = flags.DEFINE_list("models", PAPER_BACKBONES, "Backbones of the first three tables.")

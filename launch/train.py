@@ -7,7 +7,7 @@ import command_line
 from absl import flags
 from ml_collections import config_flags
 
-from tfcam_jax.train import train
+from tfcam_jax.training import train
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "Config file; override with --config.key=value.")
 WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run: made new, or continued with the same config.")

@@ -18,7 +18,7 @@ REPO = pathlib.Path(__file__).parent.parent
 CORE = ("tfcam_jax.cams", "tfcam_jax.divergences", "tfcam_jax.saliency", "tfcam_jax.losses")
 # A pytree's class is also rebuilt around leaves that are no arrays or carry a device axis (by jax.tree.map, by pmap);
 # its fields' shapes cannot be enforced.
-UNCHECKED = ("tfcam_jax.models.output",)
+UNCHECKED = ("tfcam_jax.models.head",)
 
 
 def _modules() -> list[str]:

@@ -16,7 +16,8 @@ import jax
 import numpy as np
 from flax.traverse_util import flatten_dict
 
-from tfcam_jax import placement, steps
+from tfcam_jax import steps
+from tfcam_jax.devices import placement
 from tfcam_jax.models import SmallCNN
 from tfcam_jax.optimizers import make_optimizer
 from tfcam_jax.strategies import make_strategy

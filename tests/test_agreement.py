@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from scipy.stats import pearsonr
 
-from tfcam_jax import agreement
+from tfcam_jax.metrics import agreement
 
 
 @pytest.fixture(scope="module")

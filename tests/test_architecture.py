@@ -12,84 +12,35 @@ REPO = pathlib.Path(__file__).parent.parent
 PACKAGE = "tfcam_jax"
 
 # In the order the data flows. A module imports from its own layer and from earlier ones, within the limits below.
-# A package (data, models) is one entry.
+# A room (a folder of the package) is one entry.
 LAYERS = (
-    ("data", "models"),
+    ("errors",),
     ("cams", "divergences", "saliency", "losses"),
-    ("evidence",),
+    ("data", "models"),
+    ("terms",),
     ("strategies",),
     ("optimizers", "steps"),
-    ("compilation", "distributed"),
-    ("placement",),
-    (
-        "compiled_program",
-        "state_dicts",
-        "weights",
-        "parity",
-        "cpu_cores",
-        "fingerprints",
-        "checkpoints",
-        "metric_window",
-        "interruption",
-        "classification_metrics",
-        "presentation_attack",
-        "intervals",
-        "paired_tests",
-        "operating_points",
-        "scores",
-        "protocol",
-        "protocol_figures",
-        "tables",
-        "protocol_tables",
-        "agreement",
-        "faithfulness",
-        "explain",
-        "report_pictures",
-        "report_page",
-        "writers",
-        "panels",
-        "provenance",
-    ),
-    (
-        "workdir",
-        "experiment",
-        "trained",
-        "faithfulness_study",
-        "study_outcomes",
-        "study_plan",
-        "study_statistics",
-        "study_verdicts",
-        "study_tables",
-        "study_plots",
-        "study_report",
-    ),
-    (
-        "train",
-        "evaluate",
-        "report",
-        "export",
-        "study_worker",
-        "compare",
-        "prepare",
-        "benchmark",
-        "data_benchmark",
-        "scale",
-    ),
-    ("fault_runs", "fault_kills", "fault_inputs", "faults"),
+    ("devices",),
+    ("metrics", "run", "report"),
+    ("experiment",),
+    ("inference",),
+    ("training", "evaluation", "explanation", "export"),
+    ("study",),
 )
 RANK = {name: rank for rank, layer in enumerate(LAYERS) for name in layer}
+ROOMS = frozenset({"data", "models", "devices", "run", "metrics", "report", "study"})
 CORE = frozenset(LAYERS[1])
-# Where configs are read and unpacked into plain keyword arguments.
-EDGE = frozenset(LAYERS[-3] + LAYERS[-2] + LAYERS[-1])
+# Where configs are read and unpacked into plain values.
+EDGE = frozenset({"experiment", "inference", "training", "study"})
 
 # What a module may import of the package, where that is less than all that comes before it.
 WITHIN = dict.fromkeys(CORE, CORE) | {
-    "data": frozenset({"data"}),
-    "models": frozenset({"models"}),
-    "evidence": CORE,
-    "strategies": CORE | {"evidence"},
-    "optimizers": frozenset(),
-    "steps": CORE | {"evidence"},  # it is handed a model, an optimiser and a strategy
+    "data": frozenset({"data", "errors", "saliency"}),
+    "models": frozenset({"models", "errors"}),
+    "terms": CORE,
+    "strategies": CORE | {"terms", "errors"},
+    "optimizers": frozenset({"errors"}),
+    "steps": CORE | {"terms"},  # it is handed a model, an optimiser and a strategy
 }
 STANDARD_LIBRARY = frozenset(sys.stdlib_module_names)
 # The libraries that one part of the package keeps to itself, or does without.

@@ -11,9 +11,9 @@ from flax import traverse_util
 from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import TypeCheckError
 
+from tests.compiled_program import find_collectives
 from tfcam_jax import losses
 from tfcam_jax.cams import class_activation_maps, split_true_false
-from tfcam_jax.compiled_program import find_collectives
 from tfcam_jax.models import (
     MODEL_CARDS,
     MODELS,
@@ -27,10 +27,9 @@ from tfcam_jax.models import (
     Xception,
     cam_size,
 )
-from tfcam_jax.models.convolution import conv_general_dilated, depthwise_conv
+from tfcam_jax.models.cpu_ops import avg_pool_2x2, avg_pool_3x3, conv_general_dilated, depthwise_conv, max_pool_3x3
 from tfcam_jax.models.inception import Unit
 from tfcam_jax.models.norm import BatchNorm
-from tfcam_jax.models.pooling import avg_pool_2x2, avg_pool_3x3, max_pool_3x3
 
 # Per architecture a model that compiles fast and yet has every kind of block.
 INCEPTION_MODULES = (

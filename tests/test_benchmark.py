@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from tfcam_jax.benchmark import jax_work, parts, timing, torch_work, worker
-from tfcam_jax.benchmark.cases import Case, abstract_variables, loss_of, random_batch, random_variables
-from tfcam_jax.benchmark.run import PARTS, Settings, choose_case
-from tfcam_jax.benchmark.timing import Ratio
+from launch.benchmark import jax_work, parts, timing, torch_work, worker
+from launch.benchmark.cases import Case, abstract_variables, loss_of, random_batch, random_variables
+from launch.benchmark.run import PARTS, Settings, choose_case
+from launch.benchmark.timing import Ratio
 from tfcam_jax.strategies import STRATEGIES
 
 REPO = pathlib.Path(__file__).parent.parent
@@ -118,7 +118,7 @@ def test_guided_steps_are_timed_beside_the_plain_one_twice():
 
 
 def test_a_worker_steps_on_the_given_weights_and_tells_its_memory():
-    from tfcam_jax.benchmark.cases import compile_step, lower_train_step, running_step
+    from launch.benchmark.cases import compile_step, lower_train_step, running_step
 
     step = running_step(compile_step(lower_train_step(TINY, "opposed")), TINY, random_variables(TINY))
     with worker.start_workers(["jax opposed"], TINY, at_once=1, weights="random") as workers:

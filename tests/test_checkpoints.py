@@ -9,9 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tfcam_jax import checkpoints
-from tfcam_jax.checkpoints import CheckpointError, Checkpoints, CheckpointVersionError
-from tfcam_jax.fingerprints import checksum_json
+from tfcam_jax.run import checkpoints
+from tfcam_jax.run.checkpoints import CheckpointError, Checkpoints, CheckpointVersionError
+from tfcam_jax.run.fingerprints import checksum_json
 
 # Orbax leaves coroutines behind when a file can't be read or written.
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")

@@ -7,7 +7,8 @@ from hypothesis import strategies as st
 from scipy.stats import norm
 from sklearn.metrics import balanced_accuracy_score, roc_auc_score
 
-from tfcam_jax.classification_metrics import (
+from tfcam_jax.metrics.attack_detection import attack_detection
+from tfcam_jax.metrics.classification import (
     binary_scores,
     classification,
     d_prime,
@@ -18,9 +19,8 @@ from tfcam_jax.classification_metrics import (
     rates_at,
     threshold_at_false_positive_rate,
 )
-from tfcam_jax.intervals import delong_interval, delong_variance, group_bootstrap, weighted_auroc
-from tfcam_jax.operating_points import SelectionError, choose_thresholds
-from tfcam_jax.presentation_attack import attack_detection
+from tfcam_jax.metrics.intervals import delong_interval, delong_variance, group_bootstrap, weighted_auroc
+from tfcam_jax.metrics.thresholds import SelectionError, choose_thresholds
 
 
 def draw(seed=0, n=60, shift=1.0, ties=False):

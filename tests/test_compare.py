@@ -15,17 +15,18 @@ from tiny_manifest import write_manifest
 from tiny_run import tiny_config
 from tqdm import tqdm
 
-from tfcam_jax import compare as compare_module
-from tfcam_jax import study_report, study_worker
-from tfcam_jax.compare import FailedRunsError, compare
-from tfcam_jax.data.held import hold_splits
+from tfcam_jax.data.in_memory import hold_splits
 from tfcam_jax.experiment import build_experiment, open_dataset
-from tfcam_jax.interruption import StoppedError
-from tfcam_jax.study_outcomes import Entry, read_outcomes, read_selection, write_entries
-from tfcam_jax.study_plan import plan_arms, plan_runs
-from tfcam_jax.study_worker import Worker
-from tfcam_jax.train import train
-from tfcam_jax.workdir import WorkdirError, load_config, write_json
+from tfcam_jax.run.interruption import StoppedError
+from tfcam_jax.run.workdir import WorkdirError, load_config, write_json
+from tfcam_jax.study import compare as compare_module
+from tfcam_jax.study import page as study_report
+from tfcam_jax.study import worker as study_worker
+from tfcam_jax.study.compare import FailedRunsError, compare
+from tfcam_jax.study.outcomes import Entry, read_outcomes, read_selection, write_entries
+from tfcam_jax.study.plan import plan_arms, plan_runs
+from tfcam_jax.study.worker import Worker
+from tfcam_jax.training import train
 
 ARMS = {"cross_entropy", "cyborg", "cyborg_mean_map"}
 

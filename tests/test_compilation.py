@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 
-from tfcam_jax import compilation
+from tfcam_jax.devices import compilation
 
 fresh_options = compilation.compiler_options.__wrapped__  # without the cache
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from tfcam_jax.compiled_program import Collective, find_collectives
+from tests.compiled_program import Collective, find_collectives
 
 HLO = """
   %all-reduce.1 = f32[64,2]{1,0} all-reduce(f32[64,2]{1,0} %x), channel_id=1, replica_groups={{0,1}}, to_apply=%add

@@ -12,7 +12,7 @@ from tfcam_jax.data.transforms import Augment
 from tfcam_jax.experiment import build_model, check_values
 from tfcam_jax.models import MODEL_CARDS
 from tfcam_jax.strategies import STRATEGIES, strategy_options
-from tfcam_jax.study_plan import placebo_arms, plan_arms
+from tfcam_jax.study.plan import placebo_arms, plan_arms
 
 REPO = pathlib.Path(__file__).parent.parent
 FILES = sorted((REPO / "configs").glob("*.py"))

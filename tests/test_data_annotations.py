@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from tfcam_jax.data.annotations import Marks, decode_rle, find_marks, read_picture, read_table, render
-from tfcam_jax.data.rows import MapReader, Row, split_map_cell
+from tfcam_jax.data.listing import MapReader, Row, split_map_cell
 
 # Written by pycocotools 2.0 from two overlapping rectangles and a point.
 COCO_COUNTS = "X8?f00000000000000000000000000000000000`0@0000000:F000000000000000000K\\OId0<00000000000000000P3"

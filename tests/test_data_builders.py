@@ -16,10 +16,10 @@ from fake_layouts import write_csv, write_map, write_picture
 from PIL import Image
 
 from tfcam_jax.data import SOURCES, DataError
-from tfcam_jax.data.chest_xray import ChestXray
-from tfcam_jax.data.cyborg_faces import CyborgFaces, domain_of
+from tfcam_jax.data.builders.chest_xray import ChestXray
+from tfcam_jax.data.builders.cyborg_faces import CyborgFaces, domain_of
+from tfcam_jax.data.builders.iris_pad import IrisPad
 from tfcam_jax.data.decode import decode_image
-from tfcam_jax.data.iris_pad import IrisPad
 from tfcam_jax.data.list_files import read_list, split_by_share
 
 WRITERS = {

@@ -10,7 +10,9 @@ import pytest
 from scipy import ndimage
 from sklearn.metrics import roc_auc_score
 
-from tfcam_jax.data import demo, drawing, eval_batches, open_demo
+from tfcam_jax.data import eval_batches, open_demo
+from tfcam_jax.data.builders import demo
+from tfcam_jax.data.builders import demo_images as drawing
 
 SIZES = {"num_train": 300, "num_val": 40, "num_test": 100}
 

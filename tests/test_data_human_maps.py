@@ -10,15 +10,7 @@ from scipy import ndimage
 
 from tfcam_jax import saliency
 from tfcam_jax.data import DataError, Example, Records
-from tfcam_jax.data.human_maps import (
-    agreement,
-    border_ring,
-    combine,
-    deal_maps,
-    mean_maps,
-    placebo_maps,
-    smooth_maps,
-)
+from tfcam_jax.data.human_maps import agreement, border_ring, combine, deal_maps, mean_maps, placebo_maps, smooth_maps
 
 RNG = np.random.default_rng(3)
 ONE, TWO, THREE = (RNG.random((5, 6), np.float32) for _ in range(3))

@@ -16,10 +16,11 @@ import pytest
 from tiny_manifest import write_manifest
 from tiny_run import tiny_config
 
-from tfcam_jax import distributed, train
-from tfcam_jax.distributed import DistributedError, end_with_others, initialize, started_by_cluster
+from tfcam_jax import training as train
+from tfcam_jax.devices import distributed
+from tfcam_jax.devices.distributed import DistributedError, end_with_others, initialize, started_by_cluster
 from tfcam_jax.experiment import build_experiment
-from tfcam_jax.trained import restore_trained
+from tfcam_jax.inference import restore_trained
 
 REPO = Path(__file__).parents[1]
 SCRIPTS = sorted((REPO / "launch").glob("*.sh"))

@@ -13,15 +13,15 @@ from sklearn.metrics import roc_auc_score
 from tiny_manifest import write_manifest
 from tiny_run import train_tiny
 
-from tfcam_jax.checkpoints import CheckpointError
 from tfcam_jax.data.evaluation_sets import open_image_folder
 from tfcam_jax.data.source import DataError
-from tfcam_jax.evaluate import evaluate, evaluate_leave_one_domain_out, evaluate_source
+from tfcam_jax.evaluation import evaluate, evaluate_leave_one_domain_out, evaluate_source
 from tfcam_jax.experiment import open_dataset
-from tfcam_jax.operating_points import SelectionError
-from tfcam_jax.scores import ScoresError, read_scores
-from tfcam_jax.trained import restore_trained
-from tfcam_jax.workdir import WorkdirError
+from tfcam_jax.inference import restore_trained
+from tfcam_jax.metrics.scores import ScoresError, read_scores
+from tfcam_jax.metrics.thresholds import SelectionError
+from tfcam_jax.run.checkpoints import CheckpointError
+from tfcam_jax.run.workdir import WorkdirError
 
 
 @pytest.fixture(scope="module")
@@ -190,9 +190,9 @@ import os, sys
 os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=3"
 os.environ["JAX_PLATFORMS"] = "cpu"
 import jax
-from tfcam_jax.evaluate import score_source
+from tfcam_jax.evaluation import score_source
 from tfcam_jax.experiment import open_dataset
-from tfcam_jax.trained import restore_trained
+from tfcam_jax.inference import restore_trained
 assert jax.device_count() == 3
 trained = restore_trained({str(workdir)!r})
 print(score_source(trained, open_dataset(trained.config).splits["test"], "test")[0].logits.tolist())

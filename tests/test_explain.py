@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tfcam_jax.explain import decompose, grad_cam_difference, is_cosmetic, margin_regions
+from tfcam_jax.report.decomposition import decompose, grad_cam_difference, is_cosmetic, margin_regions
 
 
 def draw(classes, seed=0, n=4, h=3, w=5, channels=6):

@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 from tiny_run import train_tiny
 
-from tfcam_jax.checkpoints import CheckpointError
 from tfcam_jax.experiment import open_dataset
+from tfcam_jax.explanation import explain_source
 from tfcam_jax.export import PLATFORMS, export_model
-from tfcam_jax.report import explain_source
-from tfcam_jax.trained import restore_trained
-from tfcam_jax.workdir import WorkdirError
+from tfcam_jax.inference import restore_trained
+from tfcam_jax.run.checkpoints import CheckpointError
+from tfcam_jax.run.workdir import WorkdirError
 
 RUN = """
 import sys

@@ -10,8 +10,11 @@ import pytest
 from PIL import Image
 
 from configs import default
-from tfcam_jax import fault_inputs, fault_kills, fault_runs, faults
-from tfcam_jax.fault_inputs import Case
+from tests.stress import faults
+from tests.stress import inputs as fault_inputs
+from tests.stress import kills as fault_kills
+from tests.stress import runs as fault_runs
+from tests.stress.inputs import Case
 
 REPO = pathlib.Path(__file__).parent.parent
 SOUND = {"train": {"auroc": 0.5}, "continue": {"auroc": 0.6}, "evaluate": {"auroc": 0.7}}

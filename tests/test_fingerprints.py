@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from tfcam_jax import fingerprints
+from tfcam_jax.run import fingerprints
 
 
 def reference(array):

@@ -6,10 +6,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tfcam_jax import metric_window
-from tfcam_jax.evidence import Total
-from tfcam_jax.metric_window import MetricWindow, NonFiniteError, summarize
+from tfcam_jax.run import metric_window
+from tfcam_jax.run.metric_window import MetricWindow, NonFiniteError, summarize
 from tfcam_jax.steps import StepMetrics
+from tfcam_jax.terms import Total
 
 IDS = [f"image{i}.png" for i in range(30)]
 

@@ -7,8 +7,8 @@ import pytest
 from scipy import stats
 from sklearn.metrics import roc_auc_score
 
-from tfcam_jax import paired_tests
-from tfcam_jax.paired_tests import (
+from tfcam_jax.study import paired_tests
+from tfcam_jax.study.paired_tests import (
     exchange_contributions,
     holm,
     paired_effect_size,

@@ -18,11 +18,12 @@ from test_steps import BATCH, PREPROCESS, SIZE, make_batch, make_model, make_sta
 from tiny_manifest import write_manifest
 from tiny_run import tiny_config
 
-from tfcam_jax import steps, train
+from tfcam_jax import steps
+from tfcam_jax import training as train
+from tfcam_jax.devices.placement import AXIS, Placement, PlacementError, fetch, make_placement
+from tfcam_jax.inference import restore_trained
 from tfcam_jax.models import SmallCNN
-from tfcam_jax.placement import AXIS, Placement, PlacementError, fetch, make_placement
 from tfcam_jax.strategies import make_strategy
-from tfcam_jax.trained import restore_trained
 
 MANY = [name for name in CASES if name not in ("jit 1", "mesh 1", "pmap 1")]
 
@@ -213,7 +214,7 @@ def test_run_continues_on_other_devices(tmp_path, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         train.train(config, tmp_path / "moved")
     config.parallel.mode, config.parallel.shard_state = "mesh", True
-    monkeypatch.setattr("tfcam_jax.placement.SMALLEST_SHARDED", 64)
+    monkeypatch.setattr("tfcam_jax.devices.placement.SMALLEST_SHARDED", 64)
     monkeypatch.setattr(train, "train_one_epoch", original)
     train.train(config, tmp_path / "moved")
     moved, whole = (restore_trained(tmp_path / name) for name in ("moved", "whole"))

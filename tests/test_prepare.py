@@ -15,11 +15,11 @@ from tiny_manifest import write_manifest
 
 from configs import chest_xray, cyborg_faces, default, demo, iris_pad
 from tfcam_jax.data import DataError
-from tfcam_jax.data.near_duplicates import MAX_DISTANCE, alike_pairs, perceptual_hash, thumbnail
-from tfcam_jax.data.report import align
+from tfcam_jax.data.checks.near_duplicates import MAX_DISTANCE, alike_pairs, perceptual_hash, thumbnail
+from tfcam_jax.data.checks.prepare import prepare
+from tfcam_jax.data.checks.report import align
 from tfcam_jax.experiment import ConfigError, build_experiment, open_dataset
-from tfcam_jax.prepare import prepare
-from tfcam_jax.train import train
+from tfcam_jax.training import train
 
 REPO = pathlib.Path(__file__).parent.parent
 

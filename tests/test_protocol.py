@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tfcam_jax.data import DataError, Dataset, Example, Records
-from tfcam_jax.protocol import apply_protocol, assign_splits, enumerate_folds, split_by_protocol
+from tfcam_jax.data.protocol import apply_protocol, assign_splits, enumerate_folds, split_by_protocol
 
 
 def make_records(labels, domains=None, groups=None, digests=None):

@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 from sklearn.metrics import roc_auc_score
 
-from tfcam_jax.classification_metrics import equal_error
-from tfcam_jax.operating_points import choose_thresholds
-from tfcam_jax.protocol import split_by_domain
-from tfcam_jax.protocol_figures import leave_one_domain_out, protocol_figures, set_figures
-from tfcam_jax.scores import Scores, ScoresError, join_scores, read_scores, write_scores
+from tfcam_jax.data.protocol import split_by_domain
+from tfcam_jax.metrics.classification import equal_error
+from tfcam_jax.metrics.per_protocol import leave_one_domain_out, protocol_figures, set_figures
+from tfcam_jax.metrics.scores import Scores, ScoresError, join_scores, read_scores, write_scores
+from tfcam_jax.metrics.thresholds import choose_thresholds
 
 
 def make_scores(split="test", n=40, seed=0, unseen=("lens",), classes=2):

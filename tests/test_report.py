@@ -13,13 +13,13 @@ import pytest
 from PIL import Image
 from tiny_run import train_tiny
 
-from tfcam_jax import report
+from tfcam_jax import explanation as report
 from tfcam_jax.data.source import DataError
 from tfcam_jax.experiment import open_dataset
-from tfcam_jax.report import ReportError, explain_source, write_report
-from tfcam_jax.report_page import embed
-from tfcam_jax.report_pictures import colorize, crop, pack_maps
-from tfcam_jax.trained import restore_trained
+from tfcam_jax.explanation import ReportError, explain_source, write_report
+from tfcam_jax.inference import restore_trained
+from tfcam_jax.report.page import embed
+from tfcam_jax.report.pictures import colorize, crop, pack_maps
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 

@@ -18,15 +18,15 @@ from jax.experimental.compilation_cache import compilation_cache
 from test_train import make_config, stored_state
 from tiny_manifest import write_manifest
 
-from tfcam_jax import train
-from tfcam_jax.checkpoints import Checkpoints
+from tfcam_jax import training as train
 from tfcam_jax.data.pipeline import WorkerError
 from tfcam_jax.data.source import DataError
-from tfcam_jax.evaluate import evaluate
+from tfcam_jax.evaluation import evaluate
 from tfcam_jax.experiment import build_experiment
-from tfcam_jax.interruption import Interruption, StoppedError
-from tfcam_jax.trained import restore_trained
-from tfcam_jax.workdir import WorkdirError
+from tfcam_jax.inference import restore_trained
+from tfcam_jax.run.checkpoints import Checkpoints
+from tfcam_jax.run.interruption import Interruption, StoppedError
+from tfcam_jax.run.workdir import WorkdirError
 
 REPO = pathlib.Path(__file__).parent.parent
 
@@ -249,7 +249,7 @@ def test_an_ignored_signal_stays_ignored():
 )
 def test_a_process_that_does_not_stop_is_ended(body, status):
     code = (
-        "import os, signal, threading, time\nfrom tfcam_jax.interruption import Interruption\n"
+        "import os, signal, threading, time\nfrom tfcam_jax.run.interruption import Interruption\n"
         f"with Interruption(0.5 if {status} > 0 else 50) as stop:\n"
         "    print('ready', flush=True)\n"
         "    try:\n        threading.Event().wait(0.01)\n    finally:\n"

@@ -10,9 +10,9 @@ import sys
 import numpy as np
 import pytest
 
-from tfcam_jax import scale
-from tfcam_jax.benchmark.cases import Case
-from tfcam_jax.scale import Machine, Protocol, Task, Work
+from launch.benchmark.cases import Case
+from tests import scale
+from tests.scale import Machine, Protocol, Task, Work
 
 REPO = pathlib.Path(__file__).parent.parent
 WORK = Work({"cross_entropy": 6e9, "opposed": 6.1e9}, image=1e8, batch_size=20, sent_bytes=5e7)

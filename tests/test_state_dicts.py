@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from tfcam_jax.state_dicts import StateDictError, read_state_dict
+from tfcam_jax.models.state_dicts import StateDictError, read_state_dict
 
 STORAGES = {"float32": "FloatStorage", "float16": "HalfStorage", "bfloat16": "BFloat16Storage", "int64": "LongStorage"}
 

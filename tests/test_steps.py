@@ -10,9 +10,9 @@ import optax
 import pytest
 
 from tfcam_jax import steps
-from tfcam_jax.evidence import Term
 from tfcam_jax.models import SmallCNN
 from tfcam_jax.strategies import STRATEGIES, make_strategy
+from tfcam_jax.terms import Term
 
 SIZE, CLASSES, BATCH = 16, 2, 8
 MEAN, STD = (0.4, 0.5, 0.6), (0.2, 0.3, 0.25)

@@ -7,9 +7,9 @@ import pytest
 
 from tfcam_jax import cams, losses
 from tfcam_jax.divergences import l1
-from tfcam_jax.evidence import Evidence, Term, reduce_terms
 from tfcam_jax.models import ModelOutput
 from tfcam_jax.strategies import STRATEGIES, make_strategy, strategy_options
+from tfcam_jax.terms import Evidence, Term, reduce_terms
 
 GUIDED = sorted(set(STRATEGIES) - {"cross_entropy"})
 WITHOUT_HUMAN_MAPS = {"entropy", "hard_negative"}

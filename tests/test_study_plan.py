@@ -12,7 +12,7 @@ from tiny_run import tiny_config
 
 from tfcam_jax.data.source import DataError, Dataset, Records
 from tfcam_jax.experiment import ConfigError, open_source
-from tfcam_jax.study_plan import placebo_arms, plan_arms, plan_runs
+from tfcam_jax.study.plan import placebo_arms, plan_arms, plan_runs
 
 REPO = pathlib.Path(__file__).parent.parent
 

@@ -10,11 +10,11 @@ import pytest
 from PIL import Image
 from tiny_study import make_outcomes, make_selection
 
-from tfcam_jax.study_plots import DARK, LIGHT, arm_looks, draw_agreement, draw_alpha, draw_auroc, draw_study
-from tfcam_jax.study_report import write_study
-from tfcam_jax.study_statistics import StudyError, study_statistics
-from tfcam_jax.study_tables import overview
-from tfcam_jax.study_verdicts import probability, signed, summary, verdict
+from tfcam_jax.study.page import write_study
+from tfcam_jax.study.plots import DARK, LIGHT, arm_looks, draw_agreement, draw_alpha, draw_auroc, draw_study
+from tfcam_jax.study.statistics import StudyError, study_statistics
+from tfcam_jax.study.tables import overview
+from tfcam_jax.study.verdicts import probability, signed, summary, verdict
 
 STRENGTHS = {"cross_entropy": 0.5, "cyborg": 1.0, "opposed": 4.0, "difference": 0.6, "cyborg_mean_map": 1.0}
 PLACEBOS = {"cyborg": ["cyborg_mean_map"]}

@@ -9,7 +9,7 @@ from scipy.stats import rankdata
 from sklearn.metrics import roc_auc_score
 from tiny_study import make_outcomes
 
-from tfcam_jax.study_statistics import StudyError, arrange, study_statistics
+from tfcam_jax.study.statistics import StudyError, arrange, study_statistics
 
 ARMS = {"cyborg": 1.0, "difference": 1.8, "cyborg_mean_map": 1.0}
 PLACEBOS = {"cyborg": ["cyborg_mean_map"]}

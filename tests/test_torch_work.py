@@ -4,8 +4,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tfcam_jax.benchmark import jax_work, torch_work
-from tfcam_jax.benchmark.cases import NUM_CLASSES, Case, random_batch
+from launch.benchmark import jax_work, torch_work
+from launch.benchmark.cases import NUM_CLASSES, Case, random_batch
 
 torch = pytest.importorskip("torch")
 CASE = Case("resnet18", 4, 64)

@@ -11,16 +11,16 @@ from safetensors.numpy import save_file
 from tiny_manifest import write_manifest
 
 from configs import default
-from tfcam_jax import train
-from tfcam_jax.checkpoints import Checkpoints
+from tfcam_jax import training as train
 from tfcam_jax.data.evaluation_sets import choose_rows
 from tfcam_jax.data.source import DataError
-from tfcam_jax.evaluate import Predictions, evaluate, evaluate_source
+from tfcam_jax.evaluation import Predictions, evaluate, evaluate_source
 from tfcam_jax.experiment import ConfigError, build_experiment
-from tfcam_jax.metric_window import NonFiniteError
-from tfcam_jax.scores import read_scores
-from tfcam_jax.weights import WeightsError
-from tfcam_jax.workdir import WorkdirError, load_config
+from tfcam_jax.metrics.scores import read_scores
+from tfcam_jax.models.weights import WeightsError
+from tfcam_jax.run.checkpoints import Checkpoints
+from tfcam_jax.run.metric_window import NonFiniteError
+from tfcam_jax.run.workdir import WorkdirError, load_config
 
 
 @pytest.fixture(scope="module")

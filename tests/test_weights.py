@@ -12,9 +12,8 @@ import safetensors.numpy
 from flax import traverse_util
 from huggingface_hub import constants as hub_constants
 
-from tfcam_jax import weights
-from tfcam_jax.models import MODEL_CARDS, MODELS, ResNet
-from tfcam_jax.weights import WeightsError, convert, load_pretrained, merge
+from tfcam_jax.models import MODEL_CARDS, MODELS, ResNet, weights
+from tfcam_jax.models.weights import WeightsError, convert, load_pretrained, merge
 
 TINY = partial(ResNet, depths=(1,))
 

@@ -8,8 +8,8 @@ import sys
 import pytest
 
 from configs import default
-from tfcam_jax.checkpoints import FORMAT
-from tfcam_jax.workdir import WorkdirError, check_workdir, hold_workdir, load_config
+from tfcam_jax.run.checkpoints import FORMAT
+from tfcam_jax.run.workdir import WorkdirError, check_workdir, hold_workdir, load_config
 
 
 def config(**overrides):

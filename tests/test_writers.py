@@ -8,8 +8,8 @@ import jax
 import pytest
 from tensorboardX.proto.event_pb2 import Event
 
-from tfcam_jax import provenance, workdir
-from tfcam_jax.writers import MetricsError, MetricWriter
+from tfcam_jax.run import provenance, workdir
+from tfcam_jax.run.metrics_log import MetricsError, MetricWriter
 
 
 def lines(folder):

@@ -6,7 +6,7 @@ from ml_collections import ConfigDict
 from tiny_manifest import write_manifest
 
 from configs import default
-from tfcam_jax.train import train
+from tfcam_jax.training import train
 
 
 def tiny_config(manifest: Path) -> ConfigDict:

@@ -4,7 +4,7 @@ import numpy as np
 from scipy.special import expit
 from sklearn.metrics import roc_auc_score
 
-from tfcam_jax.study_outcomes import Outcome
+from tfcam_jax.study.outcomes import Outcome
 
 
 def make_outcomes(strengths, seeds=3, images=40, groups=8, protocol="published", folds=("",), sets=("open",), draw=0):

@@ -17,18 +17,18 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from . import steps
-from .classification_metrics import BETTER
 from .data import SOURCES
 from .data.human_maps import PLACEBOS, Smooth, process_maps
 from .data.pipeline import BALANCES, eval_batches, train_batches, watch_workers
+from .data.protocol import apply_protocol, check_options
 from .data.source import Dataset, Source
 from .data.transforms import Augment
+from .devices.placement import MODES, Placement, PlacementError, make_placement
+from .metrics.classification import BETTER
 from .models import MODEL_CARDS, MODELS, cam_size
+from .models.weights import load_pretrained
 from .optimizers import make_optimizer, make_schedule
-from .placement import MODES, Placement, PlacementError, make_placement
-from .protocol import apply_protocol, check_options
 from .strategies import make_strategy
-from .weights import load_pretrained
 
 BATCH_NORM = ("synchronized", "local")
 

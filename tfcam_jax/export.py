@@ -9,9 +9,9 @@ import jax
 import jax.numpy as jnp
 from jax import export as jax_export
 
-from .explain import decompose
-from .trained import TrainedModel, restore_trained
-from .workdir import WorkdirError, write_bytes
+from .inference import TrainedModel, restore_trained
+from .report.decomposition import decompose
+from .run.workdir import WorkdirError, write_bytes
 
 PLATFORMS = ("cpu", "cuda", "tpu")
 

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, UInt8
 
 from . import cams, saliency
-from .evidence import Evidence, Strategy, Terms, Total, count_terms, reduce_terms
+from .terms import Evidence, Strategy, Terms, Total, count_terms, reduce_terms
 
 Batch = dict[str, Array]
 

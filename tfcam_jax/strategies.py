@@ -20,8 +20,8 @@ from jaxtyping import Array, Bool, Float
 
 from . import cams, losses, saliency
 from .divergences import DIVERGENCES, mse
-from .evidence import Evidence, Strategy, Term, Terms
 from .losses import Divergence
+from .terms import Evidence, Strategy, Term, Terms
 
 CAM_CLASSES = ("true", "predicted")
 ATTRIBUTIONS = ("true", "difference")

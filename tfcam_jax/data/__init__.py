@@ -9,14 +9,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 
-from .chest_xray import ChestXray, ChestXrayConfig
-from .cyborg_faces import CyborgFaces, CyborgFacesConfig
-from .demo import open_demo
-from .iris_pad import IrisPad, IrisPadConfig
-from .listed_builder import list_owner_files, open_owner_files
+from .builders.chest_xray import ChestXray, ChestXrayConfig
+from .builders.cyborg_faces import CyborgFaces, CyborgFacesConfig
+from .builders.demo import open_demo
+from .builders.iris_pad import IrisPad, IrisPadConfig
+from .builders.listed_builder import list_owner_files, open_owner_files
+from .listing import Listing
 from .manifest import list_manifest, open_manifest
 from .pipeline import Batch, eval_batches, train_batches
-from .rows import Listing
 from .source import DataError, Dataset, Example, Records, Source
 from .transforms import Augment
 

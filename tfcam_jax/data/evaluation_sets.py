@@ -18,8 +18,8 @@ from PIL import Image
 from tqdm import tqdm
 
 from .decode import decode_image, decode_picture
+from .listing import RowsSource, check_files, rows_sources
 from .manifest import list_manifest
-from .rows import RowsSource, check_files, rows_sources
 from .source import DataError, Example, Records
 
 UNLABELLED = -1

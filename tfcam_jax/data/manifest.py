@@ -14,7 +14,7 @@ from pathlib import Path
 from absl import logging
 
 from .decode import check_channels
-from .rows import ABSENT, USABLE, Check, Listing, MapReader, Row, inspect, read_tables, rows_sources, usable_rows
+from .listing import ABSENT, USABLE, Check, Listing, MapReader, Row, inspect, read_tables, rows_sources, usable_rows
 from .source import SPLITS, DataError, Dataset
 
 REQUIRED_COLUMNS = ("split", "label", "image")

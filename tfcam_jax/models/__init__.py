@@ -8,8 +8,8 @@ from functools import partial
 from .backbone import Backbone, cam_size
 from .cards import MODEL_CARDS, ModelCard
 from .densenet import DenseNet
+from .head import ModelOutput, PooledLinearHead
 from .inception import InceptionV3
-from .output import ModelOutput, PooledLinearHead
 from .resnet import Bottleneck, ResNet
 from .small_cnn import SmallCNN
 from .xception import Xception

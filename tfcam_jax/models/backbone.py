@@ -10,9 +10,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from .convolution import conv_general_dilated
+from .cpu_ops import conv_general_dilated
+from .head import ModelOutput, PooledLinearHead
 from .norm import BatchNorm
-from .output import ModelOutput, PooledLinearHead
 
 he_fan_out = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
 

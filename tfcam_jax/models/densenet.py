@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from .backbone import Backbone
-from .pooling import avg_pool_2x2, max_pool_3x3
+from .cpu_ops import avg_pool_2x2, max_pool_3x3
 
 # Module names in torchvision's state dicts -> names here (see weights.py). Its own files still say norm.1 for norm1.
 TORCH_NAMES = (

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from .backbone import Backbone
-from .pooling import avg_pool_3x3, max_pool_3x3
+from .cpu_ops import avg_pool_3x3, max_pool_3x3
 
 # Module names in torchvision's and timm's state dicts -> names here (see weights.py). The auxiliary head only helps
 # training from scratch; there is none here, so exactly its keys are left out.

@@ -8,7 +8,7 @@ import flax.linen as nn
 from jaxtyping import Array
 
 from .backbone import Backbone
-from .pooling import max_pool_3x3
+from .cpu_ops import max_pool_3x3
 
 # Module names in torchvision's state dicts -> names here (see weights.py).
 TORCH_NAMES = (

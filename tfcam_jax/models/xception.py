@@ -11,7 +11,7 @@ import flax.linen as nn
 from jaxtyping import Array
 
 from .backbone import Backbone
-from .pooling import max_pool_3x3
+from .cpu_ops import max_pool_3x3
 
 # Module names in timm's state dict -> names here (see weights.py). There a block is a sequence that counts its ReLUs,
 # and the first block starts without one. Cadene's models call the head last_linear.

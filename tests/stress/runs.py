@@ -1,0 +1,67 @@
+"""Small runs to be killed and damaged: their data, their config, and processes that start fast."""
+
+from __future__ import annotations
+
+import csv
+import multiprocessing
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from ml_collections import ConfigDict
+from PIL import Image
+
+SIZE = 32
+CLASSES = ("dark", "bright")
+
+
+def draw_data(folder: Path, seed: int = 0) -> Path:
+    """Draws images as PNG and JPEG, maps as PNG and NPY, and their `manifest.csv`; returns its path."""
+    rng = np.random.default_rng(seed)
+    (folder / "images").mkdir(parents=True)
+    (folder / "maps").mkdir()
+    rows = []
+    for split, count in (("train", 20), ("val", 6), ("test", 8)):
+        for i in range(count):
+            label, corner = i % 2, rng.integers(0, SIZE - 10, 2)
+            image = rng.integers(90, 160, (SIZE, SIZE, 3)).astype(np.uint8)
+            human = np.zeros((SIZE, SIZE), np.uint8)
+            square = tuple(slice(c, c + 10) for c in corner)
+            image[square], human[square] = 250 if label else 5, 255
+            names = f"images/{split}{i}.{'jpg' if i % 4 > 1 else 'png'}", f"maps/{split}{i}.{'npy' if i % 3 else 'png'}"
+            Image.fromarray(image).save(folder / names[0])
+            if i % 3:
+                np.save(folder / names[1], np.float32(human) / np.float32(255))
+            else:
+                Image.fromarray(human).save(folder / names[1])
+            rows.append((split, CLASSES[label], *names, "new" if split == "test" and i > 3 else "old", f"{split}{i}"))
+    path = folder / "manifest.csv"
+    with path.open("w", newline="") as file:
+        csv.writer(file).writerows([("split", "label", "image", "map", "domain", "group"), *rows])
+    return path
+
+
+def small_config(config: ConfigDict, manifest: Path, epochs: int) -> ConfigDict:
+    """The default config with a tiny network on the drawn data: five steps an epoch, checkpoints within it too."""
+    config.data.source, config.data.manifest, config.data.labels = "manifest", str(manifest), CLASSES
+    config.data.image_size, config.model.name = SIZE, "small_cnn"
+    config.batch_size, config.epochs, config.log_every_steps, config.checkpoint_every_steps = 4, epochs, 2, 3
+    config.optimizer.learning_rate = 0.05
+    config.augment.flip, config.augment.crop = 0.5, 0.2
+    config.strategy = "difference"
+    return config
+
+
+def start_server() -> Any:
+    """A context whose processes are forked off one that has imported everything and run nothing: they start fast."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["tests.stress.kills", "tests.stress.inputs"])
+    return context
+
+
+def hush(log: Path) -> None:
+    """Sends this process's output to the end of a file."""
+    file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    for stream in (1, 2):
+        os.dup2(file, stream)

@@ -1,0 +1,211 @@
+"""Normal and abnormal chest X-rays with boxes or gaze: NIH ChestX-ray14, RSNA, MIMIC with eye tracking."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import ClassVar
+
+from ..annotations import Table, read_csv_rows, read_table
+from ..list_files import split_by_share, walk_images
+from ..listing import Listing, MapReader, Row
+from ..source import DataError
+from .listed_builder import ListedBuilder, ListedConfig, no_rows
+
+NORMAL, ABNORMAL = "normal", "abnormal"
+NIH_BOXES, RSNA_BOXES, FIXATIONS = "nih/BBox_List_2017.csv", "rsna/stage_2_train_labels.csv", "mimic/fixations.csv"
+_NIH_COLUMNS = {"Image Index": "image", "Bbox [x": "x", "y": "y", "w": "width", "h]": "height"}
+_RSNA_COLUMNS = {"patientId": "image"}
+_FIXATION_COLUMNS = {"DICOM_ID": "image", "X_ORIGINAL": "x", "Y_ORIGINAL": "y", "FPOGD": "duration"}
+
+
+@dataclass(eq=False)
+class ChestXrayConfig(ListedConfig):
+    """What to take.
+
+    Attributes:
+      collections: of "nih", "rsna" and "mimic"; those whose folder is missing are refused. Empty: those that are there.
+      annotated_only: leave out abnormal films that nobody annotated; normal films have nothing to annotate.
+    """
+
+    collections: tuple[str, ...] = ()
+    annotated_only: bool = False
+
+
+class ChestXray(ListedBuilder):
+    """Frontal chest films, class normal or abnormal; the domain is the collection.
+
+    nih: ChestX-ray14. Normal is "No Finding", the rest abnormal; labels were mined from reports. Boxes on about 880
+      films. The owner's test list is the test; a tenth of the other patients validate. Group: the patient.
+    rsna: RSNA Pneumonia Detection Challenge. Normal is class "Normal", abnormal the other two; boxes on "Lung Opacity".
+      Its films come from the NIH's, so that taking both puts films into training and test alike, which is refused.
+    mimic: films of MIMIC-CXR with one radiologist's gaze. Normal is column `Normal`, the rest abnormal. Maps are sums
+      of Gaussians at the fixations (columns X_ORIGINAL, Y_ORIGINAL, in pixels of the film) weighted by their duration
+      (FPOGD, seconds), of standard deviation `sigma`; its unit is film pixels, or degrees of the visual field if
+      `pixels_per_degree` says how many film pixels made one. The owners' own maps use 150 pixels. Group: the patient.
+    rsna and mimic publish no split for classification: 70 % train, 10 % validate, 20 % test, by a hash of the patient
+    (rsna: the film).
+
+    Licences: the NIH's terms stand beside its download, RSNA's in the challenge's rules; MIMIC-CXR and the gaze data
+    need PhysioNet's training and signed agreements. Pass on neither films nor prepared sets.
+    """
+
+    BUILDER_CONFIGS: ClassVar = [ChestXrayConfig()]
+    CLASS_NAMES = (NORMAL, ABNORMAL)
+    CITATION = """@inproceedings{wang2017chestxray8,
+  title = {ChestX-ray8: Hospital-scale Chest X-ray Database and Benchmarks on Weakly-Supervised Classification and
+           Localization of Common Thorax Diseases},
+  author = {Wang, Xiaosong and Peng, Yifan and Lu, Le and Lu, Zhiyong and Bagheri, Mohammadhadi and Summers, Ronald M.},
+  booktitle = {IEEE Conference on Computer Vision and Pattern Recognition (CVPR)},
+  pages = {3462--3471},
+  year = {2017}
+}
+@article{karargyris2021creation,
+  title = {Creation and validation of a chest X-ray dataset with eye-tracking and report dictation for AI development},
+  author = {Karargyris, Alexandros and Kashyap, Satyananda and Lourentzou, Ismini and Wu, Joy T. and others},
+  journal = {Scientific Data},
+  volume = {8},
+  number = {92},
+  year = {2021}
+}
+@misc{karargyris2020eye,
+  title = {Eye Gaze Data for Chest X-rays (version 1.0.0)},
+  author = {Karargyris, Alexandros and Kashyap, Satyananda and Lourentzou, Ismini and Wu, Joy and others},
+  publisher = {PhysioNet},
+  doi = {10.13026/qfdz-zr67},
+  year = {2020}
+}"""
+    MANUAL_DOWNLOAD_INSTRUCTIONS = """
+Any of these folders, side by side in one folder; films may lie in subfolders and be PNG, JPEG or DICOM (for which
+`pip install pydicom`, or this project's extra [dicom]):
+  nih/    from https://nihcc.app.box.com/v/ChestXray-NIHCC: Data_Entry_2017*.csv, BBox_List_2017.csv, test_list.txt
+          and the unpacked images_*.
+  rsna/   from https://www.kaggle.com/c/rsna-pneumonia-detection-challenge, after accepting its rules:
+          stage_2_train_labels.csv, stage_2_detailed_class_info.csv, stage_2_train_images/.
+  mimic/  after PhysioNet's training and agreements: master_sheet.csv and fixations.csv from
+          https://physionet.org/content/egd-cxr/1.0.0/, and the films it names from
+          https://physionet.org/content/mimic-cxr/2.0.0/ (or its JPEG version), under any subfolders.
+Then python launch/prepare.py --config=configs/chest_xray.py --config.data.chest_xray.manual_dir=FOLDER --check
+"""
+
+    @classmethod
+    def list_rows(cls, folder: Path, config: ChestXrayConfig) -> Listing:
+        chosen = config.collections or tuple(name for name in COLLECTIONS if (folder / name).is_dir())
+        unknown = [name for name in chosen if name not in COLLECTIONS]
+        if unknown:
+            known = f"known are {', '.join(COLLECTIONS)}"
+            raise DataError([f"data.chest_xray.collections: no collection {name!r}; {known}" for name in unknown])
+        if not chosen:
+            raise no_rows(cls, folder, f"none of the folders {', '.join(COLLECTIONS)}")
+        rows: list[Row] = []
+        problems: list[str] = []
+        tables: dict[str, Table] = {}
+        for name in chosen:
+            listed = COLLECTIONS[name](folder)
+            rows += [row for row in listed.rows if row.label == NORMAL or row.map or not config.annotated_only]
+            problems += listed.problems
+            tables |= listed.tables
+        reader = MapReader(folder, config.combine, config.sigma, config.pixels_per_degree, tables)
+        return Listing(cls.name, tuple(rows), cls.CLASS_NAMES, reader, tuple(problems))
+
+
+@dataclass(frozen=True)
+class Listed:
+    """One collection's rows, its tables of marks by path, and what is wrong with its lists."""
+
+    rows: list[Row]
+    tables: dict[str, Table]
+    problems: list[str]
+
+
+def _list_nih(folder: Path) -> Listed:
+    problems: list[str] = []
+    entries = next(iter(sorted((folder / "nih").glob("Data_Entry_2017*.csv"))), folder / "nih/Data_Entry_2017.csv")
+    # The header's last two names hold commas and aren't quoted; what is needed stands before them.
+    cells = _read(entries, ("Image Index", "Finding Labels", "Patient ID"), problems)
+    boxes = _table(folder / NIH_BOXES, _NIH_COLUMNS, problems)
+    held_out = folder / "nih/test_list.txt"
+    test = set(held_out.read_text(encoding="utf-8").split()) if held_out.is_file() else set()
+    if not test:
+        problems.append(f"{held_out}: no such file or empty; it names the test images")
+    films, rows = _films(folder, "nih"), []
+    for number, cell in cells:
+        image, patient = cell["Image Index"], cell["Patient ID"]
+        split = "test" if image in test else split_by_share(f"nih{patient}", val=0.1, test=0.0)
+        label = NORMAL if cell["Finding Labels"] == "No Finding" else ABNORMAL
+        path = films.get(PurePosixPath(image).stem, f"nih/images/{image}")
+        mark = NIH_BOXES if image in boxes else ""
+        rows.append(Row(str(entries), number, split, label, path, mark, "nih", f"nih{patient}"))
+    return Listed(rows, {NIH_BOXES: boxes}, problems)
+
+
+def _list_rsna(folder: Path) -> Listed:
+    problems: list[str] = []
+    classes = folder / "rsna/stage_2_detailed_class_info.csv"
+    boxes = _table(folder / RSNA_BOXES, _RSNA_COLUMNS, problems)
+    films, rows, seen = _films(folder, "rsna"), [], set()
+    for number, cell in _read(classes, ("patientId", "class"), problems):
+        image = cell["patientId"]
+        if image in seen:  # One row per box.
+            continue
+        seen.add(image)
+        marked = any(marks.boxes for marks in boxes.get(image, {}).values())
+        label = NORMAL if cell["class"] == "Normal" else ABNORMAL
+        path = films.get(image, f"rsna/stage_2_train_images/{image}.dcm")
+        group = f"rsna{image}"
+        row = Row(str(classes), number, split_by_share(group), label, path, RSNA_BOXES if marked else "", "rsna", group)
+        rows.append(row)
+    return Listed(rows, {RSNA_BOXES: boxes}, problems)
+
+
+def _list_mimic(folder: Path) -> Listed:
+    problems: list[str] = []
+    sheet = folder / "mimic/master_sheet.csv"
+    gaze = _table(folder / FIXATIONS, _FIXATION_COLUMNS, problems)
+    films, rows = _films(folder, "mimic"), []
+    for number, cell in _read(sheet, ("dicom_id", "path", "patient_id", "Normal"), problems):
+        image, group = cell["dicom_id"], f"mimic{cell['patient_id']}"
+        label = NORMAL if cell["Normal"] in ("1", "1.0") else ABNORMAL
+        path = films.get(image, f"mimic/{cell['path'].lstrip('/')}")
+        mark = FIXATIONS if image in gaze else ""
+        rows.append(Row(str(sheet), number, split_by_share(group), label, path, mark, "mimic", group))
+    return Listed(rows, {FIXATIONS: gaze}, problems)
+
+
+COLLECTIONS: Mapping[str, Callable[[Path], Listed]] = {"nih": _list_nih, "rsna": _list_rsna, "mimic": _list_mimic}
+
+
+def _films(folder: Path, collection: str) -> dict[str, str]:
+    """File name without its suffix to path below the folder. The owners' names are unique."""
+    below = folder / collection
+    return {PurePosixPath(p).stem: f"{collection}/{p}" for p in walk_images(below)} if below.is_dir() else {}
+
+
+def _read(path: Path, wanted: tuple[str, ...], problems: list[str]) -> list[tuple[int, dict[str, str]]]:
+    if not path.is_file():
+        problems.append(f"{path}: no such file; it lists the films")
+        return []
+    try:
+        rows = read_csv_rows(path)
+    except ValueError as error:
+        problems += str(error).split("\n")
+        return []
+    missing = [name for name in wanted if rows and name not in rows[0][1]]
+    if missing or not rows:
+        problems.append(
+            f"{path}, row 1: no {'column ' + ', '.join(missing) if missing else 'rows'}; is it the original?"
+        )
+        return []
+    return [(number, {name: cells.get(name, "") for name in wanted}) for number, cells in rows]
+
+
+def _table(path: Path, columns: Mapping[str, str], problems: list[str]) -> Table:
+    if not path.is_file():
+        problems.append(f"{path}: no such file; it holds what the radiologists marked")
+        return {}
+    try:
+        return read_table(path, columns)
+    except ValueError as error:
+        problems += str(error).split("\n")
+        return {}

@@ -1,0 +1,142 @@
+"""Real and synthetic faces with human maps: the UND WACV 2023 CYBORG collection."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import ClassVar
+
+from ..list_files import group_of, read_list
+from ..listing import Listing, MapReader, Row
+from .listed_builder import ListedBuilder, ListedConfig, no_rows
+
+# What a path says of where a face comes from. Longer names first: "stylegan2" is a part of "stylegan2ada".
+SOURCES_IN_PATHS = {
+    "stylegan2ada": "stylegan2-ada",
+    "stylegan3": "stylegan3",
+    "stylegan2": "stylegan2",
+    "stylegan": "stylegan",
+    "progan": "progan",
+    "starganv2": "stargan-v2",
+    "stargan": "stargan-v2",
+    "srefi": "srefi",
+    "celebahq": "celeba-hq",
+    "celeba": "celeba-hq",
+    "ffhq": "ffhq",
+    "frgc": "frgc-subset",
+}
+
+
+@dataclass(eq=False)
+class CyborgFacesConfig(ListedConfig):
+    """Where things lie below `manual_dir`.
+
+    Attributes:
+      train_lists: list files (glob patterns) whose `train` rows are for training and whose `test` rows validate.
+      test_lists: list files whose rows, whatever their split, are for testing.
+      images: folder that the paths in the lists are relative to, a leading slash being ignored.
+      heatmaps: folder of the maps of training images, by file name.
+      group_pattern: regular expression whose first group, found in a path, names the person; "" if unknown.
+    """
+
+    train_lists: tuple[str, ...] = ("train*.csv",)
+    test_lists: tuple[str, ...] = ("test*.csv",)
+    images: str = "images"
+    heatmaps: str = "heatmaps"
+    group_pattern: str = ""
+
+
+class CyborgFaces(ListedBuilder):
+    """Faces from photographs (class Real) and from generators (class Synthetic), with human maps for training.
+
+    The domain is the generator or the collection of photographs, read off the path (`SOURCES_IN_PATHS`; the image's
+    folder where the path says nothing known). Training: 919 real and 902 synthetic faces with human maps; validation:
+    10,000 of each; test: FFHQ, CelebA-HQ and six generators. Licence: agreed with the owner on request; neither images
+    nor prepared sets may be passed on.
+    """
+
+    BUILDER_CONFIGS: ClassVar = [CyborgFacesConfig()]
+    CLASS_NAMES = ("Real", "Synthetic")
+    CITATION = """@inproceedings{boyd2023cyborg,
+  title = {CYBORG: Blending Human Saliency Into the Loss Improves Deep Learning-Based Synthetic Face Detection},
+  author = {Boyd, Aidan and Tinsley, Patrick and Bowyer, Kevin and Czajka, Adam},
+  booktitle = {IEEE/CVF Winter Conference on Applications of Computer Vision (WACV)},
+  year = {2023},
+  pages = {6097--6106},
+  note = {arXiv:2112.00686}
+}"""
+    MANUAL_DOWNLOAD_INSTRUCTIONS = """
+1. Ask the University of Notre Dame Computer Vision Research Lab for the collection "UND WACV 2023 CYBORG":
+   https://cvrl.nd.edu/projects/data/#und-wacv-2023-cyborg
+2. Unpack it into one folder, so that it holds
+     train*.csv   lines `split,class,path` without a header: split train or test (this one validates),
+                  class Real or Synthetic
+     test*.csv    the same, for each generator and collection to test on
+     images/      what the paths are relative to
+     heatmaps/    human maps of training images, by the image's file name
+   Other names are given as data.cyborg_faces.train_lists, .test_lists, .images and .heatmaps.
+3. python launch/prepare.py --config=configs/cyborg_faces.py --config.data.cyborg_faces.manual_dir=FOLDER --check
+"""
+
+    @classmethod
+    def list_rows(cls, folder: Path, config: CyborgFacesConfig) -> Listing:
+        train = sorted({path for pattern in config.train_lists for path in folder.glob(pattern)})
+        test = sorted({path for pattern in config.test_lists for path in folder.glob(pattern)} - set(train))
+        if not train:
+            raise no_rows(cls, folder, f"no list file {' or '.join(config.train_lists)}")
+        maps = _maps_by_name(folder / config.heatmaps)
+        rows: list[Row] = []
+        problems = [] if maps else [f"{folder / config.heatmaps}: no human maps here; unpack them or mend `heatmaps`"]
+        for path in [*train, *test]:
+            lines, wrong = read_list(path, (3,), "split,class,path")
+            problems += wrong
+            for line in lines:
+                row, wrong = _row(path, line.number, line.cells, config, path in train)
+                problems += wrong
+                rows.append(row)
+        rows = [_with_map(row, maps, config) for row in rows]
+        problems += _ambiguous(rows)
+        reader = MapReader(folder, config.combine, config.sigma, config.pixels_per_degree)
+        return Listing(cls.name, tuple(rows), cls.CLASS_NAMES, reader, tuple(problems))
+
+
+def _row(path: Path, number: int, cells: tuple[str, ...], config: CyborgFacesConfig, for_training: bool):
+    split, label, image = cells
+    problems = []
+    if split not in ("train", "test"):
+        problems.append(f"{path}, row {number}: unknown split {split!r}; use train or test")
+        split = "test"
+    split = ("train" if split == "train" else "val") if for_training else "test"
+    image = f"{config.images}/{image.lstrip('/')}" if config.images else image.lstrip("/")
+    group = group_of(image, config.group_pattern)
+    return Row(str(path), number, split, label, image, domain=domain_of(image), group=group), problems
+
+
+def domain_of(path: str) -> str:
+    """Generator or collection that a path names; its folder's name if it names none that is known."""
+    flat = re.sub(r"[-_ .]", "", path.lower())
+    known = next((domain for part, domain in SOURCES_IN_PATHS.items() if part in flat), None)
+    return known or PurePosixPath(path).parent.name
+
+
+def _maps_by_name(folder: Path) -> dict[str, str]:
+    """File names to file names: with their suffix, and without it where the map's kind differs from the image's."""
+    names = sorted(path.name for path in folder.iterdir() if path.is_file()) if folder.is_dir() else []
+    return {PurePosixPath(name).stem: name for name in names} | {name: name for name in names}
+
+
+def _with_map(row: Row, maps: dict[str, str], config: CyborgFacesConfig) -> Row:
+    image = PurePosixPath(row.image)
+    found = maps.get(image.name) or maps.get(image.stem)
+    if row.split != "train" or not found:
+        return row
+    return Row(**{**vars(row), "map": f"{config.heatmaps}/{found}"})
+
+
+def _ambiguous(rows: list[Row]) -> list[str]:
+    """A heatmap has one image: two training images of one file name can't both be meant."""
+    counts = Counter(row.map for row in rows if row.map)
+    what = "belongs to {} training images of that name; rename them and their maps"
+    return [f"{row.place}: map {row.map} {what.format(counts[row.map])}" for row in rows if counts[row.map] > 1]

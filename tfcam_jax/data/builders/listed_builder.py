@@ -1,0 +1,221 @@
+"""The common part of the TFDS builders: from an owner's files, through the checks, to a prepared data set."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+import zipfile
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import ClassVar
+
+import numpy as np
+import tensorflow_datasets as tfds
+from PIL import Image
+
+from ..decode import check_channels, decode_image
+from ..listing import USABLE, Check, Listing, MapReader, Row, inspect, rows_records, usable_rows
+from ..source import SPLITS, DataError, Dataset
+from ..tfds_source import TfdsSource, columns_path, features, save_records
+
+_SKIPPED = "skipped.txt"
+
+
+@dataclass(eq=False)
+class ListedConfig(tfds.core.BuilderConfig):
+    """Options that every such builder has; what is prepared depends on all of them.
+
+    Attributes:
+      combine: several annotators' maps into one: "mean", "majority" or an annotator's name.
+      sigma: of fixations' Gaussians, pixels of the image, or degrees if `pixels_per_degree` is given.
+      pixels_per_degree: pixels of the image in a degree of the visual field; 0: sigma is in pixels.
+      skip_unreadable: leave out rows whose files can't be read, instead of stopping.
+    """
+
+    name: str = "default"
+    combine: str = "mean"
+    sigma: float = 50.0
+    pixels_per_degree: float = 0.0
+    skip_unreadable: bool = False
+
+    def options(self) -> dict:
+        """The options by name, without what TFDS adds."""
+        ours = {name for kind in type(self).__mro__ for name in vars(kind).get("__annotations__", ())}
+        theirs = set(tfds.core.BuilderConfig.__annotations__)
+        return {name: value for name, value in asdict(self).items() if name in ours - theirs}
+
+
+class ListedBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+    """A builder that checks rows of files below `manual_dir` and packs them, as 8-bit images and maps.
+
+    Maps are stored with their peak at 255, as only their shape counts and faint ones would round away.
+    """
+
+    VERSION = tfds.core.Version("1.0.0")
+    # Nothing is downloaded. To find that out, TFDS would import importlib_resources, which it doesn't declare.
+    url_infos: ClassVar = None
+    CLASS_NAMES: ClassVar[tuple[str, ...]] = ()
+    CITATION: ClassVar[str] = ""
+
+    @classmethod
+    def list_rows(cls, folder: Path, config: ListedConfig) -> Listing:
+        """The rows of the owner's files; opens no image."""
+        raise NotImplementedError
+
+    def _info(self) -> tfds.core.DatasetInfo:
+        # In the order of the lists: TFDS would shuffle by a hash of the key.
+        return tfds.core.DatasetInfo(
+            builder=self,
+            description=type(self).__doc__,
+            citation=self.CITATION,
+            features=features(self.CLASS_NAMES),
+            disable_shuffling=True,
+        )
+
+    def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Iterator]:
+        listing = find_listing(type(self), dl_manager.manual_dir, self.builder_config)
+        listing, checks, skipped = usable_rows(inspect(listing), self.builder_config.skip_unreadable)
+        folder = Path(self.data_path)
+        (folder / _SKIPPED).write_text("\n".join(skipped), encoding="utf-8")
+        pairs = list(zip(listing.rows, checks, strict=True))
+        members = {split: [pair for pair in pairs if pair[0].split == split] for split in SPLITS}
+        for split, own in members.items():
+            if own:
+                save_records(columns_path(folder, split), rows_records(*zip(*own, strict=True), listing.class_names))
+        return {split: self._generate_examples(listing.reader, own) for split, own in members.items() if own}
+
+    def _generate_examples(self, reader: MapReader, members: list[tuple[Row, Check]]) -> Iterator[tuple[int, dict]]:
+        for number, (row, check) in enumerate(members):
+            yield number, _example(reader, row, check)
+
+
+def find_listing(builder: type[ListedBuilder], manual_dir: str | os.PathLike, config: ListedConfig) -> Listing:
+    """The rows below `manual_dir`.
+
+    Raises:
+      DataError: no such folder, a zip in its place, or nothing of the expected layout in it; says how to obtain the
+        data.
+    """
+    folder = Path(manual_dir)
+    if folder.is_file() and zipfile.is_zipfile(folder):
+        raise DataError([f"{folder}: a zip archive; unpack it and give the folder"])
+    if not str(manual_dir) or not folder.is_dir():
+        raise DataError([f"data.{builder.name}.manual_dir: no folder {str(manual_dir)!r}; {_how(builder)}"])
+    return builder.list_rows(folder, config)
+
+
+def list_owner_files(
+    builder: type[ListedBuilder], config: type[ListedConfig], *, manual_dir: str, data_dir: str = "", **options
+) -> Listing:
+    """`find_listing` with the options of `open_owner_files`; `data_dir` makes no difference to it."""
+    return find_listing(builder, manual_dir, config(**options))
+
+
+def no_rows(builder: type[ListedBuilder], folder: Path, wanted: str) -> DataError:
+    """What to raise where a folder holds nothing of the layout; names a zip that nobody unpacked."""
+    packed = sorted(path.name for path in folder.iterdir() if path.suffix == ".zip")
+    hint = f"unpack {', '.join(packed)}; " if packed else ""
+    return DataError([f"{folder}: {wanted}; {hint}{_how(builder)}"])
+
+
+def _how(builder: type[ListedBuilder]) -> str:
+    return f"how to obtain and unpack the data:\n{builder.MANUAL_DOWNLOAD_INSTRUCTIONS}"
+
+
+def open_owner_files(
+    builder: type[ListedBuilder],
+    config_class: type[ListedConfig],
+    *,
+    manual_dir: str = "",
+    data_dir: str = "",
+    channels: int = 3,
+    **options,
+) -> Dataset:
+    """Opens a prepared set, preparing it first if these files with these options have not been yet.
+
+    Args:
+      builder: the builder's class.
+      config_class: of its options; the config's name becomes a digest of them, of the rows and of the files' sizes and
+        times, so that whatever changes is prepared anew beside the old.
+      manual_dir: where the owner's files lie; "" opens the one set that `data_dir` holds.
+      data_dir: folder for prepared sets; "" means TFDS's own default.
+      channels: 3 for RGB, 1 for grey.
+      **options: fields of the config.
+
+    Raises:
+      DataError: whatever must be mended in the files, all at once, nothing being left on disk; or no prepared set.
+    """
+    check_channels(channels)
+    config = config_class(**options)
+    if not manual_dir:
+        prepared = tfds.builder_from_directory(_only_prepared(builder, data_dir))
+    else:
+        config.name = _fingerprint(find_listing(builder, manual_dir, config), config)
+        made = builder(data_dir=data_dir or None, config=config, file_format="array_record")
+        try:
+            made.download_and_prepare(download_config=tfds.download.DownloadConfig(manual_dir=manual_dir))
+        except OSError:
+            # Another process may have been first with the last step, a rename; then its set is whole and ours is gone.
+            if not made.data_path.exists():
+                raise
+        prepared = tfds.builder_from_directory(made.data_dir)
+    sources = {split: TfdsSource.open(prepared, split, channels) for split in SPLITS if split in prepared.info.splits}
+    skipped = (Path(prepared.data_dir) / _SKIPPED).read_text(encoding="utf-8").splitlines()
+    return Dataset(builder.name, tuple(prepared.info.features["label"].names), sources, tuple(skipped))
+
+
+def _only_prepared(builder: type[ListedBuilder], data_dir: str) -> str:
+    folder = Path(data_dir or tfds.core.constants.DATA_DIR).expanduser() / builder.name
+    found = sorted(path.parent for path in folder.glob("*/*/features.json"))
+    if len(found) != 1:
+        what = f"holds {len(found)} prepared sets" if found else "holds no prepared set"
+        key = f"data.{builder.name}.manual_dir"
+        raise DataError([f"{folder} {what}; set {key} to the folder of the owner's files\n{_how(builder)}"])
+    return str(found[0])
+
+
+def _fingerprint(listing: Listing, config: ListedConfig) -> str:
+    digest = hashlib.sha256(repr(sorted(config.options().items())).encode())
+    tables = [(path, sorted(table.items())) for path, table in sorted(listing.reader.tables.items())]
+    digest.update(repr((listing.rows, listing.problems, tables)).encode())
+    for row in listing.rows:
+        for name in (row.image, *(part.partition("=")[2] or part for part in row.map.split("|") if part)):
+            path = listing.folder / name
+            status = path.stat() if path.is_file() else None
+            digest.update(repr((name, status and (status.st_size, status.st_mtime_ns))).encode())
+    return digest.hexdigest()[:16]
+
+
+def _example(reader: MapReader, row: Row, check: Check) -> dict:
+    saliency = reader.read(row, *check.size) if check.map == USABLE else None
+    return {
+        "image": _eight_bit((reader.folder / row.image).read_bytes()),
+        "saliency": _map_png(np.zeros((1, 1)) if saliency is None else saliency),
+        "has_map": saliency is not None,
+        "label": row.label,
+        "domain": row.domain,
+        "group": row.group,
+        "id": row.image,
+    }
+
+
+def _eight_bit(encoded: bytes) -> bytes:
+    """The file as it is, if any reader of TFDS sets will take it for what we do; otherwise a PNG of what we see."""
+    if encoded[128:132] != b"DICM":
+        image = Image.open(io.BytesIO(encoded))
+        plain = image.format in ("PNG", "JPEG") and image.mode in ("L", "RGB")
+        if plain and not image.has_transparency_data and image.getexif().get(0x0112, 1) == 1:
+            return encoded
+    return _png(Image.fromarray(decode_image(encoded, 3)))
+
+
+def _map_png(saliency: np.ndarray) -> bytes:
+    return _png(Image.fromarray(np.rint(255 * saliency / max(saliency.max(), 1e-12)).astype(np.uint8)))
+
+
+def _png(image: Image.Image) -> bytes:
+    file = io.BytesIO()
+    image.save(file, "PNG")
+    return file.getvalue()

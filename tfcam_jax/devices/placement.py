@@ -1,0 +1,219 @@
+"""Where a run's arrays lie and how its steps are compiled: on one device, over a mesh of devices, or by pmap.
+
+The same seed and batch give the same update in all of them. The state is whole in every one, so a checkpoint does not
+know which of them wrote it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+from jax.sharding import Mesh, NamedSharding, PartitionSpec, Sharding, SingleDeviceSharding
+
+from ..steps import Batch, EvalOutput, StepMetrics, TrainState
+from .compilation import compiler_options
+
+MODES = ("auto", "jit", "mesh", "pmap")
+AXIS = "data"
+
+# Parameters smaller than this are kept whole on every device: to send one costs a message, whatever its size.
+SMALLEST_SHARDED = 2**14
+
+
+class PlacementError(ValueError):
+    """Devices that are not there, or a way to use them that does not fit."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Placement:
+    """The devices of a run and how it uses them; see `make_placement`.
+
+    Attributes:
+      mode: `jit`, `mesh` or `pmap`.
+      mesh: the devices, over all processes, with one axis; a process's devices stand side by side.
+      shard_state: parameters and optimiser state are spread over the devices.
+      smallest_sharded: with `shard_state`, number of elements below which an array is kept whole.
+    """
+
+    mode: str
+    mesh: Mesh
+    shard_state: bool = False
+    smallest_sharded: int = SMALLEST_SHARDED
+
+    @property
+    def axis_name(self) -> str | None:
+        """The axis that a step has to sum over itself; None where it sees the whole batch."""
+        return AXIS if self.mode == "pmap" else None
+
+    @property
+    def num_devices(self) -> int:
+        """Devices over all processes."""
+        return self.mesh.size
+
+    def put_batch(self, batch: dict[str, np.ndarray], accumulate_steps: int = 1) -> Batch:
+        """Starts a batch's way to the devices, spread by its rows.
+
+        Args:
+          batch: this process's rows of it, equally many in every process; `mask` is 1 for an example.
+          accumulate_steps: parts that each device works through one after the other.
+
+        Returns:
+          the rows of all processes. Where the devices can't share them evenly, masked rows of zeros are added (-1 in
+          `index`), at the end of each process's.
+        """
+        unit = len(self.mesh.local_devices) * accumulate_steps
+        batch = _pad(batch, unit)
+        if self.mode == "jit":
+            return jax.device_put(batch, self._whole)
+        return jax.make_array_from_process_local_data(NamedSharding(self.mesh, PartitionSpec(AXIS)), batch)
+
+    def put_train_batch(self, batch: dict[str, np.ndarray], accumulate_steps: int = 1) -> Batch:
+        """As `put_batch`, as the compiled train step takes it: for pmap with a leading axis of devices."""
+        if self.mode != "pmap":
+            return self.put_batch(batch, accumulate_steps)
+        batch = _pad(batch, self.num_devices * accumulate_steps)
+        split = {name: x.reshape(self.num_devices, -1, *x.shape[1:]) for name, x in batch.items()}
+        return jax.device_put(split, NamedSharding(self.mesh, PartitionSpec(AXIS)))
+
+    def put_state(self, state: TrainState) -> TrainState:
+        """Copies a state to the devices; the same values in every process. The source is left alone, also later."""
+
+        def place(leaf: Any, sharding: Sharding) -> jax.Array:
+            host = np.asarray(leaf)
+            # A copy for each device: arrays that share memory with others must not be donated.
+            return jax.make_array_from_callback(host.shape, sharding, lambda index: np.array(host[index]))
+
+        return jax.tree.map(place, state, self.state_shardings(state))
+
+    def abstract_state(self, state: TrainState) -> TrainState:
+        """Shapes, dtypes and places of a state, to restore a checkpoint like it."""
+        place = lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+        return jax.tree.map(place, state, self.state_shardings(state))
+
+    def state_shardings(self, state: TrainState) -> TrainState:
+        """The sharding of each of a state's arrays, which may be abstract."""
+        whole, part = lambda _: self._whole, lambda leaf: self._sharding(leaf.shape)
+        return TrainState(
+            step=self._whole,
+            params=jax.tree.map(part, state.params),
+            batch_stats=jax.tree.map(whole, state.batch_stats),
+            opt_state=jax.tree.map(part, state.opt_state),
+        )
+
+    def gather(self, params: Any) -> Any:
+        """Inside a compiled step: parameters as the model computes with them, whole on every device."""
+        return jax.lax.with_sharding_constraint(params, self._whole) if self.shard_state else params
+
+    def scatter(self, gradient: Any) -> Any:
+        """Inside a compiled step: a gradient spread as the parameters are kept."""
+        if not self.shard_state:
+            return gradient
+        place = lambda leaf: jax.lax.with_sharding_constraint(leaf, self._sharding(leaf.shape))
+        return jax.tree.map(place, gradient)
+
+    def compile_train_step(
+        self, step: Callable[[TrainState, Batch], tuple[TrainState, StepMetrics]], state: TrainState
+    ) -> Callable[[TrainState, Batch], tuple[TrainState, StepMetrics]]:
+        """Compiles `steps.make_train_step`'s step when it is first called; its state argument is donated.
+
+        Args:
+          step: made with this placement's `axis_name`, `gather` and `scatter`.
+          state: one like those that it will get; abstract arrays will do.
+        """
+        if self.mode == "pmap":
+            devices = list(self.mesh.devices.flat)
+            axes = {"in_axes": (None, 0), "out_axes": (None, None)}
+            return jax.pmap(step, AXIS, **axes, donate_argnums=0, devices=devices)
+        outputs = (self.state_shardings(state), self._whole)
+        return jax.jit(step, donate_argnums=0, out_shardings=outputs, compiler_options=compiler_options())
+
+    def compile_eval_step(
+        self, step: Callable[[Any, Any, Batch], EvalOutput]
+    ) -> Callable[[Any, Any, Batch], EvalOutput]:
+        """Compiles `steps.make_eval_step`'s step when it is first called; outputs stay spread like the batch."""
+        spread = self._whole if self.mode == "jit" else NamedSharding(self.mesh, PartitionSpec(AXIS))
+        gathered = lambda params, batch_stats, batch: step(self.gather(params), batch_stats, batch)
+        return jax.jit(gathered, out_shardings=spread, compiler_options=compiler_options())
+
+    @property
+    def _whole(self) -> Sharding:
+        if self.mode == "jit":
+            return SingleDeviceSharding(self.mesh.devices.flat[0])
+        return NamedSharding(self.mesh, PartitionSpec())
+
+    def _sharding(self, shape: tuple[int, ...]) -> Sharding:
+        """Spread over the longest axis that the devices can share evenly; whole if there is none or it is small."""
+        fitting = [axis for axis, size in enumerate(shape) if size % self.num_devices == 0]
+        if not self.shard_state or not fitting or np.prod(shape) < self.smallest_sharded:
+            return self._whole
+        longest = max(fitting, key=lambda axis: shape[axis])
+        return NamedSharding(
+            self.mesh, PartitionSpec(*[AXIS if axis == longest else None for axis in range(len(shape))])
+        )
+
+
+def make_placement(mode: str = "auto", devices: int | None = None, shard_state: bool = False) -> Placement:
+    """Chooses devices and how they are used.
+
+    Args:
+      mode: `jit` runs on one device; `mesh` compiles one program that is spread over all, in any number of processes;
+        `pmap` compiles one for each, with sums between them, in one process; `auto` is jit where there is one device,
+        else mesh.
+      devices: how many, over all processes; None for all that there are (`jit`: the first).
+      shard_state: for `mesh` only: spread parameters and optimiser state over the devices, for models that do not fit
+        on one. A step then gathers the parameters, and each device updates its part.
+
+    Raises:
+      PlacementError: an unknown mode, devices that are not there, or a combination that does not exist.
+    """
+    if mode not in MODES:
+        raise PlacementError(f"parallel.mode is {mode!r}. Known: {', '.join(MODES)}.")
+    processes = jax.process_count()
+    chosen = _choose_devices(1 if mode == "jit" and devices is None and processes == 1 else devices)
+    if mode == "auto":
+        mode = "jit" if len(chosen) == 1 and not shard_state else "mesh"
+    if mode == "jit" and len(chosen) > 1:
+        raise PlacementError(f"parallel.mode=jit runs on one device, not {len(chosen)}; choose mesh, pmap or auto.")
+    if mode == "pmap" and processes > 1:
+        raise PlacementError(f"parallel.mode=pmap runs in one process, not {processes}; choose mesh or auto.")
+    if shard_state and mode != "mesh":
+        raise PlacementError(f"parallel.shard_state needs parallel.mode=mesh, not {mode}.")
+    return Placement(mode, Mesh(np.asarray(chosen), (AXIS,)), shard_state, SMALLEST_SHARDED)
+
+
+def _choose_devices(number: int | None) -> list[jax.Device]:
+    every = sorted(jax.devices(), key=lambda device: (device.process_index, device.id))
+    if number is None:
+        return every
+    processes = jax.process_count()
+    if not 1 <= number <= len(every):
+        raise PlacementError(f"parallel.devices is {number}; there are {len(every)} devices: {_names(every)}.")
+    if number % processes:
+        raise PlacementError(f"parallel.devices is {number}; it must be a multiple of the {processes} processes.")
+    of = lambda process: [device for device in every if device.process_index == process]
+    return [device for process in range(processes) for device in of(process)[: number // processes]]
+
+
+def _names(devices: list[jax.Device]) -> str:
+    return ", ".join(str(device) for device in devices[:8]) + (", ..." if len(devices) > 8 else "")
+
+
+def fetch(tree: Any) -> Any:
+    """Arrays from all devices, whole, as NumPy arrays in every process; all processes have to ask."""
+    if jax.process_count() == 1:
+        return jax.device_get(tree)
+    return multihost_utils.process_allgather(tree, tiled=True)
+
+
+def _pad(batch: dict[str, np.ndarray], unit: int) -> dict[str, np.ndarray]:
+    """Adds masked rows up to a multiple of `unit`."""
+    missing = -len(batch["mask"]) % unit
+    if not missing:
+        return batch
+    fill = lambda name, x: np.full((missing, *x.shape[1:]), -1 if name == "index" else 0, x.dtype)
+    return {name: np.concatenate([x, fill(name, x)]) for name, x in batch.items()}

@@ -1,0 +1,126 @@
+"""The scores of a model on a set of images, one row an image, in memory and as CSV."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import os
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Float, Int
+from scipy.special import softmax
+
+from .classification import binary_scores
+
+
+class ScoresError(ValueError):
+    """A table of scores that can't be used."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Scores:
+    """What is known of n images and what the model says of them.
+
+    Attributes:
+      ids: name of the image.
+      splits: train, val or test.
+      labels: class index.
+      domains: where the image comes from; "" if unknown.
+      groups: what must not be torn apart; "" if unknown.
+      seen: True where training had images of the same domain.
+      logits: of every class.
+    """
+
+    ids: tuple[str, ...]
+    splits: tuple[str, ...]
+    labels: Int[np.ndarray, " n"]
+    domains: tuple[str, ...]
+    groups: tuple[str, ...]
+    seen: tuple[bool, ...]
+    logits: Float[np.ndarray, "n classes"]
+
+    def __post_init__(self):
+        broken = np.flatnonzero(~np.isfinite(self.logits).all(-1))
+        if len(broken):
+            raise ScoresError(
+                f"the logits of {len(broken)} images are not finite, the first being {self.ids[broken[0]]}: "
+                f"{self.logits[broken[0]]}. The checkpoint's weights or that image can't be used."
+            )
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def __getitem__(self, rows: Int[np.ndarray, " m"]) -> Scores:
+        pick = lambda column: column[rows] if isinstance(column, np.ndarray) else tuple(column[row] for row in rows)
+        return Scores(**{field.name: pick(getattr(self, field.name)) for field in dataclasses.fields(self)})
+
+
+def join_scores(parts: list[Scores]) -> Scores:
+    """The rows of several tables below one another."""
+    join = lambda columns: (
+        np.concatenate(columns)
+        if isinstance(columns[0], np.ndarray)
+        else tuple(v for column in columns for v in column)
+    )
+    names = [field.name for field in dataclasses.fields(Scores)]
+    return Scores(**{name: join([getattr(part, name) for part in parts]) for name in names})
+
+
+def write_scores(path: Path, scores: Scores, class_names: tuple[str, ...]) -> None:
+    """Writes a CSV, whole or not at all.
+
+    Columns: id, split, label, domain, group, seen (yes or no), a logit_CLASS for each class, p (softmax probability
+    of class 1 for two classes, else of the predicted class), prediction; for two classes also margin (logit of class 1
+    less that of class 0) and sigmoid_logit_1, the older score. Floats are written so that they read back exactly.
+    """
+    proba = softmax(np.asarray(scores.logits, np.float64), axis=-1)
+    predicted = scores.logits.argmax(-1)
+    binary = binary_scores(scores.logits) if len(class_names) == 2 else {}
+    p = proba[:, 1] if binary else proba.max(-1)
+    header = ["id", "split", "label", "domain", "group", "seen", *(f"logit_{name}" for name in class_names)]
+    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    with partial.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow([*header, "p", "prediction", *binary])
+        for i, name in enumerate(scores.ids):
+            about = (scores.splits[i], class_names[scores.labels[i]], scores.domains[i], scores.groups[i])
+            floats = [repr(float(v)) for v in scores.logits[i]]
+            extra = [repr(float(column[i])) for column in binary.values()]
+            seen = "yes" if scores.seen[i] else "no"
+            writer.writerow([name, *about, seen, *floats, repr(float(p[i])), class_names[predicted[i]], *extra])
+    partial.replace(path)
+
+
+def read_scores(path: Path) -> tuple[Scores, tuple[str, ...]]:
+    """Reads what `write_scores` wrote.
+
+    Returns:
+      `(scores, class_names)`.
+
+    Raises:
+      ScoresError: no such file, or not such a table.
+    """
+    if not path.is_file():
+        raise ScoresError(f"{path}: no such table of scores; launch/evaluate.py writes scores.csv")
+    try:
+        with path.open(encoding="utf-8", newline="") as file:
+            rows = list(csv.DictReader(file, strict=True))
+        names = tuple(column.removeprefix("logit_") for column in rows[0] if column.startswith("logit_"))
+        column = lambda name: tuple(row[name] for row in rows)
+        scores = Scores(
+            ids=column("id"),
+            splits=column("split"),
+            labels=np.asarray([names.index(row["label"]) for row in rows]),
+            domains=column("domain"),
+            groups=column("group"),
+            seen=tuple(row["seen"] == "yes" for row in rows),
+            logits=np.asarray([[float(row[f"logit_{name}"]) for name in names] for row in rows]),
+        )
+    except ScoresError as error:
+        raise ScoresError(f"{path}: {error}") from error
+    except (csv.Error, IndexError, KeyError, TypeError, UnicodeDecodeError, ValueError) as error:
+        raise ScoresError(
+            f"{path} is no table of scores of launch/evaluate.py ({type(error).__name__}: {error})"
+        ) from error
+    return scores, names

@@ -1,0 +1,46 @@
+"""The report as one HTML file that needs nothing else: figures, pictures, style and script are inside."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+
+def write_page(path: Path, about: dict[str, Any], summary: dict[str, Any], chunks: list[Path]) -> None:
+    """Writes the page, one chunk after the other.
+
+    Args:
+      path: of the HTML file.
+      about: title, run, strategy, model, epoch, class_names, images, image_size.
+      summary: of `report.summarize`.
+      chunks: JSON files with `entries` and `pictures`.
+    """
+    environment = Environment(
+        loader=PackageLoader("tfcam_jax.report"), autoescape=True, undefined=StrictUndefined, trim_blocks=True
+    )
+    template = environment.get_template("report.html")
+    stream = template.stream(
+        about=about,
+        summary=summary,
+        data=embed({"about": about, "summary": summary}),
+        entries=(embed(chunk["entries"]) for chunk in _read(chunks)),
+        pictures=(embed(chunk["pictures"]) for chunk in _read(chunks)),
+    )
+    with path.open("w", encoding="utf-8") as file:
+        file.writelines(stream)
+
+
+def embed(value: Any) -> Markup:
+    """JSON that can stand in a `<script>` element: no text in it can end the element."""
+    text = json.dumps(value, separators=(",", ":"))
+    return Markup(text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026"))
+
+
+def _read(chunks: list[Path]) -> Iterator[dict[str, Any]]:
+    for path in chunks:
+        yield json.loads(path.read_text(encoding="utf-8"))

@@ -1,0 +1,122 @@
+"""The metrics of the steps since the last line of `metrics.jsonl`: kept on the device, looked at, summed up."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from ..steps import StepMetrics
+from ..terms import Total
+
+# Steps that run longer than this are looked at while the window is still open.
+_SECONDS_UNSEEN = 2.0
+# So many of the last steps are not waited for then: the device always has work.
+_IN_FLIGHT = 2
+_IMAGES_NAMED = 24
+
+
+class NonFiniteError(FloatingPointError):
+    """A loss or gradient that is not a number; the run can't go on."""
+
+
+class MetricWindow:
+    """Metrics of consecutive steps of an epoch.
+
+    Args:
+      ids: name of each training example, to name those of a step that went wrong.
+      last_step: number of the step before the first that is added.
+      entries: `as_json` of a window that was cut off after `last_step`.
+    """
+
+    def __init__(self, ids: Sequence[str], last_step: int, entries: Sequence[dict[str, Any]] = ()):
+        self._ids = ids
+        self._last_step = last_step
+        self._metrics: list[StepMetrics] = [_from_json(entry) for entry in entries]
+        self._rows: list[np.ndarray] = [np.zeros(0, int)] * len(entries)
+        self._sound = len(entries)
+        self._looked = time.monotonic()
+
+    def __len__(self) -> int:
+        return len(self._metrics)
+
+    def add(self, metrics: StepMetrics, rows: np.ndarray) -> None:
+        """Takes a step's metrics, still being computed, and the rows of its examples (-1: padding).
+
+        Raises:
+          NonFiniteError: an earlier step had a NaN. Steps that are slow are looked at every two seconds.
+        """
+        self._metrics.append(metrics)
+        self._rows.append(rows)
+        self._last_step += 1
+        if time.monotonic() - self._looked > _SECONDS_UNSEEN:
+            self._look(len(self) - _IN_FLIGHT)
+
+    def _look(self, count: int) -> None:
+        if count > self._sound:
+            self._metrics[self._sound : count] = jax.device_get(self._metrics[self._sound : count])
+        for i in range(self._sound, count):
+            check_finite(self._metrics[i], self._last_step - len(self) + 1 + i, self._named(self._rows[i]))
+        self._sound = max(count, self._sound)
+        self._looked = time.monotonic()
+
+    def as_json(self) -> list[dict[str, Any]]:
+        """The metrics as exact floats, waiting for all steps. Raises NonFiniteError."""
+        self._look(len(self))
+        return [_to_json(entry) for entry in self._metrics]
+
+    def close(self) -> dict[str, float | None]:
+        """The means over the window (see `summarize`), waiting for all steps; empties it. Raises NonFiniteError."""
+        self._look(len(self))
+        scalars = summarize(self._metrics)
+        self._metrics, self._rows, self._sound = [], [], 0
+        return scalars
+
+    def _named(self, rows: np.ndarray) -> list[str]:
+        return [self._ids[row] for row in rows if row >= 0]
+
+
+def check_finite(metrics: StepMetrics, step: int, images: Sequence[str]) -> None:
+    """Looks for the first term that is NaN or infinite.
+
+    Raises:
+      NonFiniteError: with the step, the term, its images and what to try.
+    """
+    values = {f"term {name!r} of the loss": total.sum for name, total in metrics.terms.items()}
+    values["norm of the gradient"] = metrics.grad_norm
+    for name, value in values.items():
+        if not math.isfinite(value):
+            shown = ", ".join(images[:_IMAGES_NAMED]) + (", ..." if len(images) > _IMAGES_NAMED else "")
+            raise NonFiniteError(
+                f"step {step}: the {name} is {value}. The checkpoints are of steps before it. Try a lower "
+                f"optimizer.learning_rate or a positive optimizer.clip_norm, and look at that step's images: {shown}"
+            )
+
+
+def summarize(metrics: Sequence[StepMetrics]) -> dict[str, float | None]:
+    """Means over several steps: sums are added first and divided then."""
+    scalars: dict[str, float | None] = {}
+    for name in metrics[0].terms:
+        total = sum(float(entry.terms[name].sum) for entry in metrics)
+        count = sum(float(entry.terms[name].count) for entry in metrics)
+        scalars[f"train/{name}"] = total / count if count else None
+        scalars[f"train/{name}_examples"] = count
+    correct = sum(float(entry.correct.sum) for entry in metrics)
+    scalars["train/accuracy"] = correct / sum(float(entry.correct.count) for entry in metrics)
+    scalars["train/grad_norm"] = sum(float(entry.grad_norm) for entry in metrics) / len(metrics)
+    return scalars
+
+
+def _to_json(metrics: StepMetrics) -> dict[str, Any]:
+    pair = lambda total: [float(total.sum), float(total.count)]
+    terms = [[name, *pair(total)] for name, total in metrics.terms.items()]  # a list: their order is that of the lines
+    return {"terms": terms, "correct": pair(metrics.correct), "grad_norm": float(metrics.grad_norm)}
+
+
+def _from_json(entry: dict[str, Any]) -> StepMetrics:
+    terms = {name: Total(total, count) for name, total, count in entry["terms"]}
+    return StepMetrics(terms, Total(*entry["correct"]), entry["grad_norm"])

@@ -1,0 +1,142 @@
+"""Metrics as JSON lines and as TensorBoard events."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from tensorboardX.event_file_writer import EventsWriter
+from tensorboardX.proto.event_pb2 import Event, SessionLog
+from tensorboardX.summary import scalar
+
+from ..devices.distributed import is_first
+
+# Where a metrics file stood: its length in bytes and the CRC-32 of them.
+Position = dict[str, int]
+
+START: Position = {"bytes": 0, "crc32": 0}
+
+
+class MetricsError(RuntimeError):
+    """Metrics that can't be written, or are not those that a checkpoint counts on."""
+
+
+class MetricWriter:
+    """Appends scalars to `metrics.jsonl` and `tensorboard/` of a workdir; a context manager.
+
+    Args:
+      workdir: existing folder.
+      position: what `sync` returned when the checkpoint was saved that the run continues from. Whatever was written
+        later, by a run that was cut off after it, is dropped, so that no line is there twice and none is half.
+      step: of that checkpoint; TensorBoard leaves out what an earlier run wrote of later steps.
+
+    Raises:
+      MetricsError: the file is not the one that `position` was taken of.
+    """
+
+    def __init__(self, workdir: Path, position: Position = START, step: int = 0):
+        self._path = workdir / "metrics.jsonl"
+        _check_lines(self._path, position)
+        self._position = dict(position)
+        # Unbuffered: what `write` could not write is not tried again when the file is closed.
+        self._lines = self._told(lambda: self._path.open("ab", buffering=0))
+        self._told(lambda: self._lines.truncate(position["bytes"]))
+        # Not `SummaryWriter`: it writes from a thread, where a full disk would end the thread and block the run.
+        events = workdir / "tensorboard"
+        events.mkdir(exist_ok=True)
+        self._events = self._told(lambda: EventsWriter(str(events / "events"), f".{os.getpid()}.{time.time_ns()}"))
+        self._add(Event(step=step + 1, session_log=SessionLog(status=SessionLog.START)))
+
+    def write(self, step: int, scalars: dict[str, float | int | None]) -> None:
+        """Writes one line; a None (a figure that does not exist) is `null` there and left out of TensorBoard.
+
+        Raises:
+          MetricsError: the disk is full, or the like.
+        """
+        line = (json.dumps({"step": step, **scalars}) + "\n").encode()
+        self._told(lambda: _write_all(self._lines, line))
+        self._position = {
+            "bytes": self._position["bytes"] + len(line),
+            "crc32": zlib.crc32(line, self._position["crc32"]),
+        }
+        for name, value in scalars.items():
+            if value is not None:
+                self._add(Event(step=step, summary=scalar(name, value)))
+
+    def sync(self) -> Position:
+        """Waits until all is on the disk, and says where the lines end: a checkpoint saved now counts on them."""
+        self._told(lambda: os.fsync(self._lines.fileno()))
+        self._told(self._events.flush)
+        return dict(self._position)
+
+    def __enter__(self) -> MetricWriter:
+        return self
+
+    def __exit__(self, kind: type | None, *exception: object) -> None:
+        self._lines.close()
+        try:
+            self._told(self._events.close)
+        except MetricsError:
+            if kind is None:
+                raise
+            # The error under way is the first cause.
+
+    def _add(self, event: Event) -> None:
+        event.wall_time = time.time()
+        self._told(lambda: self._events.write_event(event))
+
+    def _told(self, call: Callable[[], Any]) -> Any:
+        try:
+            return call()
+        except OSError as error:
+            raise MetricsError(
+                f"{error.filename or self._path.parent}: metrics can't be written ({error.strerror}). Mend the cause, "
+                "then give the same command again: it continues from the last checkpoint."
+            ) from error
+
+
+class SilentWriter:
+    """Takes what a `MetricWriter` takes, and leaves it: for the processes of a run that are not the first."""
+
+    def __init__(self, position: Position):
+        self._position = position
+
+    def write(self, step: int, scalars: dict[str, float | int | None]) -> None:
+        """Writes nothing."""
+
+    def sync(self) -> Position:
+        """Where the first process's lines ended when the run was started; only its own position is stored."""
+        return dict(self._position)
+
+    def __enter__(self) -> SilentWriter:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        pass
+
+
+def open_writer(workdir: Path, position: Position = START, step: int = 0) -> MetricWriter | SilentWriter:
+    """The writer of this process: one that writes in the first, a silent one in all others."""
+    return MetricWriter(workdir, position, step) if is_first() else SilentWriter(position)
+
+
+def _write_all(file: Any, data: bytes) -> None:
+    while data:  # a disk that fills up takes a part first, and raises then
+        data = data[file.write(data) :]
+
+
+def _check_lines(path: Path, position: Position) -> None:
+    if position["bytes"] == 0:
+        return
+    found = path.read_bytes()[: position["bytes"]] if path.exists() else b""
+    if len(found) < position["bytes"] or zlib.crc32(found) != position["crc32"]:
+        state = "is missing" if not path.exists() else "was cut or changed"
+        raise MetricsError(
+            f"{path} {state}: the checkpoint counts on the {position['bytes']} bytes that it held then. Restore the "
+            "file from a copy, or train again in another --workdir."
+        )

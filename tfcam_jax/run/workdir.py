@@ -1,0 +1,250 @@
+"""The folder of one run: its config, its provenance, and the refusal to overwrite another run.
+
+config.json     the config, enough to rebuild the run without its Python file
+run.json        versions, commit, devices, command of the first start, and of each later one under "continued"
+metrics.jsonl   one JSON object a line
+checkpoints/    see `checkpoints`
+results.json    figures of the best checkpoint
+.lock           held by the process that trains here
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import json
+import os
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO, Any
+
+from absl import logging
+from ml_collections import ConfigDict
+
+from ..devices.distributed import is_first, wait_for_all
+from .checkpoints import FORMAT
+from .provenance import collect_provenance
+
+# Keys that decide how fast a run goes and how often it is saved, not what comes out of it.
+INDIFFERENT = (
+    "parallel.mode",
+    "parallel.devices",
+    "parallel.shard_state",
+    "data.num_threads",
+    "data.num_workers",
+    "checkpoint_every_steps",
+    "grace_seconds",
+)
+
+_LOCK = ".lock"
+
+# What a run leaves that died before its `config.json` was there.
+_BEFORE_CONFIG = (_LOCK, "run.json", ".run.json.", ".config.json.")
+
+
+class WorkdirError(RuntimeError):
+    """A folder that can't serve as this run's, or a file in it that can't be read or written."""
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Writes JSON so that a reader sees the old file or the new one, never half of one."""
+    write_text(path, json.dumps(value, indent=2) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """`write_bytes` of UTF-8."""
+    write_bytes(path, text.encode())
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Writes so that a reader sees the old file or the new one, never half of one, even after a power cut.
+
+    Raises:
+      WorkdirError: the disk is full, or the like.
+    """
+    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with partial.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+    except OSError as error:
+        partial.unlink(missing_ok=True)
+        raise WorkdirError(
+            f"{path} can't be written: {error.strerror}. The file of before, if any, is left."
+        ) from error
+
+
+def read_json(path: Path, remedy: str = "train again in another --workdir") -> dict[str, Any]:
+    """Reads a JSON object.
+
+    Raises:
+      WorkdirError: it is damaged; the message says to restore it, or else the remedy.
+    """
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(value, dict):
+            raise ValueError("it holds no JSON object")
+    except (OSError, ValueError) as error:
+        raise WorkdirError(f"{path} is damaged ({error}). Restore it from a copy, or {remedy}.") from error
+    return value
+
+
+def check_workdir(workdir: Path, config: ConfigDict) -> bool:
+    """Whether the folder holds this very run already. Touches nothing.
+
+    Raises:
+      WorkdirError: it holds a run with another config or of another version, or files that are no run, or another
+        process trains in it.
+    """
+    if workdir.exists() and not workdir.is_dir():
+        raise WorkdirError(f"{workdir} is a file. Choose another --workdir.")
+    if (workdir / _LOCK).exists() and is_first():
+        with _locked(workdir / _LOCK):
+            pass
+    return _check_contents(workdir, config)
+
+
+def _check_contents(workdir: Path, config: ConfigDict) -> bool:
+    path = workdir / "config.json"
+    if not path.exists():
+        if workdir.exists() and not all(entry.name.startswith(_BEFORE_CONFIG) for entry in workdir.iterdir()):
+            raise WorkdirError(
+                f"{workdir} exists and is not a run of this project: it has no config.json. Choose another --workdir."
+            )
+        return False
+    differences = [line for key, line in config_differences(read_json(path), config) if not is_indifferent(key)]
+    if differences:
+        raise WorkdirError(
+            f"{workdir} holds a run with another config ({path}):\n" + "\n".join(differences) + "\n"
+            "Choose another --workdir, or repeat that run's settings to continue it."
+        )
+    _check_format(workdir)
+    return True
+
+
+def _check_format(workdir: Path) -> None:
+    path = workdir / "run.json"
+    found = _read_run(path).get("format", 1) if path.exists() else FORMAT
+    if found != FORMAT:
+        age = "a newer" if not isinstance(found, int) or found > FORMAT else "an older"
+        raise WorkdirError(
+            f"{workdir} was written by {age} version of this project (format {found} in {path}; this one reads "
+            f"{FORMAT}). Use the version whose commit stands there, or train again in another --workdir."
+        )
+
+
+@contextlib.contextmanager
+def _locked(path: Path) -> Iterator[IO[str]]:
+    """Holds an exclusive lock on a file; refuses at once if another process does."""
+    with path.open("a+", encoding="utf-8") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            file.seek(0)
+            raise WorkdirError(
+                f"another process trains in {path.parent} ({file.read().strip() or 'it is just starting'}). Wait for "
+                "it, stop it, or choose another --workdir."
+            ) from error
+        except OSError as error:
+            if error.errno not in (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS):
+                raise
+            logging.warning("%s: this file system has no locks; see to it that one process trains here.", path)
+        yield file
+
+
+def is_indifferent(key: str) -> bool:
+    """Whether a config key, dots between its parts, can't change what comes out of a run."""
+    return key in INDIFFERENT
+
+
+def config_differences(stored: dict[str, Any], config: ConfigDict) -> list[tuple[str, str]]:
+    """Each key that two configs have otherwise, and a line that tells it: `stored` is "there", `config` asked for."""
+    there, wanted = _flatten(stored), _flatten(config_json(config))
+    absent = "(absent)"
+    return [
+        (key, f"  {key}: {there.get(key, absent)!r} there, {wanted.get(key, absent)!r} asked for")
+        for key in sorted(there.keys() | wanted.keys())
+        if there.get(key, absent) != wanted.get(key, absent)
+    ]
+
+
+@contextlib.contextmanager
+def hold_workdir(workdir: Path, config: ConfigDict) -> Iterator[None]:
+    """Makes the folder if need be, keeps other processes from training in it, and writes config and provenance.
+
+    The lock belongs to the open file, so that nothing of it is left when the process dies, however it dies. The first
+    process of a run holds it for the others.
+
+    Raises:
+      WorkdirError: as in `check_workdir`, which is asked once more under the lock, or the folder can't be written.
+    """
+    if not is_first():
+        wait_for_all("made the workdir")
+        _check_shared(workdir)
+        yield
+        return
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise WorkdirError(f"{workdir} can't be made: {error.strerror}. Choose another --workdir.") from error
+    with _locked(workdir / _LOCK) as file:
+        continued = _check_contents(workdir, config)
+        file.truncate(0)
+        print(f"host {socket.gethostname()}, pid {os.getpid()}", file=file, flush=True)
+        _record_start(workdir, config, continued)
+        wait_for_all("made the workdir")
+        yield
+
+
+def _check_shared(workdir: Path) -> None:
+    if not (workdir / "config.json").exists():
+        raise WorkdirError(
+            f"{workdir} is not here, though the first process made it: --workdir has to lie on a file system that all "
+            "hosts of the run share."
+        )
+
+
+def load_config(workdir: Path) -> ConfigDict:
+    """The config of a run, locked.
+
+    Raises:
+      WorkdirError: the folder holds no run, or its config can't be read or is of a newer version.
+    """
+    path = workdir / "config.json"
+    if not path.exists():
+        raise WorkdirError(f"{path} does not exist: {workdir} holds no run. Give the --workdir of a finished training.")
+    config = ConfigDict(read_json(path)).lock()
+    _check_format(workdir)
+    return config
+
+
+def config_json(config: ConfigDict) -> dict[str, Any]:
+    """A config as JSON has it: tuples are lists."""
+    return json.loads(config.to_json())
+
+
+def _record_start(workdir: Path, config: ConfigDict, continued: bool) -> None:
+    """Writes config and provenance. `config.json` comes last: with it, the run exists."""
+    path = workdir / "run.json"
+    if continued and path.exists():
+        run = _read_run(path)
+        write_json(path, {**run, "continued": [*run.get("continued", []), collect_provenance()]})
+        return
+    write_json(path, {"format": FORMAT, **collect_provenance(), "continued": []})
+    if not continued:
+        write_json(workdir / "config.json", config_json(config))
+
+
+def _read_run(path: Path) -> dict[str, Any]:
+    return read_json(path, remedy="delete it: it says what the run was made with, and nothing depends on it")
+
+
+def _flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat = {}
+    for key, value in tree.items():
+        flat |= _flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return flat

@@ -1,0 +1,1 @@
+"""The comparison study: its plan, the runs, what they found, and how that is told."""

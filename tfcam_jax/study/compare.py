@@ -1,0 +1,201 @@
+"""The comparison study: arms, protocols, folds and seeds on the same data, weights and batches, and what comes out."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+from ml_collections import ConfigDict
+from tqdm import tqdm
+
+from ..data.evaluation_sets import choose_rows
+from ..data.human_maps import deal_maps
+from ..data.protocol import apply_protocol, split_by_protocol
+from ..data.source import Dataset, Subset
+from ..devices.compilation import available_cores
+from ..devices.placement import fetch
+from ..evaluation import evaluate_source
+from ..experiment import ConfigError
+from ..report.map_grid import Panel, Row, draw_panels
+from ..run.checkpoints import Checkpoints
+from ..run.provenance import collect_provenance
+from ..run.workdir import WorkdirError, check_workdir, config_json, write_text
+from .outcomes import read_outcomes, read_selection, write_entries
+from .page import write_study
+from .plan import Run, placebo_arms, plan_arms, plan_runs
+from .worker import Worker, train_here, train_in_processes
+
+# Where nobody says how many processes: more than this many copies of jax and of the data may not fit in memory.
+_MOST_PROCESSES = 8
+
+
+class FailedRunsError(RuntimeError):
+    """Runs of a study that failed; the others are done."""
+
+
+def compare(config: ConfigDict, workdir: str | Path, num_images: int = 6) -> dict[str, Any]:
+    """Trains every arm of `config.compare` under every protocol with every seed, then writes what came out.
+
+    All arms of a seed share initial weights, batches and number of steps. Runs that are finished already are taken as
+    they are, cut-off ones continue, and a run that fails does not stop the others. Leaves `runs.json` (the plan),
+    the files of `study_report.write_study`, `maps.png`, and a workdir for each run.
+
+    Args:
+      config: as `configs/default.py` gives it.
+      workdir: folder of the study. A study may grow: with more seeds, alphas or arms only what is new is trained.
+      num_images: rows of the picture.
+
+    Returns:
+      What `study.json` holds, see `study_report.write_study`.
+
+    Raises:
+      ConfigError, DataError, WorkdirError: before the first run starts.
+      FailedRunsError: some runs failed; `failures.txt` tells why, the same command tries them again.
+    """
+    workdir = Path(workdir)
+    _check_folder(workdir)
+    arms = plan_arms(config)
+    processes = _number_of_processes(config)
+    worker = Worker(config.compare.held_megabytes)
+    dataset = worker.source(next(iter(arms.values())))
+    runs = plan_runs(config, arms, dataset)
+    _check_runs(workdir, runs, dataset)
+    workdir.mkdir(parents=True, exist_ok=True)
+    write_entries(workdir, [run.entry for run in runs], config.evaluation.select_by)
+    failures = run_all(worker, runs, workdir, processes, config.compare.held_megabytes)
+    study = _report(config, worker, runs, failures, workdir, num_images) if len(failures) < len(runs) else {}
+    _tell_failures(workdir, failures, len(runs))
+    return study
+
+
+def _report(
+    config: ConfigDict, worker: Worker, runs: Sequence[Run], failures: dict[str, str], workdir: Path, num_images: int
+) -> dict[str, Any]:
+    """Tests, tables, plots, page and the picture of maps, from the runs that are finished."""
+    selection = read_selection(workdir)
+    provenance = {**collect_provenance(), "config": config_json(config)}
+    study = write_study(
+        workdir,
+        read_outcomes(workdir),
+        selection,
+        provenance,
+        reference=config.compare.reference,
+        placebos=placebo_arms(config),
+        strategies={run.entry.arm: run.config.strategy for run in runs},
+    )
+    draw_comparison(
+        worker, choose_shown(runs, selection, config.compare.strategies, set(failures)), workdir, num_images
+    )
+    table = (workdir / "table.txt").read_text(encoding="utf-8")
+    tqdm.write(f"\n{table}\nPage: {workdir / 'index.html'}\nMaps side by side: {workdir / 'maps.png'}")
+    return study
+
+
+def run_all(worker: Worker, runs: Sequence[Run], workdir: Path, processes: int, held_megabytes: int) -> dict[str, str]:
+    """Trains the runs that have no results yet; returns the error and traceback of each that failed, by folder."""
+    waiting = [run for run in runs if not (workdir / run.entry.folder / "results.json").is_file()]
+    bar = tqdm(
+        total=len(runs),
+        initial=len(runs) - len(waiting),
+        desc=workdir.name,
+        unit="run",
+        disable=None,
+        dynamic_ncols=True,
+        smoothing=0,  # time left from the mean over all runs
+    )
+    with bar:
+        if processes == 1 or len(waiting) < 2:
+            return train_here(worker, waiting, workdir, bar)
+        return train_in_processes(waiting, workdir, processes, held_megabytes, bar)
+
+
+def choose_shown(
+    runs: Sequence[Run], selection: dict[str, Any], strategies: Sequence[str], failed: set[str]
+) -> dict[str, Run]:
+    """Whose maps to show: of the first protocol, fold and seed every strategy's, at its chosen alpha."""
+    first = runs[0].entry
+    kept = {}
+    for run in runs:
+        entry = run.entry
+        same = (entry.protocol, entry.fold, entry.seed) == (first.protocol, first.fold, first.seed)
+        arms = selection.get(entry.protocol, {})
+        if same and entry.arm in arms and entry.folder not in failed and entry.alpha == arms[entry.arm]["chosen"]:
+            kept[entry.arm] = run
+    return {strategy: kept[strategy] for strategy in strategies if strategy in kept}
+
+
+def draw_comparison(worker: Worker, shown: dict[str, Run], workdir: Path, num_images: int) -> None:
+    """Draws `maps.png`: the same images under every arm of `shown`, T and T - U. No picture without an arm."""
+    rows: list[list[Panel]] = []
+    captions: list[str] = []
+    for arm, run in shown.items():
+        experiment = worker.experiment(run.config)
+        source = _shown_images(experiment.dataset, num_images)
+        like = experiment.random_state()
+        with Checkpoints(workdir / run.entry.folder, read_only=True) as checkpoints:
+            state, _ = checkpoints.restore_best(lambda record, like=like: like)
+        predictions = evaluate_source(experiment, state, source)
+        if not rows:
+            batches = [fetch(batch) for batch in experiment.eval_epoch(source)]
+            images = [image for batch in batches for image in batch["image"][batch["mask"] > 0]]
+            captions = [f"{experiment.dataset.class_names[label]}" for label in predictions.labels]
+            human = [s if u else None for s, u in zip(predictions.saliency, predictions.usable, strict=True)]
+            rows = [[Panel("input", i), Panel("human map", h)] for i, h in zip(images, human, strict=True)]
+        for row, true, false in zip(rows, predictions.true_map, predictions.false_map, strict=True):
+            row += [Panel(f"{arm}\nT", true), Panel(f"{arm}\nT - U", true - false)]
+    title = "True-class map T and difference T - U, each panel on its own scale, red highest, blue lowest"
+    if rows:
+        draw_panels([Row(c, r) for c, r in zip(captions, rows, strict=True)], workdir / "maps.png", title)
+
+
+def _check_folder(workdir: Path) -> None:
+    if workdir.exists() and not (workdir / "runs.json").is_file() and (not workdir.is_dir() or any(workdir.iterdir())):
+        raise WorkdirError(f"{workdir} exists and holds no study of this version. Choose another --workdir.")
+
+
+def _number_of_processes(config: ConfigDict) -> int:
+    chosen = config.compare.processes
+    if chosen < 0 or config.compare.held_megabytes < 0:
+        raise ConfigError("config.compare.processes and config.compare.held_megabytes must not be negative.")
+    if chosen or jax.default_backend() != "cpu":
+        return chosen or 1
+    return min(len(available_cores()), _MOST_PROCESSES)
+
+
+def _check_runs(workdir: Path, runs: Sequence[Run], dataset: Dataset) -> None:
+    """Finds what would fail in a later run: a folder of another run, maps that can't be dealt out."""
+    dealt = set()
+    for run in runs:
+        check_workdir(workdir / run.entry.folder, run.config)
+        protocol = json.dumps(dict(run.config.data.protocol))
+        if run.config.data.maps.placebo == "other_image" and protocol not in dealt:
+            dealt.add(protocol)
+            arranged = apply_protocol(dataset, **run.config.data.protocol)
+            deal_maps(arranged.splits["train"].records, run.entry.seed)
+
+
+def _shown_images(dataset: Dataset, number: int) -> Subset:
+    """Images to look at: of the open set where there is one, else of the test, else of validation."""
+    if "test" not in dataset.splits:
+        return Subset(dataset.splits["val"], choose_rows(dataset.splits["val"].records, number))
+    test = dataset.splits["test"]
+    parts = split_by_protocol(dataset.splits["train"].records.domains, test.records.domains, test.records.labels)
+    chosen = Subset(test, parts.get("open", parts.get("closed")))
+    return Subset(chosen, choose_rows(chosen.records, number))
+
+
+def _tell_failures(workdir: Path, failures: dict[str, str], count: int) -> None:
+    """Raises if there are any; leaves no file of former ones otherwise."""
+    path = workdir / "failures.txt"
+    if not failures:
+        path.unlink(missing_ok=True)
+        return
+    write_text(path, "\n".join(f"{folder}\n{text}" for folder, text in failures.items()))
+    reasons = "\n".join(f"  {folder}: {text.splitlines()[0]}" for folder, text in failures.items())
+    raise FailedRunsError(
+        f"{len(failures)} of {count} runs failed; the others are done. The same command tries them again; {path} tells "
+        f"more.\n{reasons}"
+    )

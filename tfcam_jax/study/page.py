@@ -1,0 +1,166 @@
+"""The report on a comparison study: figures, tables, plots and a page."""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from ..run.workdir import write_bytes, write_json, write_text
+from .outcomes import Outcome
+from .plots import Plot, draw_study
+from .statistics import StudyError, study_statistics
+from .tables import (
+    NOTES,
+    arms_csv,
+    as_markdown,
+    as_text,
+    comparisons_csv,
+    conclusions,
+    overview,
+    seeds_csv,
+    selection_table,
+    set_tables,
+)
+from .verdicts import heading, outcome_word, verdict
+
+
+def write_study(
+    out: str | Path,
+    outcomes: Sequence[Outcome],
+    selection: dict[str, dict[str, Any]],
+    provenance: Mapping[str, Any],
+    reference: str = "cyborg",
+    placebos: Mapping[str, Sequence[str]] | None = None,
+    strategies: Mapping[str, str] | None = None,
+    resamples: int = 1000,
+) -> dict[str, Any]:
+    """Compares the arms of a study and writes what was found.
+
+    Everything is worked out before the first file is written; each file appears whole or not at all.
+
+    Args:
+      out: folder, made if it is not there. `study.json`, `table.txt`, `table.md`, `table.csv`, `comparisons.csv`,
+        `seeds.csv`, `index.html` (needs no other file) and the plots as PNG are written into it, over older ones;
+        `study.json` last. Plots that an older report had and this one has not are removed.
+      outcomes: of the finished runs at each arm's chosen alpha, see `study_outcomes.read_outcomes`.
+      selection: of `study_outcomes.read_selection`; may be empty.
+      provenance: JSON-able; what is needed to redo the study (config, versions, commit, command). Shown as it is.
+      reference: the arm that all others are tested against.
+      placebos: of each arm its control arms.
+      strategies: of each arm its strategy, which says what is a reconstruction; one that is absent is taken from the
+        beginning of the arm's name.
+      resamples: of the bootstrap.
+
+    Returns:
+      What `study.json` holds: `reference`, `placebos`, `statistics` (see `study_statistics`), `conclusions`,
+      `selection`, `provenance`.
+
+    Raises:
+      StudyError: outcomes that contradict each other, or none.
+    """
+    out, placebos = Path(out), {arm: list(controls) for arm, controls in (placebos or {}).items()}
+    if out.exists() and not out.is_dir():
+        raise StudyError(f"{out} is not a folder; choose another place for the report")
+    statistics = study_statistics(outcomes, reference, placebos, strategies, resamples)
+    study = {"reference": reference, "placebos": placebos, "statistics": statistics}
+    study |= {"selection": selection, "provenance": dict(provenance)}
+    study["conclusions"] = conclusions(study)
+    plots = draw_study(statistics, selection, placebos, reference)
+    runs = len({(o.arm, o.protocol, o.fold, o.seed) for o in outcomes})
+    texts = {
+        "table.txt": as_text(study),
+        "table.md": as_markdown(study),
+        "table.csv": arms_csv(study),
+        "comparisons.csv": comparisons_csv(study),
+        "seeds.csv": seeds_csv(study),
+        "index.html": study_page(study, plots, runs),
+    }
+    json.dumps(study, allow_nan=False)  # what cannot be stored must be known before anything is written
+    out.mkdir(parents=True, exist_ok=True)
+    for stale in out.glob("plot_*.png"):
+        if stale.name not in {f"plot_{plot.name}.png" for plot in plots}:
+            stale.unlink()
+    for plot in plots:
+        write_bytes(out / f"plot_{plot.name}.png", plot.png)
+    for name, text in texts.items():
+        write_text(out / name, text)
+    write_json(out / "study.json", study)
+    return study
+
+
+def study_page(study: dict[str, Any], plots: Sequence[Plot], runs: int) -> str:
+    """The page as HTML: plots, tables and style are inside.
+
+    Args:
+      study: as `write_study` returns it.
+      plots: of `study_plots.draw_study`.
+      runs: how many trained models stand behind it.
+    """
+    environment = Environment(
+        loader=PackageLoader("tfcam_jax.study"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    sections = [
+        {
+            "title": heading(entry),
+            "tables": set_tables(entry),
+            "verdicts": [(_mark(comparison), verdict(entry, comparison)) for comparison in entry["comparisons"]],
+        }
+        for entry in sorted(study["statistics"], key=_test_first)
+    ]
+    uri = lambda content: f"data:image/svg+xml;base64,{base64.b64encode(content).decode()}"
+    return environment.get_template("study.html").render(
+        study=study,
+        tiles=_tiles(study, runs),
+        overview=overview(study),
+        sections=sections,
+        plots=[plot._asdict() | {"light": uri(plot.light), "dark": uri(plot.dark)} for plot in plots],
+        selection=selection_table(study),
+        notes=NOTES,
+        facts={key: _plain(value) for key, value in study["provenance"].items() if not isinstance(value, dict)},
+        records={
+            key: json.dumps(value, indent=2) for key, value in study["provenance"].items() if isinstance(value, dict)
+        },
+    )
+
+
+def _tiles(study: dict[str, Any], runs: int) -> dict[str, str]:
+    """What was run, in a few numbers."""
+    entries = study["statistics"]
+    seeds = sorted({seed for entry in entries for arm in entry["arms"] for seed in arm["seeds"]})
+    trained = sum(
+        point["runs"] for arms in study["selection"].values() for own in arms.values() for point in own["alphas"]
+    )
+    largest = {
+        name: max(entry["images"] for entry in entries if entry["set"] == name)
+        for name in dict.fromkeys(entry["set"] for entry in entries)
+    }
+    return {
+        "models": f"{runs} compared, {trained} trained" if trained > runs else str(runs),
+        "arms": str(len({arm["arm"] for entry in entries for arm in entry["arms"]})),
+        "seeds": f"{len(seeds)}: {', '.join(map(str, seeds))}",
+        "protocols": ", ".join(dict.fromkeys(entry["protocol"] for entry in entries)),
+        "images": ", ".join(f"{name} {number}" for name, number in largest.items()),
+        "reference": study["reference"],
+    }
+
+
+def _test_first(entry: dict[str, Any]) -> tuple[bool, bool]:
+    return entry["set"] == "val", entry["set"] != "open"
+
+
+def _mark(comparison: dict[str, Any]) -> str:
+    """Name of the style of a verdict."""
+    return outcome_word(comparison).removeprefix("significantly ").replace("not significant", "unclear")
+
+
+def _plain(value: Any) -> str:
+    return " ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)

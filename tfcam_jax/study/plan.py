@@ -1,0 +1,218 @@
+"""Which runs a comparison study has: arms x alphas x protocols and their folds x seeds, each with its config."""
+
+from __future__ import annotations
+
+import copy
+import difflib
+import inspect
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import quote
+
+from ml_collections import ConfigDict
+
+from ..data.human_maps import PLACEBOS
+from ..data.protocol import PROTOCOLS, apply_protocol, enumerate_folds
+from ..data.source import DataError, Dataset
+from ..experiment import ConfigError, check_values
+from ..strategies import STRATEGIES, strategy_options
+from .outcomes import Entry
+
+# Strategies whose guidance no human map enters: a placebo would change nothing in them.
+_WITHOUT_MAPS = frozenset({"cross_entropy", "entropy", "hard_negative", "sham"})
+# What a variant can't change: it would not be the same study any more.
+_FIXED_IN_VARIANTS = ("seed", "compare", "data.protocol")
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run: its entry in the study's list, and its whole config."""
+
+    entry: Entry
+    config: ConfigDict
+
+
+def plan_arms(config: ConfigDict) -> dict[str, ConfigDict]:
+    """The arms by name, each a config without `compare`: strategies, their placebo controls, variants.
+
+    A control is called `STRATEGY_PLACEBO`, as "cyborg_mean_map". A guidance option that a strategy does not have is
+    left out of its arm where another arm's strategy has it.
+
+    Raises:
+      ConfigError: unknown strategies or placebos, a name given twice, a variant that changes what the base does not
+        have or what all arms share, values that `experiment.check_values` refuses.
+    """
+    compare = config.compare
+    _check_names("compare.strategies", compare.strategies, STRATEGIES)
+    _check_names("compare.placebos", compare.placebos, PLACEBOS[1:])
+    arms = {strategy: _strategy_arm(config, strategy) for strategy in compare.strategies}
+    controlled = [strategy for strategy in compare.placebo_of if strategy in compare.strategies]
+    if compare.placebos:
+        _check_names("compare.placebo_of", compare.placebo_of, sorted(set(STRATEGIES) - _WITHOUT_MAPS))
+        if not controlled:
+            raise ConfigError("config.compare.placebo_of names none of config.compare.strategies: no arm to control.")
+    for strategy in controlled:
+        for placebo in compare.placebos:
+            arm = arms[f"{strategy}_{placebo}"] = copy.deepcopy(arms[strategy])
+            arm.data.maps.placebo = placebo
+    for name, changes in compare.variants.items():
+        if name in arms:
+            raise ConfigError(f"config.compare.variants: {name!r} is the name of another arm already")
+        arms[name] = _variant_arm(config, name, changes)
+    if not arms:
+        raise ConfigError("config.compare.strategies and compare.variants are empty: nothing to compare.")
+    if compare.reference not in arms:
+        raise ConfigError(f"config.compare.reference is {compare.reference!r}; the arms are {', '.join(arms)}.")
+    for name, arm in arms.items():
+        try:
+            check_values(arm)
+        except ConfigError as error:
+            raise ConfigError(f"arm {name!r}: {error}") from error
+    return arms
+
+
+def placebo_arms(config: ConfigDict) -> dict[str, list[str]]:
+    """The controls of each strategy that has any, by name of its arm."""
+    controlled = [strategy for strategy in config.compare.placebo_of if strategy in config.compare.strategies]
+    controls = {strategy: [f"{strategy}_{placebo}" for placebo in config.compare.placebos] for strategy in controlled}
+    return {strategy: names for strategy, names in controls.items() if names}
+
+
+def plan_runs(config: ConfigDict, arms: dict[str, ConfigDict], dataset: Dataset) -> list[Run]:
+    """All runs, those that share data next to each other, and of those the ones that share compiled programs.
+
+    Args:
+      config: the study's.
+      arms: of `plan_arms`.
+      dataset: as `experiment.open_source` opens it; its domains and groups make the folds.
+
+    Raises:
+      ConfigError: protocols, alphas or seeds that can't be used.
+      DataError: a protocol that these data can't serve.
+    """
+    seeds, alphas = config.compare.seeds, config.compare.alphas
+    if not seeds or len(set(seeds)) < len(seeds) or min(seeds) < 0:
+        raise ConfigError(f"config.compare.seeds must be different numbers from 0 on, at least one; got {tuple(seeds)}")
+    if len(set(alphas)) < len(alphas) or not all(0 <= alpha <= 1 for alpha in alphas):
+        raise ConfigError(f"config.compare.alphas must be different numbers in [0, 1]; got {tuple(alphas)}")
+    if alphas and config.guidance.alpha is not None:
+        raise ConfigError("config.guidance.alpha and config.compare.alphas are both given: leave one unset.")
+    # Arms with the same maps next to each other: what is decoded serves them all.
+    names = sorted(arms, key=lambda name: PLACEBOS.index(arms[name].data.maps.placebo))
+    return [
+        _make_run(arms[name], name, alpha, protocol, seed)
+        for protocol in plan_protocols(config, dataset)
+        for name in names
+        for alpha in _alphas(arms[name], alphas)
+        for seed in seeds
+    ]
+
+
+def plan_protocols(config: ConfigDict, dataset: Dataset) -> list[dict[str, Any]]:
+    """The folds of every protocol of `compare.protocols`, as values of `data.protocol`; that of the config if empty."""
+    own = config.data.protocol
+    if not config.compare.protocols:
+        return [dict(own)]
+    _check_names("compare.protocols", config.compare.protocols, PROTOCOLS)
+    if own.name != "published" and own.name not in config.compare.protocols:
+        raise ConfigError(f"config.data.protocol.name is {own.name!r}, which is not in config.compare.protocols.")
+    if own.domains and "open" not in config.compare.protocols:
+        raise ConfigError("config.data.protocol.domains serve protocol open, which is not in config.compare.protocols.")
+    shared = {"num_folds": own.num_folds, "fold": 0, "seed": own.seed, "leakage": own.leakage}
+    domains = {"open": tuple(own.domains)}
+    try:
+        folds = [fold for name in config.compare.protocols for fold in enumerate_folds(dataset, name, own.num_folds)]
+        protocols = [{**shared, "domains": domains.get(fold["name"], ()), **fold} for fold in folds]
+        for protocol in protocols:
+            apply_protocol(dataset, **protocol)
+    except DataError:
+        raise
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+    return protocols
+
+
+def fold_name(protocol: dict[str, Any]) -> str:
+    """What tells the folds of a protocol apart: the number, or the domain left out; "" where there is one."""
+    if protocol["name"] == "k_fold":
+        return str(protocol["fold"])
+    return protocol["domains"][0] if protocol["name"] == "leave_one_domain_out" else ""
+
+
+def _make_run(arm: ConfigDict, name: str, alpha: float | None, protocol: dict[str, Any], seed: int) -> Run:
+    config = copy.deepcopy(arm)
+    config.seed = seed
+    config.data.protocol.update(protocol)
+    config.guidance.alpha = alpha
+    fold = fold_name(protocol)
+    parts = [name, "" if alpha is None else f"alpha{alpha!r}", protocol["name"], fold and f"fold_{fold}", f"seed{seed}"]
+    folder = "-".join(quote(part, safe=" ()+,") for part in parts if part)
+    return Run(Entry(folder, name, alpha, protocol["name"], fold, seed), config)
+
+
+def _alphas(arm: ConfigDict, alphas: Sequence[float]) -> Sequence[float | None]:
+    """Those of the study, unless the arm has its own; the strategy's default without any; None without guidance."""
+    if "alpha" not in strategy_options(arm.strategy):
+        return (None,)
+    if arm.guidance.alpha is not None:
+        return (arm.guidance.alpha,)
+    default = inspect.signature(STRATEGIES[arm.strategy]).parameters["alpha"].default
+    return [float(alpha) for alpha in alphas or (default,)]
+
+
+def _strategy_arm(config: ConfigDict, strategy: str) -> ConfigDict:
+    arm = _without_compare(config)
+    arm.strategy = strategy
+    _drop_options_of_others(arm, config)
+    return arm
+
+
+def _variant_arm(config: ConfigDict, name: str, changes: ConfigDict) -> ConfigDict:
+    arm = _without_compare(config)
+    given = _flatten(changes)
+    fixed = [key for key in given if any(key == other or key.startswith(f"{other}.") for other in _FIXED_IN_VARIANTS)]
+    if fixed:
+        raise ConfigError(f"config.compare.variants.{name} sets {fixed[0]!r}, which all arms of a study share")
+    arm.strategy = given.get("strategy", arm.strategy)
+    _drop_options_of_others(arm, config)
+    try:
+        arm.update_from_flattened_dict(given)
+    except (KeyError, TypeError, ValueError) as error:
+        message = error.args[0] if error.args else error
+        raise ConfigError(f"config.compare.variants.{name}: {message}") from error
+    return arm
+
+
+def _drop_options_of_others(arm: ConfigDict, config: ConfigDict) -> None:
+    own = strategy_options(arm.strategy) if arm.strategy in STRATEGIES else []
+    of_any = {option for name in config.compare.strategies for option in strategy_options(name)}
+    for option in of_any - set(own):
+        arm.guidance[option] = None
+
+
+def _without_compare(config: ConfigDict) -> ConfigDict:
+    """A run's config does not say which others it is compared with: a study may grow without new runs of the old."""
+    arm = copy.deepcopy(config)
+    if config.compare.protocols:  # each run gets its own
+        arm.data.protocol.update(name="published", domains=(), fold=0)
+    with arm.unlocked():
+        del arm["compare"]
+    return arm
+
+
+def _flatten(tree: ConfigDict, prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        flat |= _flatten(value, f"{prefix}{key}.") if isinstance(value, ConfigDict) else {f"{prefix}{key}": value}
+    return flat
+
+
+def _check_names(key: str, names: Sequence[str], known: Collection[str]) -> None:
+    for name in names:
+        if name not in known:
+            nearest = difflib.get_close_matches(name, known, n=1)
+            hint = f" Did you mean {nearest[0]!r}?" if nearest else ""
+            raise ConfigError(f"config.{key} holds {name!r}.{hint} Known: {', '.join(known)}.")
+    if len(set(names)) < len(names):
+        raise ConfigError(f"config.{key} names one twice: {', '.join(names)}.")

@@ -1,0 +1,412 @@
+"""Statistics of a comparison study: a figure per arm and seed, intervals, and paired tests between arms.
+
+How the parts of a protocol become one figure per seed:
+
+- `k_fold`: the folds' AUROCs weighted by their numbers of (positive, negative) pairs, so that every pair of images that
+  one model scored counts once. Scores of different folds come from different models and are never compared: pooling
+  them mixes their calibrations, and pooling their ranks is biased where folds differ in their share of positives
+  (Forman and Scholz, "Apples-to-apples in cross-validation studies", 2010). Other figures: mean over images.
+- `leave_one_domain_out`: plain mean over the domains left out; each counts once.
+
+What each p-value generalises over:
+
+- `p_seeds`, signs over seeds: other initial weights and batches, on these very test images.
+- `p_groups`, both arms exchanged within a group of images, all seeds together: other images of the same sources, for
+  these very trained models.
+- `p`, the larger of the two: small only where both are, so a difference must hold for other seeds and for other images.
+- `p_holm`: `p` after Holm's correction over all comparisons of one protocol and set.
+
+None of them generalises over domains, data sets or settings of training.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from jaxtyping import Float, Int
+
+from ..metrics.intervals import percentile_interval, weighted_auroc
+from ..strategies import STRATEGIES
+from .outcomes import Outcome
+from .paired_tests import exchange_contributions, holm, paired_effect_size, share_won, sign_flip_test, t_interval
+
+FIGURES = ("auroc", "accuracy", "cross_entropy", "cc_true", "cc_false", "cc_difference", "fooling_gap")
+LEVEL = 0.05
+# The strategies that stand for the paper's methods, of which no equation could be read.
+RECONSTRUCTIONS = ("opposed", "difference", "contrast")
+# Weights of this many images times resamples are held at a time (32 MB).
+_CELLS = 4_000_000
+
+
+class StudyError(ValueError):
+    """Outcomes that do not belong to one study."""
+
+
+class _Fold(NamedTuple):
+    """The images that every run of one fold was tested on."""
+
+    ids: tuple[str, ...]
+    labels: Int[np.ndarray, " n"]
+    groups: Int[np.ndarray, " n"]  # numbers, the same in all folds
+    pairs: int  # of a positive and a negative; 0 where the score of class 1 has no AUROC, as with three classes
+
+
+class _Cell(NamedTuple):
+    """All tests under one protocol on one set; the images of each fold stand in one order."""
+
+    protocol: str
+    set: str
+    folds: dict[str, _Fold]
+    number_of_groups: int
+    runs: dict[str, dict[int, dict[str, Outcome]]]  # arm, seed, fold; complete seeds only
+    incomplete: dict[str, list[int]]  # seeds of each arm that lack a fold
+
+    @property
+    def ranked(self) -> dict[str, float]:
+        """Weights of the folds that have an AUROC from scores, adding up to 1; none where no fold has one."""
+        pairs = {name: fold.pairs for name, fold in self.folds.items() if fold.pairs}
+        weights = pairs if self.protocol == "k_fold" else dict.fromkeys(pairs, 1)
+        return {name: weight / sum(weights.values()) for name, weight in weights.items()}
+
+
+def study_statistics(
+    outcomes: Sequence[Outcome],
+    reference: str = "cyborg",
+    placebos: Mapping[str, Sequence[str]] | None = None,
+    strategies: Mapping[str, str] | None = None,
+    resamples: int = 1000,
+    seed: int = 0,
+) -> list[dict[str, Any]]:
+    """Figures and comparisons of every protocol and set, JSON-able.
+
+    Args:
+      outcomes: of the runs at each arm's chosen alpha.
+      reference: every arm that is no placebo is tested against it.
+      placebos: of each arm its control arms; the arm is tested against each of them.
+      strategies: of each arm its strategy; one that is absent is taken from the beginning of the arm's name.
+      resamples: of the bootstrap.
+      seed: of bootstrap and drawn permutations.
+
+    Returns:
+      One entry for each protocol and set, in the order of the outcomes: `protocol`, `set`, `images`, `groups`, `folds`;
+      `arms`, see `_summarize`; `comparisons`, see `_compare`, of sets of the test (not of validation, on which epoch
+      and alpha were chosen); `missing`, sentences on what could not be compared; and `correlations` of the map
+      agreement with the AUROC, see `_correlations`.
+
+    Raises:
+      StudyError: no outcome, or outcomes that contradict each other: a run twice, two alphas of an arm and protocol,
+        other images than another run of the same fold, a score that is not finite.
+    """
+    if not outcomes:
+        raise StudyError("no outcomes: no run of the study is finished")
+    placebos = {arm: list(controls) for arm, controls in (placebos or {}).items()}
+    _check_alphas(outcomes)
+    keys = dict.fromkeys((outcome.protocol, outcome.set) for outcome in outcomes)
+    cells = [_gather([o for o in outcomes if (o.protocol, o.set) == key]) for key in keys]
+    entries = [_statistics(cell, reference, placebos, resamples, seed) for cell in cells]
+    for entry in entries:
+        _name_kinds(entry, placebos, strategies or {})
+    return entries
+
+
+def _name_kinds(entry: dict[str, Any], placebos: Mapping[str, Sequence[str]], strategies: Mapping[str, str]) -> None:
+    """Adds to each arm its `strategy` and its `kind`: `reconstruction`, `placebo` or "". To comparisons both kinds."""
+    controls = {control for own in placebos.values() for control in own}
+    kinds = {}
+    for arm in entry["arms"]:
+        named = next((name for name in STRATEGIES if f"{arm['arm']}_".startswith(f"{name}_")), arm["arm"])
+        arm["strategy"] = strategies.get(arm["arm"], named)
+        arm["kind"] = "reconstruction" if arm["strategy"] in RECONSTRUCTIONS else ""
+        arm["kind"] = kinds[arm["arm"]] = "placebo" if arm["arm"] in controls else arm["kind"]
+    for comparison in entry["comparisons"]:
+        comparison |= {"kind": kinds[comparison["arm"]], "other_kind": kinds[comparison["other"]]}
+
+
+def _statistics(
+    cell: _Cell, reference: str, placebos: Mapping[str, Sequence[str]], resamples: int, seed: int
+) -> dict[str, Any]:
+    drawn = _bootstrap(cell, resamples, seed) if cell.set != "val" else {}
+    arms = [_summarize(cell, arm, drawn, seed) for arm in arrange(list(cell.runs), placebos)]
+    comparisons, missing = [], []
+    for arm, other, against in _planned(cell.runs, reference, placebos) if cell.set != "val" else []:
+        common = sorted(cell.runs.get(arm, {}).keys() & cell.runs.get(other, {}).keys())
+        if not common:
+            missing.append(f"{arm} - {other} could not be compared: they have no finished seed in common.")
+        elif any(figure is None for figure in _values(cell, arm, "auroc", common)):
+            missing.append(f"{arm} - {other} could not be compared: this set has no AUROC, as it lacks a class.")
+        else:
+            comparisons.append(_compare(cell, (arm, other), common, drawn, seed) | {"against": against})
+    for comparison, corrected in zip(comparisons, holm([c["p"] for c in comparisons]), strict=True):
+        comparison["p_holm"] = corrected
+        comparison["significant"] = corrected <= LEVEL
+    return {
+        "protocol": cell.protocol,
+        "set": cell.set,
+        "images": len({name for fold in cell.folds.values() for name in fold.ids}),
+        "groups": cell.number_of_groups,
+        "folds": list(cell.folds),
+        "arms": arms,
+        "comparisons": comparisons,
+        "missing": missing,
+        "correlations": _correlations(arms),
+    }
+
+
+def _check_alphas(outcomes: Sequence[Outcome]) -> None:
+    alphas: dict[tuple[str, str], float | None] = {}
+    for outcome in outcomes:
+        first = alphas.setdefault((outcome.arm, outcome.protocol), outcome.alpha)
+        if first != outcome.alpha:
+            raise StudyError(
+                f"arm {outcome.arm!r}, protocol {outcome.protocol!r}: outcomes of alpha {first} and of "
+                f"{outcome.alpha}. Hand over those of the alpha that was chosen on validation."
+            )
+
+
+def _gather(outcomes: Sequence[Outcome]) -> _Cell:
+    """Sorts the outcomes of one protocol and set, and puts the images of each fold in one order."""
+    folds: dict[str, Outcome] = {}
+    runs: dict[str, dict[int, dict[str, Outcome]]] = {}
+    for outcome in outcomes:
+        first = folds.setdefault(outcome.fold, outcome)
+        by_fold = runs.setdefault(outcome.arm, {}).setdefault(outcome.seed, {})
+        if outcome.fold in by_fold:
+            raise StudyError(f"{_place(outcome)}: this run is there twice")
+        by_fold[outcome.fold] = _aligned(outcome, first)
+    names = [f"group {g}" if g else f"image {i}" for o in folds.values() for i, g in zip(o.ids, o.groups, strict=True)]
+    numbers = np.unique(names, return_inverse=True)[1]
+    ends = np.cumsum([len(outcome.ids) for outcome in folds.values()])[:-1]
+    # A seed that lacks a fold would compare a mean over other folds.
+    complete = {arm: {s: by for s, by in seeds.items() if by.keys() == folds.keys()} for arm, seeds in runs.items()}
+    return _Cell(
+        outcomes[0].protocol,
+        outcomes[0].set,
+        {
+            o.fold: _Fold(o.ids, o.labels, own, _pairs(o))
+            for o, own in zip(folds.values(), np.split(numbers, ends), strict=True)
+        },
+        len(np.unique(numbers)),
+        complete,
+        {arm: sorted(seeds.keys() - complete[arm].keys()) for arm, seeds in runs.items()},
+    )
+
+
+def _pairs(outcome: Outcome) -> int:
+    counts = np.bincount(outcome.labels, minlength=2)
+    return int(counts[0] * counts[1]) if len(counts) == 2 and outcome.figures["auroc"] is not None else 0
+
+
+def _place(outcome: Outcome) -> str:
+    fold = f", fold {outcome.fold}" if outcome.fold else ""
+    return f"arm {outcome.arm!r}, protocol {outcome.protocol!r}{fold}, seed {outcome.seed}, set {outcome.set!r}"
+
+
+def _aligned(outcome: Outcome, first: Outcome) -> Outcome:
+    """The outcome with its images in the order of the first one of its fold."""
+    if not np.isfinite(outcome.score).all():
+        raise StudyError(f"{_place(outcome)}: a score is not finite. Remove that run's folder and repeat it.")
+    rows = {name: row for row, name in enumerate(outcome.ids)}
+    if len(rows) < len(outcome.ids):
+        raise StudyError(f"{_place(outcome)}: an image is there twice")
+    if rows.keys() != set(first.ids):
+        raise StudyError(
+            f"{_place(outcome)}: its {len(rows)} images are not the {len(first.ids)} of {_place(first)}. "
+            "All arms must be tested on the same images."
+        )
+    order = np.array([rows[name] for name in first.ids], int)
+    groups, labels = tuple(outcome.groups[row] for row in order), outcome.labels[order]
+    if groups != first.groups or (labels != first.labels).any():
+        raise StudyError(f"{_place(outcome)}: labels or groups differ from those of {_place(first)}")
+    return outcome._replace(ids=first.ids, groups=groups, labels=labels, score=outcome.score[order])
+
+
+def _planned(
+    runs: Mapping[str, Any], reference: str, placebos: Mapping[str, Sequence[str]]
+) -> list[tuple[str, str, str]]:
+    """Pairs to compare and what the second one is. Controls are not tested against the reference: nobody claims it."""
+    controls = {control for own in placebos.values() for control in own}
+    pairs = [(arm, reference, "reference") for arm in runs if arm != reference and arm not in controls]
+    return pairs + [(arm, control, "placebo") for arm in runs for control in placebos.get(arm, ())]
+
+
+def arrange(arms: Sequence[str], placebos: Mapping[str, Sequence[str]]) -> list[str]:
+    """The arms in their order, each followed by its controls."""
+    controls = {control for own in placebos.values() for control in own}
+    own = [name for arm in arms if arm not in controls for name in (arm, *placebos.get(arm, ()))]
+    return [arm for arm in dict.fromkeys([*own, *arms]) if arm in arms]
+
+
+def _values(cell: _Cell, arm: str, figure: str, seeds: Sequence[int]) -> list[float | None]:
+    """One figure of each seed, its folds combined as the module's docstring says."""
+    return [_figure(cell, figure, cell.runs[arm][seed]) for seed in seeds]
+
+
+def _figure(cell: _Cell, figure: str, by_fold: Mapping[str, Outcome]) -> float | None:
+    if figure == "auroc" and cell.ranked:
+        areas = {fold: _auroc(by_fold[fold]) for fold in cell.ranked}
+        return float(sum(weight * areas[fold] for fold, weight in cell.ranked.items()))
+    known = [
+        (len(outcome.labels) if cell.protocol == "k_fold" else 1, outcome.figures[figure])
+        for outcome in by_fold.values()
+        if outcome.figures[figure] is not None
+    ]
+    return sum(weight * value for weight, value in known) / sum(weight for weight, _ in known) if known else None
+
+
+def _auroc(outcome: Outcome) -> float:
+    return float(weighted_auroc(outcome.labels, outcome.score, np.ones((1, len(outcome.labels))))[0])
+
+
+def _summarize(cell: _Cell, arm: str, drawn: Mapping[tuple[str, int], np.ndarray], seed: int) -> dict[str, Any]:
+    """One arm on one set.
+
+    Returns:
+      `arm`, `alpha`, `seeds`, `incomplete` (seeds that lack a fold and count nowhere) and `figures`: of each figure
+      `values` by seed, `mean`, sample `deviation`, `interval` (Student's, over seeds) and for the AUROC `bootstrap`,
+      the 95 % interval over seeds and groups. None stands for a figure that does not exist.
+    """
+    seeds = sorted(cell.runs[arm])
+    alpha = next((run.alpha for by_fold in cell.runs[arm].values() for run in by_fold.values()), None)
+    figures = {name: describe(_values(cell, arm, name, seeds)) for name in FIGURES}
+    rows = [drawn[arm, s] for s in seeds if (arm, s) in drawn]
+    figures["auroc"]["bootstrap"] = _two_level(np.stack(rows), seed) if rows else None
+    return {"arm": arm, "alpha": alpha, "seeds": seeds, "incomplete": cell.incomplete[arm], "figures": figures}
+
+
+def describe(values: Sequence[float | None]) -> dict[str, Any]:
+    """`values`, and over those that exist `mean`, sample `deviation` and Student's 95 % `interval`, None where none."""
+    known = np.array([value for value in values if value is not None], np.float64)
+    bounds = t_interval(known)
+    return {
+        "values": list(values),
+        "mean": float(known.mean()) if len(known) else None,
+        "deviation": float(known.std(ddof=1)) if len(known) > 1 else None,
+        "interval": bounds and list(bounds),
+    }
+
+
+def _compare(
+    cell: _Cell, arms: tuple[str, str], seeds: list[int], drawn: Mapping[tuple[str, int], np.ndarray], seed: int
+) -> dict[str, Any]:
+    """The AUROC of the first arm less that of the second, seed by seed.
+
+    Returns:
+      `arm`, `other`, `seeds` in common, `unpaired` seeds that one of both lacks, `difference` (as `describe`, with
+      `bootstrap`), `p_seeds` and `smallest_p_seeds` (that so many seeds can give), `p_groups` (None where scores have
+      no AUROC: more than two classes), `p`, `effect_size` and `seeds_won`.
+    """
+    first, second = (np.array(_values(cell, arm, "auroc", seeds), np.float64) for arm in arms)
+    differences = first - second
+    over_seeds = sign_flip_test(differences, seed)
+    p_groups = sign_flip_test(_group_contributions(cell, arms, seeds), seed).p if cell.ranked else None
+    rows = [drawn[arms[0], s] - drawn[arms[1], s] for s in seeds if (arms[0], s) in drawn]
+    return {
+        "arm": arms[0],
+        "other": arms[1],
+        "seeds": seeds,
+        "unpaired": sorted(cell.runs[arms[0]].keys() ^ cell.runs[arms[1]].keys()),
+        "difference": describe(differences.tolist())
+        | {"bootstrap": _two_level(np.stack(rows), seed) if rows else None},
+        "p_seeds": over_seeds.p,
+        "smallest_p_seeds": over_seeds.smallest,
+        "p_groups": p_groups,
+        "p": over_seeds.p if p_groups is None else max(over_seeds.p, p_groups),
+        "effect_size": paired_effect_size(differences),
+        "seeds_won": share_won(differences),
+    }
+
+
+def _group_contributions(cell: _Cell, arms: tuple[str, str], seeds: Sequence[int]) -> Float[np.ndarray, " groups"]:
+    """What each group contributes to the differences of the AUROCs; it adds up to their sum over the seeds."""
+    total = np.zeros(cell.number_of_groups)
+    for name, weight in cell.ranked.items():
+        fold = cell.folds[name]
+        for seed in seeds:
+            first, second = (cell.runs[arm][seed][name].score for arm in arms)
+            own = exchange_contributions(fold.labels, first, second) * weight
+            total += np.bincount(fold.groups, own, minlength=len(total))
+    return total
+
+
+def _bootstrap(cell: _Cell, resamples: int, seed: int) -> dict[tuple[str, int], Float[np.ndarray, " resamples"]]:
+    """AUROC of every arm and seed on resampled groups, the same ones for all; NaN where a class of a fold got lost.
+
+    Of G groups G - 1 are drawn, with replacement: that makes the variance unbiased for few groups (Rao and Wu 1988).
+    Nothing for a single group, and nothing where the scores have no AUROC.
+    """
+    if cell.number_of_groups < 2 or not cell.ranked:
+        return {}
+    rng, count = np.random.default_rng(seed), cell.number_of_groups
+    of = {(arm, s): by_fold for arm, seeds in cell.runs.items() for s, by_fold in seeds.items()}
+    drawn = {run: np.zeros(resamples) for run in of}
+    at_once = max(1, _CELLS // max(count, *(len(fold.labels) for fold in cell.folds.values())))
+    for start in range(0, resamples, at_once):
+        rows = slice(start, min(start + at_once, resamples))
+        times = rng.multinomial(count - 1, np.full(count, 1 / count), size=rows.stop - rows.start)
+        shares = {name: _resampled_share(cell, name, times) for name in cell.ranked}
+        total = sum(shares.values())
+        for name, share in shares.items():
+            fold, some = cell.folds[name], share > 0
+            weights = times[some][:, fold.groups].astype(np.float64)
+            for run, by_fold in of.items():
+                area = weighted_auroc(fold.labels, by_fold[name].score, weights)
+                drawn[run][rows][some] += area * share[some] / total[some]
+        lost = total == 0 if cell.protocol == "k_fold" else np.any([share == 0 for share in shares.values()], axis=0)
+        for values in drawn.values():
+            values[rows][lost] = np.nan
+    return drawn
+
+
+def _resampled_share(cell: _Cell, name: str, times: Int[np.ndarray, "r groups"]) -> Float[np.ndarray, " r"]:
+    """What a fold weighs in each resample: its resampled pairs under `k_fold`, else 1; 0 where it lacks a class."""
+    fold = cell.folds[name]
+    of_class = lambda label: times @ np.bincount(fold.groups[fold.labels == label], minlength=cell.number_of_groups)
+    pairs = (of_class(0) * of_class(1)).astype(np.float64)
+    return pairs if cell.protocol == "k_fold" else (pairs > 0).astype(np.float64)
+
+
+def _two_level(values: Float[np.ndarray, "seeds resamples"], seed: int) -> list[float] | None:
+    """95 % percentile interval of the mean over resampled seeds of figures on resampled groups.
+
+    Of S seeds S - 1 are drawn, as with the groups; a single seed stays, and the interval is over groups alone. Drawing
+    both crossed levels is on the safe side: what differs by seed and image alike counts more than once (Owen, "The
+    pigeonhole bootstrap", 2007).
+    """
+    seeds, resamples = values.shape
+    draws = max(1, seeds - 1)
+    times = np.random.default_rng(seed).multinomial(draws, np.full(seeds, 1 / seeds), size=resamples)
+    means = (times.T * values).sum(0) / draws
+    bounds = percentile_interval(means[np.isfinite(means)], resamples)
+    return bounds and list(bounds)
+
+
+def _correlations(arms: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Of `cc_true` and `cc_difference` with the AUROC: `runs`, and Pearson's r `within_arms` (each arm's mean taken
+    away) and `across_arms` (of the arms' means); None where fewer than three points or no spread.
+    """
+    found = {}
+    for name in ("cc_true", "cc_difference"):
+        pairs = [
+            np.array(
+                [
+                    pair
+                    for pair in zip(*(arm["figures"][key]["values"] for key in (name, "auroc")), strict=True)
+                    if None not in pair
+                ],
+                np.float64,
+            ).reshape(-1, 2)
+            for arm in arms
+        ]
+        pairs = [points for points in pairs if len(points)]
+        inside = np.concatenate([points - points.mean(0) for points in pairs]) if pairs else np.zeros((0, 2))
+        means = np.array([points.mean(0) for points in pairs]).reshape(-1, 2)
+        found[name] = {"runs": len(inside), "within_arms": _pearson(inside), "across_arms": _pearson(means)}
+    return found
+
+
+def _pearson(points: Float[np.ndarray, "n 2"]) -> float | None:
+    if len(points) < 3 or (points.std(0) <= 1e-12).any():
+        return None
+    return float(np.corrcoef(points.T)[0, 1])

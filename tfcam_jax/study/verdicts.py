@@ -1,0 +1,148 @@
+"""What the statistics of a comparison study say, in sentences made from the figures alone."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from .statistics import LEVEL
+
+
+def arm_label(arm: str, kind: str) -> str:
+    """The arm's name and what it is: `difference (reconstruction)`, `difference_mean_map (placebo)`."""
+    return f"{arm} ({kind})" if kind else arm
+
+
+def signed(value: float) -> str:
+    """A number with three decimals and its sign, the minus as a true one; what rounds to zero keeps its side."""
+    return f"{value:+.3f}".replace("-", "\u2212")
+
+
+def probability(p: float) -> str:
+    """A p-value with two significant digits, down to 0.001."""
+    if p < 0.001:
+        return "< 0.001"
+    return f"{p:.3f}" if p < 0.0995 else f"{p:.2f}"
+
+
+def verdict(entry: dict[str, Any], comparison: dict[str, Any]) -> str:
+    """One comparison: difference, interval, p-values, and whether it is significant."""
+    difference = comparison["difference"]
+    bounds = difference["bootstrap"] or difference["interval"]
+    shown = f" [{', '.join(_plain(bound) for bound in bounds)}]" if bounds else ""
+    tests = f"{_equals(comparison['p_seeds'])} (seeds)"
+    if comparison["p_groups"] is not None:
+        tests += f", {probability(comparison['p_groups'])} (groups)"
+    arm, other = (
+        arm_label(comparison[key], comparison[kind]) for key, kind in (("arm", "kind"), ("other", "other_kind"))
+    )
+    return (
+        f"{arm} - {other}, {place(entry)}: {signed(difference['mean'])}{shown}, p {tests}, "
+        f"after Holm {probability(comparison['p_holm'])}: {outcome_word(comparison)}."
+    )
+
+
+def outcome_word(comparison: dict[str, Any]) -> str:
+    """`significantly higher`, `significantly lower` or `not significant`."""
+    if not comparison["significant"]:
+        return "not significant"
+    return "significantly higher" if comparison["difference"]["mean"] > 0 else "significantly lower"
+
+
+def place(entry: dict[str, Any]) -> str:
+    """Set and protocol: `open`, or `open (k_fold)` where the protocol is not the published one."""
+    return entry["set"] if entry["protocol"] == "published" else f"{entry['set']} ({entry['protocol']})"
+
+
+def heading(entry: dict[str, Any]) -> str:
+    """`Open set`, with the protocol where it is not the published one."""
+    return f"{entry['set'].capitalize()} set" + (f" ({entry['protocol']})" if entry["protocol"] != "published" else "")
+
+
+def summary(entry: dict[str, Any], reference: str) -> list[str]:
+    """Sentences on one protocol and set: the claim, the arms against the reference and against placebos, the limits."""
+    against = [c for c in entry["comparisons"] if c["against"] == "reference"]
+    controlled = [c for c in entry["comparisons"] if c["against"] == "placebo"]
+    sentences = _claim([c for c in against if c["kind"] == "reconstruction"], reference)
+    if against:
+        lower = [c["arm"] for c in against if c["difference"]["mean"] < 0]
+        sentences.append(
+            f"Compared with {reference}, significantly higher: {_sorted(against, 'arm')}. "
+            f"Lower than {reference} in the mean, significantly or not: {_names(lower)}."
+        )
+    if controlled:
+        beaten_by = [c["other"] for c in controlled if c["difference"]["mean"] < 0]
+        sentences.append(
+            f"Compared with their own placebos, arms are significantly higher than: {_sorted(controlled, 'other')}. "
+            f"Placebos with the higher mean, significantly or not: {_names(beaten_by)}."
+        )
+    return sentences + _limits(entry)
+
+
+def _claim(comparisons: Sequence[dict[str, Any]], reference: str) -> list[str]:
+    """Whether a reconstruction beats the reference, as the method claims."""
+    if not comparisons:
+        return []
+    of = lambda condition: _names([c["arm"] for c in comparisons if condition(c)])
+    mean = lambda c: c["difference"]["mean"]
+    parts = {
+        "higher but not significantly": of(lambda c: mean(c) > 0 and not c["significant"]),
+        "no difference at all": of(lambda c: mean(c) == 0),
+        "the other way": of(lambda c: mean(c) < 0),
+    }
+    shown = of(lambda c: mean(c) > 0 and c["significant"])
+    listed = "".join(f"; {words}: {names}" for words, names in parts.items() if names != "none")
+    return [f"That a reconstruction does better than {reference} is shown for {shown}{listed}."]
+
+
+def _sorted(comparisons: Sequence[dict[str, Any]], key: str) -> str:
+    of = lambda word: _names([c[key] for c in comparisons if outcome_word(c) == word])
+    return (
+        f"{of('significantly higher')}; significantly lower: {of('significantly lower')}; "
+        f"no significant difference: {of('not significant')}"
+    )
+
+
+def _limits(entry: dict[str, Any]) -> list[str]:
+    sentences = list(entry["missing"])
+    for arm in entry["arms"]:
+        if arm["incomplete"]:
+            listed = ", ".join(map(str, arm["incomplete"]))
+            sentences.append(f"{arm['arm']}: seeds {listed} lack a fold and count nowhere.")
+    for comparison in entry["comparisons"]:
+        if comparison["unpaired"]:
+            sentences.append(
+                f"{comparison['arm']} - {comparison['other']}: only the {len(comparison['seeds'])} common seeds are "
+                f"paired; without a partner: {', '.join(map(str, comparison['unpaired']))}."
+            )
+    if entry["comparisons"]:
+        sentences += _power(entry)
+    return sentences
+
+
+def _power(entry: dict[str, Any]) -> list[str]:
+    """Says where the smallest possible p-value, times the comparisons, is above the level."""
+    family, seeds = len(entry["comparisons"]), max(len(c["seeds"]) for c in entry["comparisons"])
+    smallest = min(c["smallest_p_seeds"] for c in entry["comparisons"])
+    found = []
+    if smallest * family > LEVEL:
+        found.append(
+            f"With {seeds} {'seed' if seeds == 1 else 'seeds'} the smallest p-value over seeds is "
+            f"{probability(smallest)}; after Holm over {family} comparisons no difference can be significant here."
+        )
+    if entry["groups"] == 1:
+        found.append("All images are one group: nothing here generalises over images.")
+    return found
+
+
+def _names(arms: Sequence[str]) -> str:
+    return ", ".join(arms) or "none"
+
+
+def _plain(value: float) -> str:
+    return signed(value).removeprefix("+")
+
+
+def _equals(p: float) -> str:
+    text = probability(p)
+    return text if text.startswith("<") else f"= {text}"

@@ -1,0 +1,224 @@
+"""The runs of a study, in this process or in several: what two runs share is opened, decoded and compiled once."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import os
+import signal
+import threading
+import traceback
+from collections.abc import Callable, Sequence
+from multiprocessing import connection, get_context, parent_process
+from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict
+from tqdm import tqdm
+
+from ..data.human_maps import process_maps
+from ..data.in_memory import held_bytes, hold_splits
+from ..data.source import Dataset
+from ..devices.compilation import available_cores
+from ..experiment import Experiment, arrange_dataset, build_experiment, open_source, preprocessing
+from ..run.interruption import StoppedError
+from ..run.workdir import config_json
+from ..training import train
+from .plan import Run
+
+
+class Worker:
+    """Builds the experiments of a study's runs.
+
+    What the last run had is kept and nothing older, so that memory is bounded; in a plan, runs that share much are
+    neighbours.
+
+    Args:
+      held_megabytes: data sets whose decoded images take no more than this are kept decoded.
+    """
+
+    def __init__(self, held_megabytes: int):
+        self._held_megabytes = held_megabytes
+        self._kept: dict[str, tuple[Any, Any]] = {}
+
+    def train(self, run: Run, workdir: Path) -> None:
+        """Trains one run in its folder, or continues it."""
+        train(run.config, workdir / run.entry.folder, self.experiment(run.config), quiet=True)
+
+    def experiment(self, config: ConfigDict) -> Experiment:
+        """What `build_experiment` builds of a run's config."""
+        dataset = self.dataset(config)
+        steps = -(-len(dataset.splits["train"]) // config.batch_size)
+        key = [config_json(config), _input_options(config), len(dataset.class_names), steps]
+        key[0] = {name: value for name, value in key[0].items() if name not in ("seed", "data")}
+        programs = self._keep("programs", key, lambda: build_experiment(config, dataset))
+        return build_experiment(config, dataset, programs)
+
+    def source(self, config: ConfigDict) -> Dataset:
+        """What `open_source` opens."""
+        options = config_json(config.data)
+        del options["protocol"], options["maps"]["placebo"]
+        return self._keep("source", options, lambda: open_source(config))
+
+    def dataset(self, config: ConfigDict) -> Dataset:
+        """What `open_dataset` opens, its decoded images kept in memory if they fit."""
+        plain = copy.deepcopy(config)
+        plain.data.maps.placebo = "none"
+        key = config_json(plain.data)
+        arrange = lambda: self._hold(arrange_dataset(self.source(config), plain), config, ("val", "test"))
+        arranged = self._keep("arranged", key, arrange)
+        placebo, augment = config.data.maps.placebo, config_json(config.augment)
+        of_seed = config.seed if placebo == "other_image" else None
+        # Blur and threshold are applied by then.
+        controlled = lambda: process_maps(arranged, blur=0.0, threshold=0.0, placebo=placebo, seed=config.seed)
+        held = () if config.augment.crop else ("train",)
+        return self._keep("dataset", [key, placebo, of_seed, augment], lambda: self._hold(controlled(), config, held))
+
+    def _hold(self, dataset: Dataset, config: ConfigDict, splits: tuple[str, ...]) -> Dataset:
+        size = preprocessing(config)[0]
+        fits = held_bytes(dataset, size, config.data.channels) <= self._held_megabytes * 2**20
+        # Grain's own processes would each have to decode everything all the same.
+        return hold_splits(dataset, splits, size) if fits and not config.data.num_workers else dataset
+
+    def _keep(self, kind: str, key: Any, make: Callable[[], Any]) -> Any:
+        if kind not in self._kept or self._kept[kind][0] != key:
+            self._kept.pop(kind, None)  # before the new one is made: there need not be room for both
+            self._kept[kind] = (key, make())
+        return self._kept[kind][1]
+
+
+def train_here(worker: Worker, runs: Sequence[Run], workdir: Path, bar: tqdm) -> dict[str, str]:
+    """Trains the runs one after the other; returns the error of each that failed, its traceback below, by folder."""
+    failures = {}
+    for run in runs:
+        failure = _try(worker, run, workdir)
+        if failure:
+            failures[run.entry.folder] = failure
+        bar.update()
+    return failures
+
+
+def train_in_processes(
+    runs: Sequence[Run], workdir: Path, processes: int, held_megabytes: int, bar: tqdm
+) -> dict[str, str]:
+    """The same in several processes; each takes the next run when it has done one.
+
+    Each has its share of the CPU's cores where the system lets it choose. A process that dies loses its run alone.
+    """
+    waiting, failures = list(reversed(runs)), {}
+    members = [_Member(_cores_of(i, processes), held_megabytes) for i in range(min(processes, len(runs)))]
+    try:
+        for member in members:
+            member.start(waiting.pop(), workdir)
+        while busy := [member for member in members if member.run]:
+            ready = connection.wait([member.pipe for member in busy])
+            for member in (member for member in busy if member.pipe in ready):
+                folder = member.run.entry.folder
+                failures |= {folder: failure} if (failure := member.finish()) else {}
+                bar.update()
+                if waiting:
+                    member.start(waiting.pop(), workdir)
+    except KeyboardInterrupt as error:
+        raise StoppedError("stopped by SIGINT: the same command goes on.", 128 + signal.SIGINT) from error
+    finally:
+        for member in members:
+            member.end()
+    return failures
+
+
+class _Member:
+    """One of the processes, and the run that it is at."""
+
+    def __init__(self, cores: list[int], held_megabytes: int):
+        self._arguments = (cores, held_megabytes)
+        self.run: Run | None = None
+        self._launch()
+
+    def start(self, run: Run, workdir: Path) -> None:
+        self.run = run
+        self.pipe.send((run, workdir))
+
+    def finish(self) -> str:
+        """The failure of the run that ended, "" if it went well; replaces the process if it died.
+
+        Raises:
+          StoppedError: a signal reached the process; it was not for one run alone.
+        """
+        self.run = None
+        try:
+            answer = self.pipe.recv()
+        except (EOFError, ConnectionError):
+            self._process.join()
+            failure = f"its process ended with exit code {self._process.exitcode} (-9: killed, as for want of memory)"
+            self._launch()
+            return failure
+        if isinstance(answer, tuple):
+            raise StoppedError(*answer)
+        return answer
+
+    def end(self) -> None:
+        if self.run:
+            self._process.terminate()
+        self.pipe.close()
+        self._process.join()
+
+    def _launch(self) -> None:
+        # Not forked: jax has threads that a fork would lose.
+        context = get_context("spawn")
+        self.pipe, other = context.Pipe()
+        self._process = context.Process(target=_serve, args=(other, *self._arguments))
+        self._process.start()
+        other.close()
+
+
+def _serve(pipe: connection.Connection, cores: list[int], held_megabytes: int) -> None:
+    """What a process does: trains the runs that it is sent, until the pipe closes."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the parent too, which ends this one
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    if hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, cores)  # before jax starts as many threads as it sees cores
+    worker = Worker(held_megabytes)
+    while True:
+        try:
+            run, workdir = pipe.recv()
+        except EOFError:
+            return
+        answer(pipe, worker, run, workdir)
+
+
+def answer(pipe: connection.Connection, worker: Worker, run: Run, workdir: Path) -> None:
+    """Trains a run and sends its failure, "" if it went well; message and exit code if a signal stopped it."""
+    try:
+        outcome: str | tuple[str, int] = _try(worker, run, workdir)
+    except StoppedError as error:
+        outcome = (str(error), error.exit_code)
+    with contextlib.suppress(BrokenPipeError):  # the parent ended this process, and reads no more
+        pipe.send(outcome)
+
+
+def _end_with_parent() -> None:
+    parent_process().join()
+    os._exit(1)
+
+
+def _cores_of(member: int, processes: int) -> list[int]:
+    """The share of one of the processes in the cores that this one may use; all, if there are not enough to share."""
+    cores = available_cores()
+    return cores[member::processes] if processes <= len(cores) else cores
+
+
+def _try(worker: Worker, run: Run, workdir: Path) -> str:
+    """Trains a run; if it failed the error in a line and its traceback, else ""; a signal is not caught."""
+    try:
+        worker.train(run, workdir)
+    except StoppedError:
+        raise
+    except Exception as error:  # whatever it is, the other runs go on, and the end tells of it
+        message = " ".join(str(error).split())
+        return f"{type(error).__name__}: {message}\n{traceback.format_exc()}"
+    return ""
+
+
+def _input_options(config: ConfigDict) -> dict[str, Any]:
+    """Of the data's options those that a compiled step depends on."""
+    return {name: config.data[name] for name in ("channels", "image_size", "mean", "std")}

@@ -1,0 +1,240 @@
+"""Training: from a config to a workdir with checkpoints, metrics and the figures of the best checkpoint."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from absl import logging
+from ml_collections import ConfigDict
+from tqdm import tqdm
+
+from .data.pipeline import WorkerError, prefetch_to_device
+from .data.source import DataError
+from .devices.distributed import is_first, wait_for_all
+from .evaluation import evaluate_best, evaluate_source, format_results
+from .experiment import Experiment, build_experiment
+from .inference import describe_dataset
+from .metrics.classification import BETTER
+from .metrics.scores import write_scores
+from .run.checkpoints import Checkpoints
+from .run.interruption import Interruption, StoppedError
+from .run.metric_window import MetricWindow
+from .run.metrics_log import START, MetricWriter, SilentWriter, open_writer
+from .run.workdir import check_workdir, config_json, hold_workdir, write_json
+from .steps import Batch, TrainState
+
+
+def train(
+    config: ConfigDict, workdir: str | Path, experiment: Experiment | None = None, quiet: bool = False
+) -> dict[str, Any]:
+    """Trains as the config says, or continues the run that the workdir holds, and evaluates the best checkpoint.
+
+    A run that was cut off, whenever and however, goes on from its last sound checkpoint and comes, on the same devices,
+    to the same bits in parameters, metrics and results as one that was not.
+
+    Args:
+      config: as `configs/default.py` gives it.
+      workdir: folder of the run. Created only once config and data have proved sound.
+      experiment: what `build_experiment` gives for this config, where it is built already.
+      quiet: no bar and no table.
+
+    Returns:
+      The figures that `results.json` holds, see `evaluate.evaluate_best`.
+
+    Raises:
+      WorkdirError: the folder holds something else, or a run with another config, or another process trains in it.
+      ConfigError, DataError, WeightsError, StateDictError: what can't be trained on or from; nothing was written.
+      CheckpointError: a checkpoint can't be written, or is of another version of this project.
+      NonFiniteError: the loss became NaN or infinite; the checkpoints are of steps before.
+      WorkerError, DataError, MetricsError: a process died, a file vanished, a disk is full, in the middle of a run.
+      StoppedError: after SIGTERM or SIGINT; the same command goes on from there.
+    """
+    workdir = Path(workdir)
+    continued = check_workdir(workdir, config)
+    wait_for_all("checked the workdir")  # before the first process writes into it
+    experiment = experiment or build_experiment(config)
+    initial = None if continued else experiment.initial_state()  # before a folder is made: weights may not load
+    with hold_workdir(workdir, config), Interruption(config.grace_seconds) as stop, Checkpoints(workdir) as checkpoints:
+        sets = experiment.eval_epoch
+        experiment = dataclasses.replace(experiment, eval_epoch=lambda source: stop.watch(sets(source)))
+        state, record = _start(config, experiment, checkpoints, initial)
+        step = int(state.step)
+        with (
+            open_writer(workdir, record["metrics"], step) as writer,
+            _progress(config, experiment, step, quiet) as bar,
+        ):
+            run = _Run(config, experiment, checkpoints, writer, stop, bar)
+            for epoch in range(record["epoch"], config.epochs):
+                first, pending = (record["batch"], record["pending"]) if epoch == record["epoch"] else (0, [])
+                state = train_one_epoch(run, state, epoch, first, pending)
+                validate(run, state, epoch)
+        checkpoints.wait()
+        try:
+            results, scores = evaluate_best(experiment, checkpoints)
+        except StoppedError as error:
+            raise stop.stopped("training has ended; the same command evaluates it.") from error
+        if is_first():
+            write_scores(workdir / "scores.csv", scores, experiment.dataset.class_names)
+            write_json(workdir / "results.json", results)  # last: with it, the run is finished
+    if is_first() and not quiet:
+        tqdm.write(format_results(results, title=f"{config.strategy}: best checkpoint, epoch {results['epoch']}"))
+    return results
+
+
+@dataclasses.dataclass(frozen=True)
+class _Run:
+    """What the loop needs besides the state."""
+
+    config: ConfigDict
+    experiment: Experiment
+    checkpoints: Checkpoints
+    writer: MetricWriter | SilentWriter
+    stop: Interruption
+    bar: tqdm
+
+    def save(
+        self,
+        state: TrainState,
+        step: int,
+        epoch: int,
+        batch: int,
+        window: MetricWindow | None = None,
+        figures: dict[str, float | None] | None = None,
+    ) -> None:
+        """Saves where training stands: `epoch` epochs and `batch` batches of the next one, and the metrics unwritten.
+
+        The lines that the checkpoint counts on are on the disk before it.
+        """
+        record = {
+            "epoch": epoch,
+            "batch": batch,
+            "pending": window.as_json() if window else [],
+            "figures": figures,
+            "metrics": self.writer.sync(),
+            "config": config_json(self.config),
+            **describe_dataset(self.experiment.dataset),
+        }
+        score = None if figures is None else _score(figures, self.config.evaluation.select_by)
+        self.checkpoints.save(step, state, record, score)
+
+    def leave(self, state: TrainState, step: int, epoch: int, batch: int, window: MetricWindow | None) -> StoppedError:
+        """Saves a last checkpoint and returns the error to leave with."""
+        if step not in self.checkpoints.steps():
+            self.save(state, step, epoch, batch, window)
+        self.checkpoints.wait()
+        return self.stop.stopped(f"saved after step {step}; the same command goes on from there.")
+
+
+def _start(
+    config: ConfigDict, experiment: Experiment, checkpoints: Checkpoints, initial: TrainState | None
+) -> tuple[TrainState, dict[str, Any]]:
+    """The state to go on from and the record that belongs to it."""
+    restored = None if initial is not None else checkpoints.restore_latest(experiment.random_state())
+    if restored is None:
+        return initial or experiment.initial_state(), {"epoch": 0, "batch": 0, "pending": [], "metrics": START}
+    name = config.data.manifest if config.data.source == "manifest" else config.data.source
+    _check_dataset(name, restored[1], describe_dataset(experiment.dataset))
+    return restored
+
+
+def _check_dataset(name: str, then: dict[str, Any], now: dict[str, Any]) -> None:
+    """Compares the data with those that the checkpoint was trained on.
+
+    Raises:
+      DataError: other rows. Other pixels are a warning: another version of a JPEG decoder makes some.
+    """
+    differing = [key for key in ("class_names", "domains", "rows") if then[key] != now[key]]
+    if differing:
+        raise DataError(
+            [
+                f"{name}: the data are not those that the run was started with ({' and '.join(differing)} differ). "
+                "Restore them, or train on these in another --workdir."
+            ]
+        )
+    if then["pixels"] != now["pixels"]:
+        logging.warning("%s: images were changed, or are decoded otherwise, since the run was started.", name)
+
+
+def train_one_epoch(run: _Run, state: TrainState, epoch: int, first_batch: int, pending: list[Any]) -> TrainState:
+    """Runs one epoch, or what is left of it; metrics are fetched every few steps, so that the device need not wait.
+
+    Args:
+      run: config, parts and writers.
+      state: of before the first batch; donated.
+      epoch: number of the epoch, from 0.
+      first_batch: where in the epoch to start.
+      pending: metrics of the steps just before, which are in no line yet (`MetricWindow.as_json`).
+
+    Raises:
+      NonFiniteError: names the first step and term that is not finite, and its images.
+      StoppedError: after a signal, once a checkpoint is written.
+    """
+    config, size = run.config, run.experiment.steps_per_epoch
+    step = int(state.step)
+    window = MetricWindow(run.experiment.dataset.splits["train"].records.ids, step, pending)
+    batches = _batches(run.experiment, epoch, first_batch)
+    for number in range(first_batch + 1, size + 1):
+        try:
+            batch, rows = next(batches)
+        except WorkerError as error:
+            # A signal goes to worker processes too, and the first sign of it may be their end.
+            if run.stop.requested(step):
+                raise run.leave(state, step, epoch, number - 1, window) from error
+            raise
+        state, metrics = run.experiment.train_step(state, batch)
+        step += 1
+        window.add(metrics, rows)
+        run.checkpoints.check()
+        if len(window) == config.log_every_steps or number == size:
+            run.bar.update(len(window))
+            scalars = window.close()
+            run.writer.write(step, scalars)
+            run.bar.set_postfix(epoch=epoch + 1, loss=f"{scalars['train/cross_entropy']:.3f}")
+        if run.stop.requested(step):
+            raise run.leave(state, step, epoch, number, window)
+        if number < size and config.checkpoint_every_steps and step % config.checkpoint_every_steps == 0:
+            run.save(state, step, epoch, number, window)
+    return state
+
+
+def validate(run: _Run, state: TrainState, epoch: int) -> None:
+    """Validates after an epoch, writes the line and then the checkpoint.
+
+    Raises:
+      StoppedError: after a signal; validation is done again when the run goes on.
+    """
+    step, size = int(state.step), run.experiment.steps_per_epoch
+    try:
+        figures = evaluate_source(run.experiment, state, run.experiment.dataset.splits["val"]).classification()
+    except StoppedError as error:
+        raise run.leave(state, step, epoch, size, None) from error
+    run.writer.write(step, {"epoch": epoch + 1} | {f"val/{k}": v for k, v in figures.items()})
+    if step in run.checkpoints.steps():
+        run.checkpoints.delete(step)  # of a run that was stopped while it validated; the one before is still there
+    run.save(state, step, epoch + 1, 0, figures=figures)
+
+
+def _batches(experiment: Experiment, epoch: int, first_batch: int) -> Iterator[tuple[Batch, np.ndarray]]:
+    """Batches on their way to the device, each with its rows of the training split, which stay on the host."""
+    put = lambda batch: (experiment.put_batch({k: v for k, v in batch.items() if k != "index"}), batch["index"])
+    return prefetch_to_device(experiment.train_epoch(epoch, first_batch), put)
+
+
+def _score(figures: dict[str, float | None], select_by: str) -> float:
+    """The figure that the best checkpoint has the largest of; the later of equals, as in the CYBORG recipe."""
+    return BETTER[select_by] * figures[select_by]
+
+
+def _progress(config: ConfigDict, experiment: Experiment, step: int, quiet: bool) -> tqdm:
+    return tqdm(
+        total=config.epochs * experiment.steps_per_epoch,
+        initial=step,
+        desc=config.strategy,
+        unit="step",
+        disable=quiet or not is_first() or None,
+        dynamic_ncols=True,
+    )
