@@ -1,4 +1,7 @@
-"""What the launch scripts share: the path to `configs`, and errors that a user can mend without their traceback."""
+"""What the launch scripts share: the path to `configs`, and errors that a user can mend without their traceback.
+
+Nothing here imports jax before a script's work begins, so that help and a misspelt flag are told at once.
+"""
 
 import os
 import sys
@@ -6,51 +9,21 @@ from collections.abc import Callable
 from logging import LogRecord
 from pathlib import Path
 
-from absl import app, flags, logging
+try:
+    from absl import app, flags, logging
+except ModuleNotFoundError as error:
+    sys.exit(f"error: {error.name} is not installed; the scripts need the extra [train]: pip install -e '.[train]'")
 
 # Compiled programs are kept between runs: a second start is fast. The variable's own value wins.
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path.home() / ".cache" / "tfcam_jax" / "compiled"))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # config files import `configs.default`
 
-from tfcam_jax.data.pipeline import WorkerError
-from tfcam_jax.data.source import DataError
-from tfcam_jax.devices.distributed import DistributedError, end_with_others, initialize
-from tfcam_jax.experiment import ConfigError
-from tfcam_jax.explanation import ReportError
-from tfcam_jax.metrics.scores import ScoresError
-from tfcam_jax.metrics.thresholds import SelectionError
-from tfcam_jax.models.state_dicts import StateDictError
-from tfcam_jax.models.weights import WeightsError
-from tfcam_jax.run.checkpoints import CheckpointError
-from tfcam_jax.run.interruption import StoppedError
-from tfcam_jax.run.metric_window import NonFiniteError
-from tfcam_jax.run.metrics_log import MetricsError
-from tfcam_jax.run.workdir import WorkdirError
-from tfcam_jax.study.compare import FailedRunsError
-from tfcam_jax.study.statistics import StudyError
-
-EXPECTED = (
-    CheckpointError,
-    ConfigError,
-    DataError,
-    DistributedError,
-    FailedRunsError,
-    MetricsError,
-    NonFiniteError,
-    ReportError,
-    ScoresError,
-    SelectionError,
-    StateDictError,
-    StudyError,
-    WeightsError,
-    WorkdirError,
-    WorkerError,
-)
+from tfcam_jax.errors import UserError
 
 
 def run(main: Callable[[], object], several_processes: bool = False) -> None:
-    """Parses flags and calls `main`. An expected error goes to stderr as one message, with exit status 1.
+    """Parses flags and calls `main`. An error that a user can mend goes to stderr as one message.
 
     Args:
       main: the script's work.
@@ -62,25 +35,32 @@ def run(main: Callable[[], object], several_processes: bool = False) -> None:
         flags.DEFINE_integer("process_id", None, "Number of this process, from 0.", lower_bound=0)
         flags.DEFINE_integer("heartbeat_seconds", 10, "All end when one is silent for so long.", lower_bound=2)
 
-    def guarded(argv: list[str]) -> None:
-        if len(argv) > 1:
-            raise app.UsageError(f"unexpected argument {argv[1]!r}; a config value is set as --config.key=value")
+    def guarded() -> None:
         logging.set_verbosity(logging.WARNING)  # Orbax tells each file at the level above
         logging.get_absl_logger().addFilter(_without_traceback)
         try:
             if several_processes:
-                values = flags.FLAGS
-                initialize(
-                    values.coordinator_address, values.num_processes, values.process_id, values.heartbeat_seconds
-                )
+                _join_processes()
             main()
-        except EXPECTED as error:
-            sys.exit(f"error: {error}")
-        except StoppedError as error:
-            print(error, file=sys.stderr)
+        except UserError as error:
+            print(f"error: {error}" if error.exit_code == 1 else error, file=sys.stderr)
             sys.exit(error.exit_code)
 
-    app.run(lambda argv: end_with_others(lambda: guarded(argv)), flags_parser=_parse)
+    def begin(argv: list[str]) -> None:
+        if len(argv) > 1:
+            raise app.UsageError(f"unexpected argument {argv[1]!r}; a config value is set as --config.key=value")
+        from tfcam_jax.devices.distributed import end_with_others
+
+        end_with_others(guarded)
+
+    app.run(begin, flags_parser=_parse)
+
+
+def _join_processes() -> None:
+    from tfcam_jax.devices.distributed import initialize
+
+    values = flags.FLAGS
+    initialize(values.coordinator_address, values.num_processes, values.process_id, values.heartbeat_seconds)
 
 
 def _without_traceback(record: LogRecord) -> bool:

@@ -7,11 +7,16 @@ import command_line
 from absl import flags
 from ml_collections import config_flags
 
-from tfcam_jax.study.compare import compare
-
 CONFIG = config_flags.DEFINE_config_file("config", None, "Config file; override with --config.key=value.")
 WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the comparison; finished runs in it are not repeated.")
 flags.mark_flags_as_required(["config", "workdir"])
 
+
+def main() -> None:
+    from tfcam_jax.study.compare import compare
+
+    compare(CONFIG.value, WORKDIR.value)
+
+
 if __name__ == "__main__":
-    command_line.run(lambda: compare(CONFIG.value, WORKDIR.value))
+    command_line.run(main)

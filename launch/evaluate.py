@@ -8,8 +8,6 @@ python launch/evaluate.py --leave_one_domain_out=runs/without_a,runs/without_b -
 import command_line
 from absl import app, flags
 
-from tfcam_jax.evaluation import evaluate, evaluate_leave_one_domain_out
-
 WORKDIR = flags.DEFINE_string("workdir", None, "Folder of a run.")
 DATA = flags.DEFINE_string("data", None, "CSV manifest of other data with the same classes.")
 SPLIT = flags.DEFINE_enum("split", None, ["train", "val", "test"], "Split to evaluate; test, or val without one.")
@@ -24,6 +22,8 @@ STUDY = flags.DEFINE_list("leave_one_domain_out", [], "Workdirs or scores.csv of
 
 
 def main() -> None:
+    from tfcam_jax.evaluation import evaluate, evaluate_leave_one_domain_out
+
     if STUDY.value:
         evaluate_leave_one_domain_out(STUDY.value, OUT.value)
     elif WORKDIR.value:

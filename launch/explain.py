@@ -4,12 +4,8 @@ python launch/explain.py --workdir=runs/mine --split=test --out=report
 python launch/explain.py --workdir=runs/mine --images=photographs --out=report
 """
 
-from pathlib import Path
-
 import command_line
 from absl import flags
-
-from tfcam_jax.explanation import write_report
 
 WORKDIR = flags.DEFINE_string("workdir", None, "Folder of a run.")
 OUT = flags.DEFINE_string(
@@ -24,8 +20,9 @@ flags.mark_flags_as_required(["workdir"])
 
 
 def main() -> None:
-    out = OUT.value or str(Path(WORKDIR.value) / "report")
-    print(f"Report: {write_report(WORKDIR.value, out, IMAGES.value, SPLIT.value, DATA.value)}")
+    from tfcam_jax.explanation import explain
+
+    print(f"Report: {explain(WORKDIR.value, OUT.value, IMAGES.value, SPLIT.value, DATA.value)}")
 
 
 if __name__ == "__main__":

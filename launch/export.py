@@ -6,15 +6,17 @@ python launch/export.py --workdir=runs/mine --out=model.stablehlo
 import command_line
 from absl import flags
 
-from tfcam_jax.export import PLATFORMS, export_model
-
 WORKDIR = flags.DEFINE_string("workdir", None, "Folder of a run.")
 OUT = flags.DEFINE_string("out", None, "The file to write.")
-ON = flags.DEFINE_multi_enum("platform", list(PLATFORMS), [*PLATFORMS, "rocm"], "Where it is to run; may be repeated.")
+ON = flags.DEFINE_multi_enum(
+    "platform", ["cpu", "cuda", "tpu"], ["cpu", "cuda", "tpu", "rocm"], "Where it is to run; may be repeated."
+)
 flags.mark_flags_as_required(["workdir", "out"])
 
 
 def main() -> None:
+    from tfcam_jax.export import export_model
+
     print(f"Model: {export_model(WORKDIR.value, OUT.value, tuple(ON.value))}")
 
 

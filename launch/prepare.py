@@ -9,8 +9,6 @@ import command_line
 from absl import flags
 from ml_collections import config_flags
 
-from tfcam_jax.data.checks.prepare import prepare
-
 CONFIG = config_flags.DEFINE_config_file("config", None, "Config file; override with --config.key=value.")
 CHECK = flags.DEFINE_bool("check", False, "Open every file first and report what is there and what is wrong.")
 OUT = flags.DEFINE_string("out", None, "Folder for the report and a contact sheet of images with their maps.")
@@ -18,8 +16,11 @@ flags.mark_flags_as_required(["config"])
 
 
 def main() -> None:
-    if not prepare(CONFIG.value, CHECK.value, OUT.value):
-        sys.exit("error: the data can't be trained on; mend the problems listed above")
+    from tfcam_jax.data.checks.prepare import prepare
+    from tfcam_jax.experiment import resolve
+
+    if not prepare(resolve(CONFIG.value).data, CHECK.value, OUT.value):
+        sys.exit("error: the data can't be trained on; solve the problems listed above")
 
 
 if __name__ == "__main__":

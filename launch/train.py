@@ -7,11 +7,16 @@ import command_line
 from absl import flags
 from ml_collections import config_flags
 
-from tfcam_jax.training import train
-
 CONFIG = config_flags.DEFINE_config_file("config", None, "Config file; override with --config.key=value.")
 WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run: made new, or continued with the same config.")
 flags.mark_flags_as_required(["config", "workdir"])
 
+
+def main() -> None:
+    from tfcam_jax.training import train
+
+    train(CONFIG.value, WORKDIR.value)
+
+
 if __name__ == "__main__":
-    command_line.run(lambda: train(CONFIG.value, WORKDIR.value), several_processes=True)
+    command_line.run(main, several_processes=True)

@@ -16,16 +16,17 @@ from tiny_run import tiny_config
 from tqdm import tqdm
 
 from tfcam_jax.data.in_memory import hold_splits
-from tfcam_jax.experiment import build_experiment, open_dataset
+from tfcam_jax.experiment import build_experiment, open_dataset, resolve
+from tfcam_jax.run.files import WorkdirError, write_json
 from tfcam_jax.run.interruption import StoppedError
-from tfcam_jax.run.workdir import WorkdirError, load_config, write_json
+from tfcam_jax.run.workdir import load_config
 from tfcam_jax.study import compare as compare_module
 from tfcam_jax.study import page as study_report
 from tfcam_jax.study import worker as study_worker
 from tfcam_jax.study.compare import FailedRunsError, compare
 from tfcam_jax.study.outcomes import Entry, read_outcomes, read_selection, write_entries
 from tfcam_jax.study.plan import plan_arms, plan_runs
-from tfcam_jax.study.worker import Worker
+from tfcam_jax.study.worker import ExperimentCache
 from tfcam_jax.training import train
 
 ARMS = {"cross_entropy", "cyborg", "cyborg_mean_map"}
@@ -45,7 +46,7 @@ def make_config(manifest, **overrides):
 
 
 def planned(config):
-    return plan_runs(config, plan_arms(config), Worker(0).source(config))
+    return plan_runs(config, plan_arms(config), ExperimentCache(0).source(resolve(config)))
 
 
 def without_pictures(monkeypatch):
@@ -139,18 +140,18 @@ def test_a_run_of_a_study_is_the_run_that_training_alone_gives(study, tmp_path):
     """Shared data, held images and shared programs change no bit."""
     workdir, *_ = study
     for folder in ("cyborg-alpha0.6-published-seed1", "cyborg_mean_map-alpha0.3-published-seed1"):
-        alone = train(load_config(workdir / folder), tmp_path / folder)
+        alone = train(ConfigDict(load_config(workdir / folder)), tmp_path / folder)
         assert json.loads((workdir / folder / "results.json").read_text()) == alone
         for name in ("metrics.jsonl", "scores.csv"):
             assert (workdir / folder / name).read_bytes() == (tmp_path / folder / name).read_bytes()
 
 
 def test_arms_of_a_seed_share_weights_batches_and_number_of_steps(study):
-    worker, runs = Worker(64), planned(study[1])
-    built = {run.entry: worker.experiment(run.config) for run in runs if run.entry.seed == 1}
+    cache, runs = ExperimentCache(64), planned(study[1])
+    built = {run.entry: cache.experiment(resolve(run.config)) for run in runs if run.entry.seed == 1}
     assert len(built) == 5
     first = next(iter(built.values()))
-    other_seed = worker.experiment(next(run.config for run in runs if run.entry.seed == 0))
+    other_seed = cache.experiment(resolve(next(run.config for run in runs if run.entry.seed == 0)))
     kernel = lambda experiment: experiment.initial_state().params["head"]["kernel"]
     assert (kernel(first) != kernel(other_seed)).any()
     for entry, experiment in list(built.items())[1:]:
@@ -165,13 +166,13 @@ def test_arms_of_a_seed_share_weights_batches_and_number_of_steps(study):
 
 
 def test_seeds_share_programs_and_arms_share_data(study):
-    worker, runs = Worker(64), planned(study[1])
-    cyborg = [worker.experiment(run.config) for run in runs if run.entry.arm == "cyborg"]
+    cache, runs = ExperimentCache(64), planned(study[1])
+    cyborg = [cache.experiment(resolve(run.config)) for run in runs if run.entry.arm == "cyborg"]
     assert cyborg[0].train_step is cyborg[1].train_step and cyborg[0].initialize is cyborg[1].initialize
     assert cyborg[1].train_step is not cyborg[2].train_step  # the other alpha
-    baseline = worker.experiment(next(run.config for run in runs if run.entry.arm == "cross_entropy"))
+    baseline = cache.experiment(resolve(next(run.config for run in runs if run.entry.arm == "cross_entropy")))
     assert baseline.dataset is cyborg[0].dataset
-    control = worker.experiment(next(run.config for run in runs if run.entry.arm == "cyborg_mean_map"))
+    control = cache.experiment(resolve(next(run.config for run in runs if run.entry.arm == "cyborg_mean_map")))
     assert control.dataset.splits["test"] is baseline.dataset.splits["test"]
 
 
@@ -180,12 +181,14 @@ def test_held_examples_are_those_of_the_source(manifest, augment):
     config = make_config(manifest)
     config.data.image_size = 20
     config.augment.update(augment)
-    dataset = open_dataset(config)
+    dataset = open_dataset(resolve(config))
     held = hold_splits(dataset, ("train", "val", "test"), 20)
     for _ in range(2):
         for batches in (lambda e: e.train_epoch(3), lambda e: e.eval_epoch(e.dataset.splits["test"])):
             pairs = zip(
-                batches(build_experiment(config, dataset)), batches(build_experiment(config, held)), strict=True
+                batches(build_experiment(resolve(config), dataset)),
+                batches(build_experiment(resolve(config), held)),
+                strict=True,
             )
             for expected, actual in pairs:
                 jax.tree.map(np.testing.assert_array_equal, expected, actual)
@@ -195,10 +198,10 @@ def test_what_does_not_fit_or_is_cropped_is_not_held(manifest):
     config = make_config(manifest)
     config.data.image_size = 20
     name = lambda dataset, split: type(dataset.splits[split]).__name__
-    assert name(Worker(0).dataset(config), "train") == "RowsSource"
-    assert name(Worker(1).dataset(config), "train") == "Held"
+    assert name(ExperimentCache(0).dataset(resolve(config)), "train") == "RowsSource"
+    assert name(ExperimentCache(1).dataset(resolve(config)), "train") == "Held"
     config.augment.crop = 0.2
-    dataset = Worker(1).dataset(config)
+    dataset = ExperimentCache(1).dataset(resolve(config))
     assert (name(dataset, "train"), name(dataset, "val")) == ("RowsSource", "Held")
 
 
@@ -261,14 +264,14 @@ def test_a_signal_to_one_process_stops_the_study(manifest, tmp_path, monkeypatch
     runs = planned(make_config(manifest))
     member = object.__new__(study_worker._Member)
     member.run, (member.pipe, other) = runs[0], Pipe()
-    worker = Worker(0)
-    monkeypatch.setattr(worker, "train", lambda *_: (_ for _ in ()).throw(StoppedError("stopped by SIGTERM", 143)))
-    study_worker.answer(other, worker, runs[0], tmp_path)
+    cache = ExperimentCache(0)
+    monkeypatch.setattr(cache, "train", lambda *_: (_ for _ in ()).throw(StoppedError("stopped by SIGTERM", 143)))
+    study_worker.answer(other, cache, runs[0], tmp_path)
     with pytest.raises(StoppedError, match="stopped by SIGTERM") as caught:
         member.finish()
     assert caught.value.exit_code == 143
     with pytest.raises(StoppedError):
-        study_worker.train_here(worker, runs, tmp_path, tqdm(disable=True))
+        study_worker.train_here(cache, runs, tmp_path, tqdm(disable=True))
 
 
 def test_cores_are_shared_out():
@@ -320,5 +323,5 @@ def test_the_number_of_processes(manifest):
 
 def test_a_data_set_can_be_handed_in(manifest):
     config = make_config(manifest)
-    dataset = dataclasses.replace(open_dataset(config), name="handed in")
-    assert build_experiment(config, dataset).dataset.name == "handed in"
+    dataset = dataclasses.replace(open_dataset(resolve(config)), name="handed in")
+    assert build_experiment(resolve(config), dataset).dataset.name == "handed in"

@@ -9,7 +9,7 @@ from ml_collections import ConfigDict
 
 from configs import default
 from tfcam_jax.data.transforms import Augment
-from tfcam_jax.experiment import build_model, check_values
+from tfcam_jax.experiment import resolve
 from tfcam_jax.models import MODEL_CARDS
 from tfcam_jax.strategies import STRATEGIES, strategy_options
 from tfcam_jax.study.plan import placebo_arms, plan_arms
@@ -46,8 +46,7 @@ def test_config_has_the_defaults_keys_and_can_be_built(path):
     assert dict(flatten(without_variants(config))).keys() == dict(flatten(default.get_config())).keys()
     if config.data.source == "manifest" and not config.data.manifest:
         config.data.manifest = "any.csv"
-    check_values(config)
-    build_model(config, num_classes=2)
+    resolve(config).make_model(num_classes=2)
     Augment(**config.augment)
     arms = plan_arms(config)
     assert len(arms) == len(set(config.compare.strategies)) + len(config.compare.variants) + len(

@@ -19,8 +19,8 @@ from tiny_run import tiny_config
 from tfcam_jax import training as train
 from tfcam_jax.devices import distributed
 from tfcam_jax.devices.distributed import DistributedError, end_with_others, initialize, started_by_cluster
-from tfcam_jax.experiment import build_experiment
-from tfcam_jax.inference import restore_trained
+from tfcam_jax.experiment import build_experiment, resolve
+from tfcam_jax.inference import restore
 
 REPO = Path(__file__).parents[1]
 SCRIPTS = sorted((REPO / "launch").glob("*.sh"))
@@ -88,7 +88,7 @@ def test_two_processes_train_as_one(manifest, tmp_path):
     assert (done.stdout + done.stderr).count("best checkpoint, epoch") == 1
     config = make_config(manifest)
     results = train.train(config, tmp_path / "one")
-    one, two = (jax.device_get(restore_trained(tmp_path / name).state) for name in ("one", "two"))
+    one, two = (jax.device_get(restore(tmp_path / name).state) for name in ("one", "two"))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6, rtol=0), one, two)
     lines = [[json.loads(x) for x in (tmp_path / n / "metrics.jsonl").read_text().splitlines()] for n in ("one", "two")]
     assert len(lines[0]) == len(lines[1]) == 6
@@ -132,12 +132,12 @@ def test_processes_end_when_one_is_killed(manifest, tmp_path):
 
 
 def test_each_process_reads_its_part(manifest, monkeypatch):
-    whole = list(build_experiment(make_config(manifest)).train_epoch(1))
+    whole = list(build_experiment(resolve(make_config(manifest))).train_epoch(1))
     monkeypatch.setattr(jax, "process_count", lambda: 2)
     parts = []
     for number in range(2):
         monkeypatch.setattr(jax, "process_index", lambda number=number: number)
-        parts.append(list(build_experiment(make_config(manifest)).train_epoch(1)))
+        parts.append(list(build_experiment(resolve(make_config(manifest))).train_epoch(1)))
     for batch, *shares in zip(whole, *parts, strict=True):
         assert [len(share["index"]) for share in shares] == [4, 4]
         rows = np.concatenate([share["index"] for share in shares])

@@ -15,13 +15,13 @@ from tiny_run import train_tiny
 
 from tfcam_jax.data.evaluation_sets import open_image_folder
 from tfcam_jax.data.source import DataError
-from tfcam_jax.evaluation import evaluate, evaluate_leave_one_domain_out, evaluate_source
+from tfcam_jax.evaluation import evaluate, evaluate_leave_one_domain_out
 from tfcam_jax.experiment import open_dataset
-from tfcam_jax.inference import restore_trained
+from tfcam_jax.inference import join_outputs, restore
 from tfcam_jax.metrics.scores import ScoresError, read_scores
 from tfcam_jax.metrics.thresholds import SelectionError
 from tfcam_jax.run.checkpoints import CheckpointError
-from tfcam_jax.run.workdir import WorkdirError
+from tfcam_jax.run.files import WorkdirError
 
 
 @pytest.fixture(scope="module")
@@ -78,9 +78,9 @@ def test_figures_are_those_of_training_and_of_the_scores(workdir, evaluation):
 
 
 def test_agreement_at_map_resolution_by_hand(workdir, evaluation):
-    trained = restore_trained(workdir)
-    test = open_dataset(trained.config).splits["test"]
-    predictions = evaluate_source(trained, trained.state, test)
+    trained = restore(workdir)
+    test = open_dataset(trained.recipe).splits["test"]
+    predictions = join_outputs(output for output, _ in trained.outputs(test))
     pairs = [
         (t - u, s)
         for t, u, s, v in zip(
@@ -192,16 +192,16 @@ os.environ["JAX_PLATFORMS"] = "cpu"
 import jax
 from tfcam_jax.evaluation import score_source
 from tfcam_jax.experiment import open_dataset
-from tfcam_jax.inference import restore_trained
+from tfcam_jax.inference import restore
 assert jax.device_count() == 3
-trained = restore_trained({str(workdir)!r})
-print(score_source(trained, open_dataset(trained.config).splits["test"], "test")[0].logits.tolist())
+trained = restore({str(workdir)!r})
+print(score_source(trained, open_dataset(trained.recipe).splits["test"], "test")[0].logits.tolist())
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    trained = restore_trained(workdir)
+    trained = restore(workdir)
     assert jax.device_count() == 2
-    here = evaluate_source(trained, trained.state, open_dataset(trained.config).splits["test"])
+    here = join_outputs(output for output, _ in trained.outputs(open_dataset(trained.recipe).splits["test"]))
     np.testing.assert_allclose(json.loads(done.stdout), here.logits, atol=1e-5)
 
 

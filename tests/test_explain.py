@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tfcam_jax.report.decomposition import decompose, grad_cam_difference, is_cosmetic, margin_regions
+from tfcam_jax.cams import decompose_margin, grad_cam_difference
+from tfcam_jax.report.regions import is_cosmetic, margin_regions
 
 
 def draw(classes, seed=0, n=4, h=3, w=5, channels=6):
@@ -19,7 +20,7 @@ def draw(classes, seed=0, n=4, h=3, w=5, channels=6):
 
 def test_mean_of_difference_and_bias_difference_are_the_margin():
     features, kernel, bias, labels = draw(2)
-    parts = decompose(features, kernel, bias, labels)
+    parts = decompose_margin(features, kernel, bias, labels)
     for i, label in enumerate(np.asarray(labels)):
         z = np.asarray(features[i], np.float64).mean((0, 1)) @ np.asarray(kernel, np.float64) + np.asarray(bias)
         assert float(parts.margin[i]) == pytest.approx(z[label] - z[1 - label], abs=1e-5)
@@ -31,7 +32,7 @@ def test_mean_of_difference_and_bias_difference_are_the_margin():
 
 def test_margin_of_three_classes_is_over_the_weighted_others():
     features, kernel, bias, labels = draw(3)
-    parts = decompose(features, kernel, bias, labels)
+    parts = decompose_margin(features, kernel, bias, labels)
     z = np.asarray(features.mean((1, 2)) @ kernel + bias[None], np.float64)
     for i, label in enumerate(np.asarray(labels)):
         others = [k for k in range(3) if k != label]
@@ -45,7 +46,7 @@ def test_grad_cam_of_a_pooled_linear_head_is_the_difference(classes):
     features, kernel, bias, labels = draw(classes)
     head = lambda features: features.mean((1, 2)) @ kernel + bias[None]
     found = jax.jit(lambda features, labels: grad_cam_difference(head, features, labels))(features, labels)
-    np.testing.assert_allclose(found, decompose(features, kernel, bias, labels).difference, atol=1e-5)
+    np.testing.assert_allclose(found, decompose_margin(features, kernel, bias, labels).difference, atol=1e-5)
 
 
 def test_grad_cam_of_another_head_weighs_channels_by_the_gradient():

@@ -11,9 +11,9 @@ from tiny_run import train_tiny
 from tfcam_jax.experiment import open_dataset
 from tfcam_jax.explanation import explain_source
 from tfcam_jax.export import PLATFORMS, export_model
-from tfcam_jax.inference import restore_trained
+from tfcam_jax.inference import restore
 from tfcam_jax.run.checkpoints import CheckpointError
-from tfcam_jax.run.workdir import WorkdirError
+from tfcam_jax.run.files import WorkdirError
 
 RUN = """
 import sys
@@ -37,21 +37,21 @@ def workdir(tmp_path_factory):
 
 def test_exported_model_runs_without_this_package(workdir, tmp_path):
     path = export_model(workdir, tmp_path / "deep/model.stablehlo")
-    trained = restore_trained(workdir)
-    batches = list(explain_source(trained, open_dataset(trained.config).splits["test"]))
+    trained = restore(workdir)
+    batches = list(explain_source(trained, open_dataset(trained.recipe).splits["test"]))
     np.save(tmp_path / "images.npy", np.concatenate([batch.images for batch in batches]))
     command = [sys.executable, "-c", RUN, path, tmp_path / "images.npy", tmp_path / "found.npz"]
     done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, check=False)
     assert done.returncode == 0, done.stderr
     found = np.load(tmp_path / "found.npz")
-    one = jax.tree.map(lambda *leaves: np.concatenate(leaves), *[batch.explanation for batch in batches])
+    one = jax.tree.map(lambda *leaves: np.concatenate(leaves), *[batch.output for batch in batches])
     np.testing.assert_allclose(found["logits"], one.logits, atol=1e-4)
     np.testing.assert_array_equal(found["difference"], found["true_map"] - found["false_map"])
     # Its true class is the predicted one: where the label is another, T and U change places.
     right = one.logits.argmax(-1) == one.labels
     sign = np.where(right, 1, -1)[:, None, None]
-    np.testing.assert_allclose(found["difference"], sign * one.decomposition.difference, atol=1e-3)
-    expected = np.where(right[:, None, None], one.decomposition.true_map, one.decomposition.false_map)
+    np.testing.assert_allclose(found["difference"], sign * one.difference, atol=1e-3)
+    expected = np.where(right[:, None, None], one.true_map, one.false_map)
     np.testing.assert_allclose(found["true_map"], expected, atol=1e-3)
 
 

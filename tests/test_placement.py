@@ -20,8 +20,9 @@ from tiny_run import tiny_config
 
 from tfcam_jax import steps
 from tfcam_jax import training as train
-from tfcam_jax.devices.placement import AXIS, Placement, PlacementError, fetch, make_placement
-from tfcam_jax.inference import restore_trained
+from tfcam_jax.devices.placement import AXIS, Placement, fetch, make_placement
+from tfcam_jax.errors import ConfigError
+from tfcam_jax.inference import restore
 from tfcam_jax.models import SmallCNN
 from tfcam_jax.strategies import make_strategy
 
@@ -127,7 +128,7 @@ def test_modes_and_devices():
     ],
 )
 def test_what_does_not_fit_is_refused(arguments, message):
-    with pytest.raises(PlacementError, match=message):
+    with pytest.raises(ConfigError, match=message):
         make_placement(*arguments)
 
 
@@ -217,6 +218,6 @@ def test_run_continues_on_other_devices(tmp_path, monkeypatch):
     monkeypatch.setattr("tfcam_jax.devices.placement.SMALLEST_SHARDED", 64)
     monkeypatch.setattr(train, "train_one_epoch", original)
     train.train(config, tmp_path / "moved")
-    moved, whole = (restore_trained(tmp_path / name) for name in ("moved", "whole"))
+    moved, whole = (restore(tmp_path / name) for name in ("moved", "whole"))
     assert moved.epoch == whole.epoch == 2
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6, rtol=0), moved.state, whole.state)

@@ -18,7 +18,8 @@ from tfcam_jax.data import DataError
 from tfcam_jax.data.checks.near_duplicates import MAX_DISTANCE, alike_pairs, perceptual_hash, thumbnail
 from tfcam_jax.data.checks.prepare import prepare
 from tfcam_jax.data.checks.report import align
-from tfcam_jax.experiment import ConfigError, build_experiment, open_dataset
+from tfcam_jax.errors import ConfigError
+from tfcam_jax.experiment import build_experiment, open_dataset, resolve
 from tfcam_jax.training import train
 
 REPO = pathlib.Path(__file__).parent.parent
@@ -61,7 +62,7 @@ def test_one_command_and_then_training(name, tmp_path, capsys):
     assert (tmp_path / "check/contact_sheet.png").read_bytes().startswith(b"\x89PNG")
     config.data[name].manual_dir = ""  # From now on the prepared set is enough.
     results = train(config, tmp_path / "run")
-    splits = open_dataset(config).splits
+    splits = open_dataset(resolve(config)).splits
     assert results["sets"]["val"]["images"] == len(splits["val"])
     assert results["skipped"] == 0
 
@@ -137,12 +138,12 @@ def test_skipped_rows_are_counted_in_the_results(tmp_path):
     (manifest.parent / "images/train5.png").write_bytes(b"nothing")
     (manifest.parent / "maps/train2.png").write_bytes(b"nothing")
     with pytest.raises(DataError, match="2 problems"):
-        build_experiment(manifest_config(manifest))
+        build_experiment(resolve(manifest_config(manifest)))
     config = manifest_config(manifest, **{"data.skip_unreadable": True, "epochs": 1})
     assert prepare(config, check=True)
     results = train(config, tmp_path / "run")
     assert results["skipped"] == 2
-    assert len(open_dataset(config).splits["train"]) == 10
+    assert len(open_dataset(resolve(config)).splits["train"]) == 10
 
 
 def test_what_is_left_after_skipping_must_still_be_trainable(tmp_path):
@@ -151,7 +152,7 @@ def test_what_is_left_after_skipping_must_still_be_trainable(tmp_path):
         (manifest.parent / f"images/val{i}.png").write_bytes(b"nothing")
     config = manifest_config(manifest, **{"data.skip_unreadable": True})
     with pytest.raises(DataError, match="split val holds only class 'dark'"):
-        open_dataset(config)
+        open_dataset(resolve(config))
 
 
 def test_a_protocol_is_part_of_the_check(tmp_path, capsys):
@@ -163,16 +164,16 @@ def test_a_protocol_is_part_of_the_check(tmp_path, capsys):
     assert not prepare(config, check=True)
     assert "no image has domain 'ancient'" in capsys.readouterr().out
     config = manifest_config(manifest, **{"data.protocol.name": "k_fold", "data.protocol.num_folds": 4})
-    folds = open_dataset(config).splits
+    folds = open_dataset(resolve(config)).splits
     assert {split: len(source) for split, source in folds.items()} == {"train": 16, "val": 8, "test": 8}
 
 
 def test_maps_of_a_config_reach_training(tmp_path):
     """Annotators, blur, threshold and placebo, from the config to the batches."""
     manifest = write_manifest(tmp_path / "data")
-    plain = open_dataset(manifest_config(manifest)).splits
+    plain = open_dataset(resolve(manifest_config(manifest))).splits
     config = manifest_config(manifest, **{"data.maps.placebo": "other_image", "data.maps.threshold": 0.5})
-    changed = open_dataset(config).splits
+    changed = open_dataset(resolve(config)).splits
     maps = lambda source: [source[i].saliency for i in range(len(source)) if source.records.has_map[i]]
     for one, other in zip(maps(plain["val"]), maps(changed["val"]), strict=True):
         np.testing.assert_array_equal(one, other)
@@ -186,7 +187,7 @@ def test_maps_of_a_config_reach_training(tmp_path):
         ("data.protocol.name", "kfold", "must be one of published"),
     ):
         with pytest.raises(ConfigError, match=message):
-            build_experiment(manifest_config(manifest, **{name: value}))
+            build_experiment(resolve(manifest_config(manifest, **{name: value})))
 
 
 def textured(seed, size=64):
@@ -302,7 +303,7 @@ def test_bad_files_are_told_with_their_row(tmp_path, name):
     (folder / "folder").mkdir()
     edit(manifest, 4, image=name, map="")
     with pytest.raises(DataError) as caught:
-        open_dataset(manifest_config(manifest))
+        open_dataset(resolve(manifest_config(manifest)))
     assert len(caught.value.problems) == 1
     problem = caught.value.problems[0]
     assert problem.startswith(f"{manifest}, row 4: image {name}") and BAD_FILES[name] in problem
@@ -317,7 +318,7 @@ def test_sixteen_bits_and_cmyk_are_trained_on_as_they_are_seen(tmp_path):
     ink.save(folder / "ink.jpg")
     edit(manifest, 2, image="deep.png")
     edit(manifest, 3, image="ink.jpg")
-    source = open_dataset(manifest_config(manifest)).splits["train"]
+    source = open_dataset(resolve(manifest_config(manifest))).splits["train"]
     np.testing.assert_allclose(source[0].image[..., 0], deep / 257, atol=0.51)
     np.testing.assert_array_equal(source[1].image, np.asarray(Image.open(folder / "ink.jpg").convert("RGB")))
 
@@ -328,9 +329,9 @@ def test_a_zip_or_a_folder_in_place_of_a_manifest(tmp_path):
     with zipfile.ZipFile(tmp_path / "data.zip", "w") as archive:
         archive.writestr("manifest.csv", "split,label,image")
     with pytest.raises(DataError, match=r"data\.zip: a zip archive; unpack it"):
-        open_dataset(manifest_config(tmp_path / "data.zip"))
+        open_dataset(resolve(manifest_config(tmp_path / "data.zip")))
     with pytest.raises(DataError, match="no such manifest"):
-        open_dataset(manifest_config(tmp_path))
+        open_dataset(resolve(manifest_config(tmp_path)))
 
 
 def test_manifest_maps_in_tables_and_from_several_annotators(tmp_path, capsys):
@@ -344,16 +345,16 @@ def test_manifest_maps_in_tables_and_from_several_annotators(tmp_path, capsys):
     assert prepare(manifest_config(manifest), check=True)
     row = next(line.split() for line in capsys.readouterr().out.splitlines() if line.split()[:2] == ["train", "8"])
     assert row[4:6] == ["4", "1"] and -1 < float(row[6]) < 1
-    source = open_dataset(manifest_config(manifest)).splits["train"]
+    source = open_dataset(resolve(manifest_config(manifest))).splits["train"]
     expected = np.zeros((32, 32))
     expected[4:12, 4:12] = 1
     np.testing.assert_array_equal(source[0].saliency, expected)
-    only_ben = open_dataset(manifest_config(manifest, **{"data.maps.combine": "ben"})).splits["train"]
+    only_ben = open_dataset(resolve(manifest_config(manifest, **{"data.maps.combine": "ben"}))).splits["train"]
     assert only_ben.records.has_map.sum() == 1
     np.testing.assert_allclose(only_ben[1].saliency, np.asarray(Image.open(folder / "maps/ben.png")) / 255, rtol=1e-6)
     (folder / "boxes.csv").write_text("image,x,y,width,height\nimages/train0.png,30,4,8,8\n")
     with pytest.raises(DataError, match=r"row 2: map boxes.csv: box 30, 4, 8, 8 reaches outside"):
-        open_dataset(manifest_config(manifest))
+        open_dataset(resolve(manifest_config(manifest)))
 
 
 @pytest.mark.end_to_end

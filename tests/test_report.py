@@ -16,8 +16,8 @@ from tiny_run import train_tiny
 from tfcam_jax import explanation as report
 from tfcam_jax.data.source import DataError
 from tfcam_jax.experiment import open_dataset
-from tfcam_jax.explanation import ReportError, explain_source, write_report
-from tfcam_jax.inference import restore_trained
+from tfcam_jax.explanation import ReportError, explain, explain_source
+from tfcam_jax.inference import restore
 from tfcam_jax.report.page import embed
 from tfcam_jax.report.pictures import colorize, crop, pack_maps
 
@@ -32,7 +32,7 @@ def workdir(tmp_path_factory):
 @pytest.fixture(scope="module")
 def written(workdir, tmp_path_factory):
     out = tmp_path_factory.mktemp("reports") / "test"
-    write_report(workdir, out, split="test")
+    explain(workdir, out, split="test")
     return out
 
 
@@ -64,25 +64,26 @@ def test_figures_of_each_image_add_up_to_its_margin(figures):
 
 
 def test_library_call_gives_the_arrays_behind_the_report(workdir, written, figures):
-    trained = restore_trained(workdir)
-    batches = list(explain_source(trained, open_dataset(trained.config).splits["test"]))
+    trained = restore(workdir)
+    batches = list(explain_source(trained, open_dataset(trained.recipe).splits["test"]))
     assert np.concatenate([batch.rows for batch in batches]).tolist() == list(range(12))
-    one = jax.tree.map(lambda *leaves: np.concatenate(leaves), *[batch.explanation for batch in batches])
-    for name, values in (("margin", one.decomposition.margin), ("fooling_gap", one.fooling_gap)):
+    one = jax.tree.map(lambda *leaves: np.concatenate(leaves), *[batch.output for batch in batches])
+    gaps = np.concatenate([batch.agreement["fooling_gap"] for batch in batches])
+    for name, values in (("margin", one.margin), ("fooling_gap", gaps)):
         np.testing.assert_allclose([entry[name] for entry in figures["images"]], values, rtol=1e-6)
     assert [entry["true_agreement"] is not None for entry in figures["images"]] == one.usable.tolist()
     # Means over the set, and the maps inside the page.
     summary = figures["summary"]
     labels = np.array([entry["label"] for entry in figures["images"]])
     for name in ("dark", "bright"):
-        expected = one.decomposition.difference[labels == name].mean(0)
+        expected = one.difference[labels == name].mean(0)
         np.testing.assert_allclose(summary["mean_maps"][f"class {name}"]["difference"], expected, atol=1e-5)
     new = np.array([entry["domain"] for entry in figures["images"]]) == "new"
     assert summary["mean_maps"]["domain new"]["images"] == new.sum()
     page = (written / "index.html").read_text()
     pictures = json.loads(re.search(r'<script type="application/json" class="pictures">(.*?)</script>', page)[1])
     shown = np.frombuffer(base64.b64decode(pictures[3]["maps"]), "<i2").reshape(3, 4, 4) / 32767 * pictures[3]["reach"]
-    np.testing.assert_allclose(shown[2], one.decomposition.difference[3], atol=1e-3)
+    np.testing.assert_allclose(shown[2], one.difference[3], atol=1e-3)
 
 
 def test_most_carrying_regions_are_ranked(figures):
@@ -116,10 +117,10 @@ def test_report_that_was_cut_off_goes_on_where_it_stopped(workdir, written, tmp_
 
     monkeypatch.setattr(report, "_chunk", dies_in_the_third)
     with pytest.raises(KeyboardInterrupt):
-        write_report(workdir, out, split="test")
+        explain(workdir, out, split="test")
     assert not out.exists() and made == [0, 5]
     monkeypatch.setattr(report, "_chunk", lambda *a: made.append(a[3]) or chunk(*a))
-    write_report(workdir, out, split="test")
+    explain(workdir, out, split="test")
     assert made == [0, 5, 10]
     assert [path.name for path in tmp_path.iterdir()] == ["report"]
     whole, again = (json.loads((folder / "figures.json").read_text()) for folder in (written, out))
@@ -135,9 +136,9 @@ def test_report_that_was_cut_off_goes_on_where_it_stopped(workdir, written, tmp_
 def test_leftovers_of_another_report_are_not_taken(workdir, tmp_path, monkeypatch):
     monkeypatch.setattr(report, "write_page", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
-        write_report(workdir, tmp_path / "report", split="val")
+        explain(workdir, tmp_path / "report", split="val")
     monkeypatch.undo()
-    write_report(workdir, tmp_path / "report", split="test")
+    explain(workdir, tmp_path / "report", split="test")
     assert len(json.loads((tmp_path / "report/figures.json").read_text())["images"]) == 12
     assert len(list((tmp_path / "report/images").iterdir())) == 12
 
@@ -152,7 +153,7 @@ def test_images_of_any_mode_and_size_without_labels(workdir, tmp_path):
     Image.fromarray(pixels[..., 0]).convert("1").save(folder / "bilevel.png")
     Image.fromarray(pixels[:5, :3, 0].astype(np.uint16) * 257).save(folder / "deep.tiff")
     Image.fromarray(pixels[..., :3]).convert("P").save(folder / "palette.gif")
-    write_report(workdir, tmp_path / "report", images=folder)
+    explain(workdir, tmp_path / "report", images=folder)
     found = json.loads((tmp_path / "report/figures.json").read_text())
     assert [entry["id"] for entry in found["images"]] == [
         "bilevel.png",
@@ -170,17 +171,17 @@ def test_what_can_not_be_explained_leaves_nothing_behind(workdir, tmp_path):
     out, folder = tmp_path / "report", tmp_path / "photographs"
     folder.mkdir()
     with pytest.raises(DataError, match="no image in it"):
-        write_report(workdir, out, images=folder)
+        explain(workdir, out, images=folder)
     (folder / "broken.png").write_bytes(b"\x89PNG")
     with pytest.raises(DataError, match=r"broken\.png"):
-        write_report(workdir, out, images=folder)
+        explain(workdir, out, images=folder)
     with pytest.raises(ReportError, match="either"):
-        write_report(workdir, out, images=folder, split="test")
+        explain(workdir, out, images=folder, split="test")
     assert [path.name for path in tmp_path.iterdir()] == ["photographs"]
     out.mkdir()
     (out / "thesis.tex").write_text("precious")
     with pytest.raises(ReportError, match="not empty"):
-        write_report(workdir, out)
+        explain(workdir, out)
     assert (out / "thesis.tex").read_text() == "precious"
 
 

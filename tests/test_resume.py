@@ -22,11 +22,11 @@ from tfcam_jax import training as train
 from tfcam_jax.data.pipeline import WorkerError
 from tfcam_jax.data.source import DataError
 from tfcam_jax.evaluation import evaluate
-from tfcam_jax.experiment import build_experiment
-from tfcam_jax.inference import restore_trained
+from tfcam_jax.experiment import build_experiment, resolve
+from tfcam_jax.inference import restore
 from tfcam_jax.run.checkpoints import Checkpoints
+from tfcam_jax.run.files import WorkdirError
 from tfcam_jax.run.interruption import Interruption, StoppedError
-from tfcam_jax.run.workdir import WorkdirError
 
 REPO = pathlib.Path(__file__).parent.parent
 
@@ -44,7 +44,7 @@ def config(manifest):
 
 @pytest.fixture(scope="module")
 def like(config):
-    return build_experiment(config).random_state()
+    return build_experiment(resolve(config)).random_state()
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -183,7 +183,7 @@ def test_a_config_changed_since_the_training_is_refused(whole, tmp_path):
     stored["data"]["num_threads"], stored["data"]["mean"] = 1, [0.5, 0.5, 0.4]
     (workdir / "config.json").write_text(json.dumps(stored))
     with pytest.raises(WorkdirError, match=r"data\.mean: None in training, .*0\.4.* in the file"):
-        restore_trained(workdir)
+        restore(workdir)
 
 
 def test_a_file_that_vanishes_stops_the_run(tmp_path, monkeypatch):

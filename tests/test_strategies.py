@@ -89,8 +89,8 @@ def test_options_reach_the_loss():
         ("contrast", {"divergence": "l1"}, "no option 'divergence'.*it has alpha"),
         ("cross_entropy", {"alpha": 0.5}, "no option 'alpha'"),
         ("difference", {"divergence": "kll"}, "Did you mean 'kl'"),
-        ("cyborg", {"cam_class": "false"}, "unknown cam_class"),
-        ("energy", {"attribution": "diff"}, "unknown attribution"),
+        ("cyborg", {"cam_class": "false"}, "cam_class is 'false'"),
+        ("energy", {"attribution": "diff"}, "attribution is 'diff'"),
         ("opposed", {"alpha": 1.5}, r"\[0, 1\]"),
     ],
 )

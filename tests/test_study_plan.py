@@ -11,7 +11,8 @@ from tiny_manifest import write_manifest
 from tiny_run import tiny_config
 
 from tfcam_jax.data.source import DataError, Dataset, Records
-from tfcam_jax.experiment import ConfigError, open_source
+from tfcam_jax.errors import ConfigError
+from tfcam_jax.experiment import open_source
 from tfcam_jax.study.plan import placebo_arms, plan_arms, plan_runs
 
 REPO = pathlib.Path(__file__).parent.parent

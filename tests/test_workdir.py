@@ -8,15 +8,17 @@ import sys
 import pytest
 
 from configs import default
+from tfcam_jax.experiment import config_json
 from tfcam_jax.run.checkpoints import FORMAT
-from tfcam_jax.run.workdir import WorkdirError, check_workdir, hold_workdir, load_config
+from tfcam_jax.run.files import WorkdirError
+from tfcam_jax.run.workdir import check_workdir, hold_workdir, load_config
 
 
 def config(**overrides):
     made = default.get_config()
     made.data.manifest = "any.csv"
     made.update_from_flattened_dict(overrides)
-    return made
+    return config_json(made)
 
 
 @pytest.fixture
@@ -39,9 +41,10 @@ def test_a_second_process_is_refused_at_once_with_the_first_ones_name(tmp_path):
 def test_a_killed_process_leaves_no_lock(tmp_path):
     code = (
         "import fcntl, sys, time; file = open(sys.argv[1], 'a+'); fcntl.flock(file, fcntl.LOCK_EX);"
-        "print('host h, pid 7', file=file, flush=True); print('held', flush=True); time.sleep(60)"
+        "print('held', flush=True); time.sleep(60)"
     )
     (tmp_path / "run").mkdir()
+    (tmp_path / "run/.lock.holder").write_text("host h, pid 7\n")
     holder = subprocess.Popen([sys.executable, "-c", code, tmp_path / "run/.lock"], stdout=subprocess.PIPE, text=True)
     with holder:
         assert holder.stdout.readline() == "held\n"
@@ -51,12 +54,14 @@ def test_a_killed_process_leaves_no_lock(tmp_path):
     assert not check_workdir(tmp_path / "run", config())
 
 
-@pytest.mark.parametrize("name", [".lock", "run.json", ".run.json.123", ".config.json.7"])
+@pytest.mark.parametrize(
+    "name", [".lock", ".lock.holder", "..lock.holder.12", "run.json", ".run.json.123", ".config.json.7"]
+)
 def test_what_a_kill_before_the_config_leaves_is_no_hindrance(tmp_path, name):
     (tmp_path / name).write_text("")
     assert not check_workdir(tmp_path, config())
     with hold_workdir(tmp_path, config()):
-        assert load_config(tmp_path).to_json() == config().to_json()
+        assert load_config(tmp_path) == config()
 
 
 def test_each_start_is_recorded(run):

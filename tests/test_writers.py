@@ -6,7 +6,7 @@ import resource
 
 import jax
 import pytest
-from tensorboardX.proto.event_pb2 import Event
+from tensorboard.compat.proto.event_pb2 import Event
 
 from tfcam_jax.run import provenance, workdir
 from tfcam_jax.run.metrics_log import MetricsError, MetricWriter

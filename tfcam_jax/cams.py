@@ -7,7 +7,8 @@ leading dimensions are free. Computation is float32 (float64 if that comes in).
 from __future__ import annotations
 
 import functools
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from typing import TYPE_CHECKING, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -91,6 +92,19 @@ def split_true_false(
     return select(is_true.astype(maps.dtype)), select(false_weights)
 
 
+def true_false_maps(
+    features: Float[Array, "*batch h w C"],
+    kernel: Float[Array, "C K"],
+    labels: Int[Array, "*batch"],
+    logits: Float[Array, "*batch K"] | None = None,
+) -> tuple[Float[Array, "*batch h w"], Float[Array, "*batch h w"]]:
+    """T and U straight from what a model pools and its linear head.
+
+    `class_activation_maps`, then `split_true_false`, whose words on labels, logits and errors hold here.
+    """
+    return split_true_false(class_activation_maps(features, kernel), labels, logits)
+
+
 def difference_salience(
     true_map: Float[Array, "*batch h w"], false_map: Float[Array, "*batch h w"]
 ) -> Float[Array, "*batch h w"]:
@@ -141,3 +155,84 @@ def normalize(
     # Two `where`s: with one, the division that is not taken still sends NaN into the gradient.
     span = jnp.where(constant, 1, high - low)
     return jnp.where(constant, 0, (maps - low) / span)
+
+
+class Decomposition(NamedTuple):
+    """T, U and D = T - U, raw; for two classes `difference.mean((-2, -1)) + bias_difference == margin`."""
+
+    true_map: Float[Array, "batch h w"]
+    false_map: Float[Array, "batch h w"]
+    difference: Float[Array, "batch h w"]
+    margin: Float[Array, " batch"]
+    bias_difference: Float[Array, " batch"]
+
+
+def decompose_margin(
+    features: Float[Array, "batch h w channels"],
+    kernel: Float[Array, "channels classes"],
+    bias: Float[Array, " classes"],
+    labels: Int[Array, " batch"],
+    logits: Float[Array, "batch classes"] | None = None,
+) -> Decomposition:
+    """Splits the decision margin over the places of the feature map (method text, fact 1).
+
+    Args:
+      features: exactly as they are pooled.
+      kernel: weights of the linear head.
+      bias: of the linear head.
+      labels: class that counts as true; the predicted one to explain a decision without a label.
+      logits: the model's own; None: the means of the maps plus the bias, which are the same up to rounding.
+
+    Returns:
+      Maps and margin, float32. The margin is the true logit less the false one; for more than two classes less
+      the mean of the others weighted by their softmax among themselves, as in the false map.
+    """
+    maps = class_activation_maps(features, kernel)
+    logits = maps.mean((-3, -2)) + bias[None] if logits is None else at_least_float32(logits)
+    true_map, false_map = split_true_false(maps, labels, logits)
+    # The same weights on maps of one place turn logits and biases into true and false ones.
+    per_class = lambda values: split_true_false(values[:, None, None, :], labels, logits)
+    (true_logit, false_logit), (true_bias, false_bias) = (
+        per_class(values) for values in (logits, jnp.broadcast_to(bias[None], logits.shape))
+    )
+    flat = lambda values: values[:, 0, 0]
+    return Decomposition(
+        true_map,
+        false_map,
+        difference_salience(true_map, false_map),
+        flat(true_logit - false_logit),
+        flat(true_bias - false_bias),
+    )
+
+
+def grad_cam_difference(
+    head: Callable[[Array], Array],
+    features: Float[Array, "batch h w channels"],
+    labels: Int[Array, " batch"],
+) -> Float[Array, "batch h w"]:
+    """Grad-CAM of the logit difference, for models whose head is more than pooling and one linear layer.
+
+    The gradient of the true logit less the false one with respect to the features is summed over places, which gives
+    a weight per channel; the map is the weighted sum of channels, signed (Grad-CAM, Selvaraju et al., ICCV 2017, takes
+    one logit, the mean over places, and a ReLU). With these choices it equals D exactly for a pooled linear head.
+    Otherwise its mean is a linear approximation of the margin, no decomposition of it.
+
+    Args:
+      head: from features to logits [batch, classes]; each image's logits must depend on its own features only.
+      features: of the layer to look at.
+      labels: class that counts as true.
+
+    Returns:
+      The map, float32. For more than two classes the false logit is the mean of the others weighted by their softmax
+      among themselves, the weights held constant, as in the false-class map.
+    """
+
+    def difference(features: Array) -> Array:
+        logits = head(features)
+        true, false = split_true_false(logits[:, None, None, :], labels, logits)
+        return (true - false)[:, 0, 0]
+
+    margin, pull_back = jax.vjp(difference, at_least_float32(features))
+    (gradient,) = pull_back(jnp.ones_like(margin))
+    weights = gradient.sum((1, 2))
+    return jnp.einsum("bhwc,bc->bhw", features, weights, precision=jax.lax.Precision.HIGHEST)

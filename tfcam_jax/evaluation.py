@@ -2,29 +2,26 @@
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float
 from tqdm import tqdm
 
 from .cams import difference_salience, is_constant, largest_magnitude
-from .data.evaluation_sets import open_manifest_split
-from .data.manifest import read_rows
+from .data.evaluation_sets import choose_rows
 from .data.protocol import split_by_protocol
-from .data.source import DataError, Records, Source
+from .data.source import Records, Source, Subset
 from .devices.distributed import is_first
 from .devices.placement import fetch
-from .experiment import Experiment, open_dataset
-from .inference import TrainedModel, restore_trained
+from .experiment import Experiment
+from .inference import Trained, choose_split, join_outputs, open_own_data, outputs_of, restore
 from .metrics import agreement
 from .metrics.classification import classification
-from .metrics.faithfulness import study_faithfulness
+from .metrics.faithfulness import measure_faithfulness
 from .metrics.per_protocol import leave_one_domain_out, protocol_figures, protocol_sets
 from .metrics.perturbation import fooling_gap
 from .metrics.protocol_tables import format_evaluation, format_leave_one_domain_out
@@ -32,50 +29,18 @@ from .metrics.scores import Scores, ScoresError, join_scores, read_scores, write
 from .metrics.tables import align, decimal
 from .metrics.thresholds import SelectionError, choose_thresholds
 from .run.checkpoints import CheckpointError, Checkpoints
-from .run.workdir import WorkdirError, read_json, write_json, write_text
+from .run.files import WorkdirError, read_json, write_json, write_text
 from .steps import EvalOutput, TrainState
 
 
-@dataclasses.dataclass(frozen=True)
-class Predictions:
-    """What a model says of n images, as NumPy arrays; see `steps.EvalOutput`."""
-
-    labels: Int[np.ndarray, " n"]
-    logits: Float[np.ndarray, "n classes"]
-    true_map: Float[np.ndarray, "n h w"]
-    false_map: Float[np.ndarray, "n h w"]
-    saliency: Float[np.ndarray, "n h w"]
-    usable: Bool[np.ndarray, " n"]
-
-    def __getitem__(self, rows: Int[np.ndarray, " m"]) -> Predictions:
-        return Predictions(**{f.name: getattr(self, f.name)[rows] for f in dataclasses.fields(self)})
-
-    def classification(self) -> dict[str, float | None]:
-        """Cross-entropy, accuracy, AUROC; see `classification_metrics.classification`."""
-        return classification(self.labels, self.logits)
-
-    def map_agreement(self) -> dict[str, float | None]:
-        """Mean correlation of T, U and D = T - U with the human maps (`agreement.correlation`); None without any."""
-        maps = {"true": self.true_map, "false": self.false_map, "difference": self.true_map - self.false_map}
-        if not self.usable.any():
-            return dict.fromkeys(maps)
-        human = jnp.asarray(self.saliency[self.usable])
-        agree = lambda values: agreement.correlation(jnp.asarray(values[self.usable]), human)
-        return {name: float(agree(values).mean()) for name, values in maps.items()}
-
-
-def evaluate_source(runner: Experiment | TrainedModel, state: TrainState, source: Source) -> Predictions:
-    """Runs the eval step over every example of a split, once and in order."""
-    outputs = []
-    for batch in runner.eval_epoch(source):
-        output, mask = fetch((runner.eval_step(state.params, state.batch_stats, batch), batch["mask"]))
-        outputs.append(jax.tree.map(lambda leaf, real=mask > 0: leaf[real], output))
-    merged = jax.tree.map(lambda *leaves: np.concatenate(leaves), *outputs)
-    return Predictions(labels=source.records.labels, **merged._asdict())
+def evaluate_source(experiment: Experiment, state: TrainState, source: Source) -> EvalOutput:
+    """What the eval step says of every example of a split, once and in order, in NumPy."""
+    batches = experiment.eval_epoch(source)
+    return join_outputs(output for output, _ in outputs_of(experiment.eval_step, state, batches))
 
 
 def evaluate_best(experiment: Experiment, checkpoints: Checkpoints) -> tuple[dict[str, Any], Scores]:
-    """Figures of the best checkpoint at the end of training; `evaluate` gives the whole protocol.
+    """Metrics of the best checkpoint at the end of training; `evaluate` gives the whole protocol.
 
     Returns:
       `({"epoch", "class_names", "skipped", "thresholds", "sets"}, scores)`; `skipped` counts unreadable rows left out;
@@ -92,15 +57,16 @@ def evaluate_best(experiment: Experiment, checkpoints: Checkpoints) -> tuple[dic
     if restored is None:
         raise CheckpointError("there is no best checkpoint: the run ended before its first validation")
     state, record = restored
-    splits = experiment.dataset.splits
+    dataset, splits = experiment.dataset, experiment.dataset.splits
+    seen = set(splits["train"].records.domains)
+    tabulate = lambda split, output: tabulate_scores(splits[split].records, split, output.logits, seen)
     val = evaluate_source(experiment, state, splits["val"])
-    sets, tables = {"val": figures(val)}, [_scores(splits, "val", val)]
+    sets, tables = {"val": describe_set(val)}, [tabulate("val", val)]
     if "test" in splits:
         test = evaluate_source(experiment, state, splits["test"])
         parts = split_by_protocol(splits["train"].records.domains, splits["test"].records.domains, test.labels)
-        sets |= {name: figures(test[rows]) for name, rows in parts.items()}
-        tables.append(_scores(splits, "test", test))
-    dataset = experiment.dataset
+        sets |= {name: describe_set(jax.tree.map(lambda x, r=rows: x[r], test)) for name, rows in parts.items()}
+        tables.append(tabulate("test", test))
     results = {
         "epoch": record["epoch"],
         "class_names": list(dataset.class_names),
@@ -111,19 +77,21 @@ def evaluate_best(experiment: Experiment, checkpoints: Checkpoints) -> tuple[dic
     return results, join_scores(tables)
 
 
-def _scores(splits: Mapping[str, Source], split: str, predictions: Predictions) -> Scores:
-    seen = set(splits["train"].records.domains)
-    return tabulate_scores(splits[split].records, split, predictions.logits, seen)
+def describe_set(output: EvalOutput) -> dict[str, Any]:
+    """Every metric that the table at the end of training shows of one set.
 
-
-def figures(predictions: Predictions) -> dict[str, Any]:
-    """Everything that the tables at the end of training show of one set."""
+    `map_agreement` is the mean correlation of T, U and D with the human maps (`agreement.correlation`); None without
+    any human map.
+    """
+    maps = {"true": output.true_map, "false": output.false_map, "difference": output.difference}
+    human = output.saliency[output.usable]
+    agree = lambda values: float(agreement.correlation(jnp.asarray(values[output.usable]), jnp.asarray(human)).mean())
     return {
-        "images": len(predictions.labels),
-        "maps": int(predictions.usable.sum()),
-        **predictions.classification(),
-        "map_agreement": predictions.map_agreement(),
-        "fooling_gap": float(fooling_gap(*map(jnp.asarray, (predictions.true_map, predictions.false_map))).mean()),
+        "images": len(output.labels),
+        "maps": int(output.usable.sum()),
+        **classification(output.labels, output.logits),
+        "map_agreement": {name: agree(values) if len(human) else None for name, values in maps.items()},
+        "fooling_gap": float(fooling_gap(*map(jnp.asarray, (output.true_map, output.false_map))).mean()),
     }
 
 
@@ -165,8 +133,8 @@ def evaluate(
     workdir, out = Path(workdir), Path(out) if out else Path(workdir) / "evaluation"
     if out.exists() and not out.is_dir():
         raise WorkdirError(f"{out} is a file; give a folder as --out")
-    trained = restore_trained(workdir)
-    validation, tested, source = open_sources(trained, data, split, thresholds)
+    trained = restore(workdir)
+    validation, tested, source = open_sources(trained, workdir, data, split, thresholds)
     scores, measured = score_source(trained, source, tested)
     val = scores if source is validation else validation and score_source(trained, validation, "val")[0]
     chosen = choose_thresholds(val.splits, val.labels, val.logits) if val else stored_thresholds(workdir, trained)
@@ -177,8 +145,8 @@ def evaluate(
         "thresholds_from": "val of the new data" if data and thresholds == "data" else "val",
         "thresholds": chosen,
         **protocol_figures(scores, chosen),
-        "map_agreement": agreement_figures(scores, measured),
-        "faithfulness": study_faithfulness(trained, source, tested, faithfulness_images),
+        "map_agreement": agreement_of_sets(scores, measured),
+        "faithfulness": _faithfulness(trained, source, tested, faithfulness_images),
     }
     tables = [scores] if not val or val is scores else [val, scores]
     write_evaluation(out, evaluation, join_scores(tables), trained.class_names)
@@ -218,7 +186,7 @@ def _scores_path(path: Path) -> Path:
 
 
 def open_sources(
-    trained: TrainedModel, data: str | Path | None, split: str | None, thresholds: str
+    trained: Trained, workdir: Path, data: str | Path | None, split: str | None, thresholds: str
 ) -> tuple[Source | None, str, Source]:
     """Opens what `evaluate` asks for, and nothing else.
 
@@ -228,29 +196,16 @@ def open_sources(
     Raises:
       DataError: no such split, other classes, broken files.
     """
-    if data:
-        classes, channels = trained.class_names, trained.config.data.channels
-        if split is None:
-            split = "test" if any(row.split == "test" for row in read_rows(Path(data))) else "val"
-        tested = open_manifest_split(data, split, classes, channels)
-        return open_manifest_split(data, "val", classes, channels) if thresholds == "data" else None, split, tested
-    dataset = open_dataset(trained.config)
-    if tuple(dataset.class_names) != trained.class_names:
-        raise DataError(
-            [
-                f"the data of the run have classes {', '.join(dataset.class_names)} now; it was trained on "
-                f"{', '.join(trained.class_names)}. Restore them, or give other data with --data."
-            ]
-        )
-    split = split or ("test" if "test" in dataset.splits else "val")
-    if split not in dataset.splits:
-        raise DataError([f"no split {split!r} in these data; there are {', '.join(dataset.splits)}"])
-    return dataset.splits["val"], split, dataset.splits[split]
+    if not data:
+        dataset = open_own_data(trained, workdir)
+        split = choose_split(dataset, split)
+        return dataset.splits["val"], split, dataset.splits[split]
+    opened = lambda wanted: trained.recipe.data.open_split(data, wanted, trained.class_names)
+    tested, split = opened(split)
+    return opened("val")[0] if thresholds == "data" else None, split, tested
 
 
-def score_source(
-    trained: TrainedModel, source: Source, split: str
-) -> tuple[Scores, dict[str, Float[np.ndarray, " n"] | dict[str, Any]]]:
+def score_source(trained: Trained, source: Source, split: str) -> tuple[Scores, dict[str, Any]]:
     """Runs the model over every image of a source, in constant memory but for a row of figures per image.
 
     Returns:
@@ -259,15 +214,12 @@ def score_source(
     measure = jax.jit(_measure)
     logits, measured = [], []
     with tqdm(total=len(source), desc=f"scoring {split}", unit="image", disable=None if is_first() else True) as bar:
-        for batch in trained.eval_epoch(source):
-            output = trained.eval_step(trained.state.params, trained.state.batch_stats, batch)
-            fetched = fetch((output.logits, measure(output, batch["saliency"]), batch["mask"]))
-            real = fetched[2] > 0
-            logits.append(fetched[0][real])
-            measured.append(jax.tree.map(lambda leaf, real=real: leaf[real], fetched[1]))
-            bar.update(int(real.sum()))
+        for output, found in trained.outputs(source, lambda output, batch: measure(output, batch["saliency"])):
+            logits.append(output.logits)
+            measured.append(found)
+            bar.update(len(output.logits))
     scores = tabulate_scores(source.records, split, np.concatenate(logits), set(trained.domains))
-    return scores, jax.tree.map(lambda *leaves: np.concatenate(leaves), *measured)
+    return scores, join_outputs(measured)
 
 
 def tabulate_scores(
@@ -294,7 +246,22 @@ def _measure(output: EvalOutput, image_saliency: jax.Array) -> dict[str, Any]:
     return {"fooling_gap": fooling_gap(output.true_map, output.false_map), **measured}
 
 
-def agreement_figures(scores: Scores, measured: dict[str, Any]) -> dict[str, Any]:
+def _faithfulness(trained: Trained, source: Source, split: str, images: int) -> dict[str, Any]:
+    """`measure_faithfulness` of some images, spread over the classes, those with a human map first; {} of none."""
+    if not images:
+        return {}
+    subset = Subset(source, choose_rows(source.records, images))
+    # On one device: the solver behind the imputation stops when the whole batch has converged, and devices that wait
+    # for one another can starve on few cores. Every process does the same.
+    variables = jax.device_put(jax.device_get(trained.variables))
+    batches = (fetch(batch) for batch in trained.recipe.read_for_evaluation(subset))
+    recipe = trained.recipe
+    return {"split": split} | measure_faithfulness(
+        trained.model, variables, recipe.preprocess, recipe.image_size, batches, len(subset)
+    )
+
+
+def agreement_of_sets(scores: Scores, measured: dict[str, Any]) -> dict[str, Any]:
     """Means over the images with a human map, of all images and of the closed and the open set of a test."""
     entries = {}
     for name, rows in protocol_sets(scores).items():
@@ -310,7 +277,7 @@ def agreement_figures(scores: Scores, measured: dict[str, Any]) -> dict[str, Any
     return entries
 
 
-def stored_thresholds(workdir: Path, trained: TrainedModel) -> dict[str, dict[str, float]]:
+def stored_thresholds(workdir: Path, trained: Trained) -> dict[str, dict[str, float]]:
     """The thresholds that the end of training left, from its validation images.
 
     Raises:

@@ -1,202 +1,209 @@
-"""From a config to the parts of a run: data, model, optimiser, strategy, compiled steps.
+"""A config resolved once into a `Recipe` of plain values, and the parts of a run that are built from it.
 
-The one place that reads model, data and optimiser keys and hands them on as plain arguments.
+Nothing behind this module asks the config for a key: data, models, steps, training and evaluation take the recipe.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import functools
-from collections.abc import Callable, Iterator
+import json
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import optax
 from ml_collections import ConfigDict
 
 from . import steps
 from .data import SOURCES
-from .data.human_maps import PLACEBOS, Smooth, process_maps
-from .data.pipeline import BALANCES, eval_batches, train_batches, watch_workers
-from .data.protocol import apply_protocol, check_options
+from .data.human_maps import PLACEBOS, Smooth
+from .data.pipeline import BALANCES, Batch, eval_batches, train_batches, watch_workers
+from .data.protocol import check_options
+from .data.recipe import DataRecipe
 from .data.source import Dataset, Source
 from .data.transforms import Augment
-from .devices.placement import MODES, Placement, PlacementError, make_placement
+from .devices.placement import Placement, make_placement
+from .errors import ConfigError, check_known
 from .metrics.classification import BETTER
 from .models import MODEL_CARDS, MODELS, cam_size
 from .models.weights import load_pretrained
 from .optimizers import make_optimizer, make_schedule
 from .strategies import make_strategy
+from .terms import Strategy
 
 BATCH_NORM = ("synchronized", "local")
 
 
-class ConfigError(ValueError):
-    """A config value that can't be used."""
-
-
 @dataclasses.dataclass(frozen=True)
-class Experiment:
-    """What a config describes, built and ready to run.
+class Recipe:
+    """What a config asks for, checked: values and functions that name no key.
 
     Attributes:
-      dataset: the splits, validated.
-      steps_per_epoch: training batches in an epoch.
-      initialize: compiled; the model's random variables from a key.
-      random_state: makes the state of step 0 from the seed alone; also what a checkpoint is restored like.
-      initial_state: the same with the pretrained weights that the config names, if any.
-      train_step: compiled; its state argument is donated.
-      eval_step: compiled.
-      train_epoch: `train_epoch(epoch, first_batch=0)`, this process's part of the batches of one epoch of training, on
-        the host, the first ones left out where an epoch goes on in its middle.
-      put_batch: starts such a batch's way to the devices and returns at once.
-      eval_epoch: batches on the devices of all processes that hold each example of a split once, in order but for
-        padding (`mask` 0, `index` -1).
+      stored: the whole config as JSON has it, kept with a run and compared with it.
+      seed, epochs, batch_size, accumulate_steps, log_every_steps, checkpoint_every_steps, grace_seconds,
+        eval_batch_size, num_threads, num_workers, balance: as `configs/default.py` explains them.
+      select_by: validation metric that the best checkpoint is chosen by, a key of `metrics.classification.BETTER`.
+      strategy_name: key of `STRATEGIES`.
+      strategy: with its options, from `Evidence` to terms.
+      model_name: key of `MODELS`.
+      make_model: the model for `num_classes`; further arguments as in `models.Backbone`.
+      weights: where pretrained weights come from, see `models.weights.load_pretrained`; "" for none.
+      keep_head: take their head too.
+      image_size: pixels a side.
+      preprocess: from uint8 images to the model's float32 input.
+      make_optimizer: from the number of steps in an epoch.
+      augment: in training.
+      data: which images, human maps and splits.
+      placement: the devices and how they are used.
+      local_batch_norm: batch statistics are those of each device's part.
     """
 
-    dataset: Dataset
-    steps_per_epoch: int
-    initialize: Callable[[jax.Array], dict[str, Any]]
-    random_state: Callable[[], steps.TrainState]
-    initial_state: Callable[[], steps.TrainState]
-    train_step: Callable[[steps.TrainState, steps.Batch], tuple[steps.TrainState, steps.StepMetrics]]
-    eval_step: Callable[[Any, Any, steps.Batch], steps.EvalOutput]
-    train_epoch: Callable[..., Iterator[steps.Batch]]
-    put_batch: Callable[[steps.Batch], steps.Batch]
-    eval_epoch: Callable[[Source], Iterator[steps.Batch]]
+    stored: Mapping[str, Any]
+    seed: int
+    epochs: int
+    batch_size: int
+    accumulate_steps: int
+    log_every_steps: int
+    checkpoint_every_steps: int | None
+    grace_seconds: float
+    select_by: str
+    eval_batch_size: int
+    num_threads: int
+    num_workers: int
+    balance: str
+    strategy_name: str
+    strategy: Strategy
+    model_name: str
+    make_model: Callable[..., nn.Module]
+    weights: str
+    keep_head: bool
+    image_size: int
+    preprocess: Callable[[jax.Array], jax.Array]
+    make_optimizer: Callable[[int], optax.GradientTransformation]
+    augment: Augment
+    data: DataRecipe
+    placement: Placement
+    local_batch_norm: bool
+
+    def abstract_state(self, num_classes: int) -> steps.TrainState:
+        """Shapes and dtypes of the state that a run saves; needs no data."""
+        model, tx = self.make_model(num_classes=num_classes), self.make_optimizer(1)
+        initialize = lambda: steps.initialize(model, jax.random.key(self.seed), self.image_size)
+        return jax.eval_shape(lambda: steps.create_train_state(initialize(), tx))
+
+    def read_for_evaluation(self, source: Source) -> Iterator[steps.Batch]:
+        """Batches that hold each example of a source once, in order but for padding, spread over the devices."""
+        batches = eval_batches(source, batch_size=self.eval_batch_size, **self._reading())
+        return map(self.placement.put_batch, watch_workers(batches))
+
+    def read_for_training(self, source: Source, epoch: int, first_batch: int = 0) -> Iterator[Batch]:
+        """This process's part of the batches of one epoch, on the host, without the first ones."""
+        batches = train_batches(
+            source,
+            epoch=epoch,
+            first_batch=first_batch,
+            seed=self.seed,
+            batch_size=self.batch_size,
+            augment=self.augment,
+            balance=self.balance,
+            **self._reading(),
+        )
+        return watch_workers(batches)
+
+    def _reading(self) -> dict[str, int]:
+        return {
+            "image_size": self.image_size,
+            "num_threads": self.num_threads,
+            "num_workers": self.num_workers,
+            "shard_index": jax.process_index(),
+            "shard_count": jax.process_count(),
+        }
 
 
-def build_experiment(
-    config: ConfigDict, dataset: Dataset | None = None, programs: Experiment | None = None
-) -> Experiment:
-    """Builds everything that a config describes; validates the data.
+def resolve(config: ConfigDict, placement: Placement | None = None) -> Recipe:
+    """Checks a config and unpacks it. Looks at no data.
 
     Args:
       config: as `configs/default.py` gives it.
-      dataset: what `open_dataset` gives for this config, where it is open already.
-      programs: an experiment whose config differs in the seed alone and which has as many steps in an epoch: its
-        compiled functions serve here too.
+      placement: devices to use in place of those that the config asks for.
 
     Raises:
-      ConfigError: a value that names nothing or lies outside its range.
-      DataError: images, maps or lists that can't be trained on.
+      ConfigError: a value that would fail late or do nothing sensible; names the key and what is allowed.
     """
-    check_values(config)
-    placement = _placement(config)
-    dataset = dataset or open_dataset(config)
-    steps_per_epoch = -(-len(dataset.splits["train"]) // config.batch_size)
-    tx = _optimizer(config, steps_per_epoch)
-    image_size, preprocess = preprocessing(config)
-    if programs:
-        initialize, train_step, eval_step = programs.initialize, programs.train_step, programs.eval_step
-    else:
-        model = build_model(
-            config, len(dataset.class_names), placement.axis_name, _batch_norm_groups(config, placement)
-        )
-        initialize = jax.jit(lambda key: steps.initialize(model, key, image_size))
-        train_step = _compile_train_step(config, placement, model, tx, len(dataset.class_names))
-        eval_step = placement.compile_eval_step(steps.make_eval_step(model, preprocess))
-    variables = functools.partial(initialize, jax.random.key(config.seed))
-    create_state = lambda variables: placement.put_state(steps.create_train_state(variables, tx))
-    return Experiment(
-        dataset=dataset,
-        steps_per_epoch=steps_per_epoch,
-        initialize=initialize,
-        random_state=lambda: create_state(variables()),
-        initial_state=lambda: create_state(_pretrained(config, variables())),
-        train_step=train_step,
-        eval_step=eval_step,
-        train_epoch=lambda epoch, first_batch=0: watch_workers(
-            train_batches(
-                dataset.splits["train"],
-                epoch=epoch,
-                first_batch=first_batch,
-                seed=config.seed,
-                batch_size=config.batch_size,
-                augment=Augment(**config.augment),
-                balance=config.data.balance,
-                **_reading(config),
-            )
-        ),
-        put_batch=functools.partial(placement.put_train_batch, accumulate_steps=config.accumulate_steps),
-        eval_epoch=functools.partial(read_for_evaluation, config, placement),
-    )
-
-
-def read_for_evaluation(config: ConfigDict, placement: Placement, source: Source) -> Iterator[steps.Batch]:
-    """Batches that hold each example of a source once, in order but for padding, spread over the devices."""
-    batches = watch_workers(eval_batches(source, batch_size=config.evaluation.batch_size, **_reading(config)))
-    return map(placement.put_batch, batches)
-
-
-def _reading(config: ConfigDict) -> dict[str, int]:
-    """What reading for training and for evaluation have in common."""
-    return {
-        "image_size": preprocessing(config)[0],
-        "num_threads": config.data.num_threads,
-        "num_workers": config.data.num_workers,
-        "shard_index": jax.process_index(),
-        "shard_count": jax.process_count(),
-    }
-
-
-def _placement(config: ConfigDict) -> Placement:
-    options = config.parallel
-    try:
-        return make_placement(options.mode, options.devices, options.shard_state)
-    except PlacementError as error:
-        raise ConfigError(f"config.{error}") from error
-
-
-def _batch_norm_groups(config: ConfigDict, placement: Placement) -> int:
-    return placement.num_devices if config.parallel.batch_norm == "local" else 1
-
-
-def _compile_train_step(
-    config: ConfigDict, placement: Placement, model: nn.Module, tx: Any, num_classes: int
-) -> Callable[[steps.TrainState, steps.Batch], tuple[steps.TrainState, steps.StepMetrics]]:
-    step = steps.make_train_step(
-        model,
-        tx,
-        make_strategy(config.strategy, **config.guidance),
-        preprocessing(config)[1],
-        axis_name=placement.axis_name,
+    _check_names(config)
+    card = MODEL_CARDS[config.model.name]
+    image_size = card.image_size if config.data.image_size is None else config.data.image_size
+    _check_numbers(config, image_size)
+    mean, std = tuple(config.data.mean or card.mean), tuple(config.data.std or card.std)
+    recipe = Recipe(
+        stored=config_json(config),
+        seed=config.seed,
+        epochs=config.epochs,
+        batch_size=config.batch_size,
         accumulate_steps=config.accumulate_steps,
-        gather=placement.gather,
-        scatter=placement.scatter,
+        log_every_steps=config.log_every_steps,
+        checkpoint_every_steps=config.checkpoint_every_steps,
+        grace_seconds=config.grace_seconds,
+        select_by=config.evaluation.select_by,
+        eval_batch_size=config.evaluation.batch_size,
+        num_threads=config.data.num_threads,
+        num_workers=config.data.num_workers,
+        balance=config.data.balance,
+        strategy_name=config.strategy,
+        strategy=make_strategy(config.strategy, **config.guidance),
+        model_name=config.model.name,
+        make_model=functools.partial(
+            MODELS[config.model.name],
+            dtype=jnp.dtype(config.model.dtype),
+            freeze_batch_norm=config.model.freeze_batch_norm,
+            rematerialize=config.model.rematerialize,
+        ),
+        weights=config.model.weights,
+        keep_head=config.model.keep_head,
+        image_size=image_size,
+        preprocess=functools.partial(steps.standardize, mean=mean, std=std),
+        make_optimizer=_optimizer(config),
+        augment=Augment(**config.augment),
+        data=_data_recipe(config),
+        placement=placement
+        or make_placement(**{key: config.parallel[key] for key in ("mode", "devices", "shard_state")}),
+        local_batch_norm=config.parallel.batch_norm == "local",
     )
-    return placement.compile_train_step(step, abstract_state(config, num_classes))
+    recipe.make_optimizer(1)  # made again once the data are known; here for what it says of its options
+    cam_size(recipe.make_model(num_classes=2), image_size)
+    return recipe
 
 
-def check_values(config: ConfigDict) -> None:
-    """Refuses values that would fail late or do nothing sensible; looks at no data.
+def config_json(config: ConfigDict) -> dict[str, Any]:
+    """A config as JSON has it: tuples are lists."""
+    return json.loads(config.to_json())
 
-    Raises:
-      ConfigError: names the key, the value and what is allowed.
-    """
-    tables: dict[str, tuple[str, Any]] = {
+
+def _check_names(config: ConfigDict) -> None:
+    tables: dict[str, tuple[Any, Any]] = {
         "data.source": (config.data.source, SOURCES),
         "model.name": (config.model.name, MODELS),
         "evaluation.select_by": (config.evaluation.select_by, BETTER),
         "data.channels": (config.data.channels, (1, 3)),
         "model.dtype": (config.model.dtype, ("float32", "bfloat16")),
-        "parallel.mode": (config.parallel.mode, MODES),
         "parallel.batch_norm": (config.parallel.batch_norm, BATCH_NORM),
         "data.balance": (config.data.balance, BALANCES),
         "data.maps.placebo": (config.data.maps.placebo, PLACEBOS),
     }
     for key, (value, known) in tables.items():
-        if value not in known:
-            nearest = difflib.get_close_matches(str(value), [str(k) for k in known], n=1)
-            hint = f" Did you mean {nearest[0]!r}?" if nearest else ""
-            raise ConfigError(f"config.{key} is {value!r}.{hint} Known: {', '.join(map(str, known))}.")
+        check_known(f"config.{key}", value, known)
+
+
+def _check_numbers(config: ConfigDict, image_size: int) -> None:
     for key, value in {
         "epochs": config.epochs,
         "batch_size": config.batch_size,
         "accumulate_steps": config.accumulate_steps,
-        "data.image_size": preprocessing(config)[0],
+        "data.image_size": image_size,
         "evaluation.batch_size": config.evaluation.batch_size,
         "log_every_steps": config.log_every_steps,
         "checkpoint_every_steps": 1 if config.checkpoint_every_steps is None else config.checkpoint_every_steps,
@@ -209,36 +216,44 @@ def check_values(config: ConfigDict) -> None:
             f"config.accumulate_steps is {config.accumulate_steps}: a batch of {config.batch_size} examples "
             "(config.batch_size) has not as many parts."
         )
-    if config.data.source == "manifest" and not config.data.manifest:
+
+
+def _optimizer(config: ConfigDict) -> Callable[[int], optax.GradientTransformation]:
+    options, epochs = config.optimizer.to_dict(), config.epochs
+    pick = lambda *names: {name: options[name] for name in names}
+
+    def make(steps_per_epoch: int) -> optax.GradientTransformation:
+        schedule = make_schedule(
+            options["schedule"],
+            options["learning_rate"],
+            steps_per_epoch=steps_per_epoch,
+            epochs=epochs,
+            **pick("step_epochs", "step_factor", "warmup_epochs"),
+        )
+        return make_optimizer(options["name"], schedule, **pick("momentum", "weight_decay", "clip_norm"))
+
+    return make
+
+
+def _data_recipe(config: ConfigDict) -> DataRecipe:
+    data, maps = config.data, config.data.maps
+    if data.source == "manifest" and not data.manifest:
         raise ConfigError("config.data.manifest is empty: give --config.data.manifest=PATH of the CSV.")
-    try:  # built again once the data are known; here for what they say of their options
-        check_options(**config.data.protocol)
-        Smooth(config.data.maps.blur, config.data.maps.threshold)
-        make_strategy(config.strategy, **config.guidance)
-        _optimizer(config, steps_per_epoch=1)
-        cam_size(build_model(config, num_classes=2), preprocessing(config)[0])
-    except (ValueError, TypeError) as error:
-        raise ConfigError(str(error)) from error
+    check_options(**data.protocol)
+    Smooth(maps.blur, maps.threshold)
+    return DataRecipe(
+        source=data.source,
+        options=_source_options(config),
+        channels=data.channels,
+        protocol=data.protocol.to_dict(),
+        blur=maps.blur,
+        threshold=maps.threshold,
+        placebo=maps.placebo,
+        seed=config.seed,
+    )
 
 
-def open_dataset(config: ConfigDict) -> Dataset:
-    """Opens and validates the data that a config names, split by its protocol, with the maps it asks for."""
-    return arrange_dataset(open_source(config), config)
-
-
-def open_source(config: ConfigDict) -> Dataset:
-    """The same as the owner splits it, with the maps as they are."""
-    return SOURCES[config.data.source](channels=config.data.channels, **source_options(config))
-
-
-def arrange_dataset(dataset: Dataset, config: ConfigDict) -> Dataset:
-    """Splits what `open_source` gave by the config's protocol and gives it the maps that the config asks for."""
-    dataset = apply_protocol(dataset, **config.data.protocol)
-    maps = config.data.maps
-    return process_maps(dataset, blur=maps.blur, threshold=maps.threshold, placebo=maps.placebo, seed=config.seed)
-
-
-def source_options(config: ConfigDict) -> dict[str, Any]:
+def _source_options(config: ConfigDict) -> dict[str, Any]:
     """Keyword arguments, but for `channels`, of the source that a config names."""
     data = config.data
     if data.source == "demo":
@@ -252,55 +267,119 @@ def source_options(config: ConfigDict) -> dict[str, Any]:
     return {key: tuple(value) if isinstance(value, list | tuple) else value for key, value in chosen.items()}
 
 
-def build_model(
-    config: ConfigDict, num_classes: int, axis_name: str | None = None, batch_norm_groups: int = 1
-) -> nn.Module:
-    """The model that a config names, for `num_classes` classes; the other arguments as in `models.Backbone`."""
-    return MODELS[config.model.name](
-        num_classes=num_classes,
-        dtype=jnp.dtype(config.model.dtype),
-        freeze_batch_norm=config.model.freeze_batch_norm,
-        rematerialize=config.model.rematerialize,
-        axis_name=axis_name,
-        batch_norm_groups=batch_norm_groups,
-    )
+def open_dataset(recipe: Recipe, checks: Path | None = None) -> Dataset:
+    """`open_source`, split by the recipe's protocol, with the maps that it asks for."""
+    return recipe.data.arrange(open_source(recipe, checks))
 
 
-def preprocessing(config: ConfigDict) -> tuple[int, Callable[[jax.Array], jax.Array]]:
-    """Image size, and the function from uint8 images to the model's input; what is unset is the model's own."""
-    card = MODEL_CARDS[config.model.name]
-    mean, std = tuple(config.data.mean or card.mean), tuple(config.data.std or card.std)
-    return config.data.image_size or card.image_size, functools.partial(steps.standardize, mean=mean, std=std)
+def open_source(recipe: Recipe, checks: Path | None = None) -> Dataset:
+    """Opens and validates the recipe's data, as their owner splits them, with the maps as they are.
+
+    Args:
+      recipe: whose `data` to open.
+      checks: file that says which files were found sound before; None, or no such file: all of them are looked at.
+
+    Raises:
+      DataError: images, maps or lists that can't be used.
+    """
+    return recipe.data.open()
 
 
-def _pretrained(config: ConfigDict, variables: dict[str, Any]) -> dict[str, Any]:
-    if not config.model.weights:
-        return variables
-    return load_pretrained(config.model.name, config.model.weights, variables, keep_head=config.model.keep_head)
+@dataclasses.dataclass(frozen=True)
+class Experiment:
+    """What a recipe describes, built and ready to run.
+
+    Attributes:
+      recipe: of the config.
+      dataset: the splits, validated.
+      steps_per_epoch: training batches in an epoch.
+      initialize: compiled; the model's random variables from a key.
+      random_state: makes the state of step 0 from the seed alone; also what a checkpoint is restored like.
+      initial_state: the same with the pretrained weights that the recipe names, if any.
+      train_step: compiled; its state argument is donated.
+      eval_step: compiled.
+      eval_epoch: see `Recipe.read_for_evaluation`.
+    """
+
+    recipe: Recipe
+    dataset: Dataset
+    steps_per_epoch: int
+    initialize: Callable[[jax.Array], dict[str, Any]]
+    random_state: Callable[[], steps.TrainState]
+    initial_state: Callable[[], steps.TrainState]
+    train_step: Callable[[steps.TrainState, steps.Batch], tuple[steps.TrainState, steps.StepMetrics]]
+    eval_step: Callable[[Any, Any, steps.Batch], steps.EvalOutput]
+    eval_epoch: Callable[[Source], Iterator[steps.Batch]]
+
+    def train_epoch(self, epoch: int, first_batch: int = 0) -> Iterator[Batch]:
+        """See `Recipe.read_for_training`."""
+        return self.recipe.read_for_training(self.dataset.splits["train"], epoch, first_batch)
+
+    def put_batch(self, batch: Batch) -> steps.Batch:
+        """Starts a training batch's way to the devices and returns at once."""
+        return self.recipe.placement.put_train_batch(batch, self.recipe.accumulate_steps)
 
 
-def abstract_state(config: ConfigDict, num_classes: int) -> steps.TrainState:
-    """Shapes and dtypes of the state that a run of this config saves; needs no data."""
-    model, tx = build_model(config, num_classes), _optimizer(config, steps_per_epoch=1)
-    initialize = lambda: steps.initialize(model, jax.random.key(config.seed), preprocessing(config)[0])
-    return jax.eval_shape(lambda: steps.create_train_state(initialize(), tx))
+def build_experiment(recipe: Recipe, dataset: Dataset | None = None, programs: Experiment | None = None) -> Experiment:
+    """Builds everything that a recipe describes; validates the data.
 
+    Args:
+      recipe: what to build.
+      dataset: what `open_dataset` gives for this recipe, where it is open already.
+      programs: an experiment whose recipe differs in the seed alone and which has as many steps in an epoch: its
+        compiled functions serve here too.
 
-def _optimizer(config: ConfigDict, steps_per_epoch: int) -> Any:
-    options = config.optimizer
-    schedule = make_schedule(
-        options.schedule,
-        options.learning_rate,
+    Raises:
+      DataError: images, maps or lists that can't be trained on.
+    """
+    dataset = dataset or open_dataset(recipe)
+    steps_per_epoch = -(-len(dataset.splits["train"]) // recipe.batch_size)
+    tx, placement = recipe.make_optimizer(steps_per_epoch), recipe.placement
+    if programs:
+        initialize, train_step, eval_step = programs.initialize, programs.train_step, programs.eval_step
+    else:
+        model = _model_on_devices(recipe, len(dataset.class_names))
+        initialize = jax.jit(lambda key: steps.initialize(model, key, recipe.image_size))
+        train_step = _compile_train_step(recipe, model, tx, len(dataset.class_names))
+        eval_step = placement.compile_eval_step(steps.make_eval_step(model, recipe.preprocess))
+    variables = functools.partial(initialize, jax.random.key(recipe.seed))
+    create_state = lambda variables: placement.put_state(steps.create_train_state(variables, tx))
+    return Experiment(
+        recipe=recipe,
+        dataset=dataset,
         steps_per_epoch=steps_per_epoch,
-        epochs=config.epochs,
-        step_epochs=options.step_epochs,
-        step_factor=options.step_factor,
-        warmup_epochs=options.warmup_epochs,
+        initialize=initialize,
+        random_state=lambda: create_state(variables()),
+        initial_state=lambda: create_state(_pretrained(recipe, variables())),
+        train_step=train_step,
+        eval_step=eval_step,
+        eval_epoch=recipe.read_for_evaluation,
     )
-    return make_optimizer(
-        options.name,
-        schedule,
-        momentum=options.momentum,
-        weight_decay=options.weight_decay,
-        clip_norm=options.clip_norm,
+
+
+def _model_on_devices(recipe: Recipe, num_classes: int) -> nn.Module:
+    groups = recipe.placement.num_devices if recipe.local_batch_norm else 1
+    return recipe.make_model(num_classes=num_classes, axis_name=recipe.placement.axis_name, batch_norm_groups=groups)
+
+
+def _compile_train_step(
+    recipe: Recipe, model: nn.Module, tx: optax.GradientTransformation, num_classes: int
+) -> Callable[[steps.TrainState, steps.Batch], tuple[steps.TrainState, steps.StepMetrics]]:
+    placement = recipe.placement
+    step = steps.make_train_step(
+        model,
+        tx,
+        recipe.strategy,
+        recipe.preprocess,
+        axis_name=placement.axis_name,
+        accumulate_steps=recipe.accumulate_steps,
+        gather=placement.gather,
+        scatter=placement.scatter,
     )
+    return placement.compile_train_step(step, recipe.abstract_state(num_classes))
+
+
+def _pretrained(recipe: Recipe, variables: dict[str, Any]) -> dict[str, Any]:
+    if not recipe.weights:
+        return variables
+    return load_pretrained(recipe.model_name, recipe.weights, variables, keep_head=recipe.keep_head)

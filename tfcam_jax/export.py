@@ -9,9 +9,10 @@ import jax
 import jax.numpy as jnp
 from jax import export as jax_export
 
-from .inference import TrainedModel, restore_trained
-from .report.decomposition import decompose
-from .run.workdir import WorkdirError, write_bytes
+from .errors import check_known
+from .inference import Trained, restore
+from .run.files import WorkdirError, write_bytes
+from .steps import make_eval_step
 
 PLATFORMS = ("cpu", "cuda", "tpu")
 
@@ -39,17 +40,16 @@ def export_model(workdir: str | Path, out: str | Path, platforms: tuple[str, ...
 
     Raises:
       WorkdirError, CheckpointError: no run with a sound checkpoint there, or `out` is a folder.
-      ValueError: an unknown platform.
+      ConfigError: an unknown platform.
     """
     out = Path(out)
     if out.is_dir():
         raise WorkdirError(f"{out} is a folder; give a file as --out, such as {out / 'model.stablehlo'}")
-    unknown = [name for name in platforms if name not in (*PLATFORMS, "rocm")]
-    if unknown or not platforms:
-        raise ValueError(f"unknown platform {', '.join(unknown) or '(none)'}; known: {', '.join(PLATFORMS)}, rocm")
-    trained = restore_trained(workdir)
+    for name in platforms or ("",):
+        check_known("platform", name, (*PLATFORMS, "rocm"))
+    trained = restore(workdir)
     (batch,) = jax_export.symbolic_shape("batch")
-    size, channels = trained.image_size, trained.config.data.channels
+    size, channels = trained.recipe.image_size, trained.recipe.data.channels
     images = jax.ShapeDtypeStruct((batch, size, size, channels), jnp.uint8)
     exported = jax_export.export(jax.jit(_predict(trained)), platforms=platforms)(images)
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -57,14 +57,16 @@ def export_model(workdir: str | Path, out: str | Path, platforms: tuple[str, ...
     return out
 
 
-def _predict(trained: TrainedModel) -> Any:
+def _predict(trained: Trained) -> Any:
     """The function that is exported; the weights are constants of it."""
     state = jax.device_get(trained.state)  # from all devices to none: the file must not ask for as many
-    variables = jax.tree.map(jnp.asarray, {"params": state.params, "batch_stats": state.batch_stats})
+    params, batch_stats = jax.tree.map(jnp.asarray, (state.params, state.batch_stats))
+    step = make_eval_step(trained.model, trained.recipe.preprocess)
 
     def predict(images: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
-        output = trained.model.apply(variables, trained.preprocess(images), train=False)
-        parts = decompose(output.features, output.kernel, output.bias, output.logits.argmax(-1))
-        return output.logits, parts.true_map, parts.false_map, parts.difference
+        count = images.shape[0]
+        nobody = {"label": jnp.full((count,), -1), "saliency": jnp.zeros((count, 1, 1))}
+        output = step(params, batch_stats, {"image": images, **nobody})
+        return output.logits, output.true_map, output.false_map, output.difference
 
     return predict

@@ -1,74 +1,130 @@
-"""A trained model, restored from its workdir alone: the data that it was trained on need not be there."""
+"""A trained model, restored from its workdir alone and applied: the data that it was trained on need not be there."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
+import numpy as np
+from jaxtyping import Float, Int, UInt8
 from ml_collections import ConfigDict
+from scipy.special import softmax
 
 from . import steps
-from .data.source import Dataset, Source
-from .devices.placement import Placement, make_placement
-from .experiment import ConfigError, abstract_state, build_model, check_values, preprocessing, read_for_evaluation
+from .data.given_images import open_images
+from .data.source import DataError, Dataset, Source
+from .devices.placement import fetch, make_placement
+from .errors import ConfigError
+from .experiment import Recipe, open_dataset, resolve
 from .run.checkpoints import CheckpointError, Checkpoints
-from .run.fingerprints import checksum_json
-from .run.workdir import WorkdirError, config_differences, is_indifferent, load_config
+from .run.files import WorkdirError
+from .run.workdir import CHECKS, config_differences, is_indifferent, load_config
+
+Also = Callable[[steps.EvalOutput, steps.Batch], Any]
+
+
+class Prediction(NamedTuple):
+    """What a model says of n images, in NumPy, float32; see `Trained.predict`.
+
+    Attributes:
+      logits, probabilities: of every class; the latter by softmax.
+      true_map, false_map: T and U, raw, at the feature map's resolution.
+      difference: D = T - U; for two classes its mean is the margin less the difference of the biases.
+    """
+
+    logits: Float[np.ndarray, "n classes"]
+    probabilities: Float[np.ndarray, "n classes"]
+    true_map: Float[np.ndarray, "n h w"]
+    false_map: Float[np.ndarray, "n h w"]
+    difference: Float[np.ndarray, "n h w"]
 
 
 @dataclasses.dataclass(frozen=True)
-class TrainedModel:
-    """The best checkpoint of a run, ready to be applied on all devices that are here now.
+class Trained:
+    """The best checkpoint of a run, ready to be applied on all devices that are here now; see `restore`.
 
     Attributes:
-      config: of the run.
+      config: of the run, locked.
+      recipe: the same, resolved; its placement is that of the devices here.
       class_names: position = class index.
       domains: those that training saw.
       epoch: of the checkpoint.
       state: parameters and batch statistics, on every device.
-      model: the Flax module, for `model.apply({"params": ..., "batch_stats": ...}, preprocess(images), train=False)`.
-      image_size: pixels a side.
-      preprocess: from uint8 images [B, S, S, channels] to the model's float32 input.
-      placement: the devices.
+      model: the Flax module, for `model.apply(trained.variables, trained.recipe.preprocess(images), train=False)`.
       eval_step: compiled, see `steps.make_eval_step`.
     """
 
     config: ConfigDict
+    recipe: Recipe
     class_names: tuple[str, ...]
     domains: tuple[str, ...]
     epoch: int
     state: steps.TrainState
     model: nn.Module
-    image_size: int
-    preprocess: Callable[[jax.Array], jax.Array]
-    placement: Placement
     eval_step: Callable[[Any, Any, steps.Batch], steps.EvalOutput]
 
-    def eval_epoch(self, source: Source) -> Iterator[steps.Batch]:
-        """See `experiment.read_for_evaluation`."""
-        return read_for_evaluation(self.config, self.placement, source)
+    @property
+    def variables(self) -> dict[str, Any]:
+        """What `model.apply` takes."""
+        return {"params": self.state.params, "batch_stats": self.state.batch_stats}
+
+    def predict(
+        self,
+        images: UInt8[np.ndarray, "n H W channels"] | Sequence[str | Path] | str | Path,
+        labels: Int[np.ndarray, " n"] | Sequence[int] | None = None,
+    ) -> Prediction:
+        """Logits and maps of images of any size, brought to the model's size as in evaluation.
+
+        Args:
+          images: uint8, grey (1 channel) or RGB (3); or paths of image files; or one path.
+          labels: class index that counts as true in the maps; None: the predicted one of each image.
+
+        Raises:
+          DataError: an image that can't be read, of another dtype or shape; or not a label for each image.
+        """
+        source = open_images(images, self.recipe.data.channels, labels, len(self.class_names))
+        output = join_outputs(output for output, _ in self.outputs(source))
+        probabilities = softmax(output.logits, axis=-1)
+        return Prediction(output.logits, probabilities, output.true_map, output.false_map, output.difference)
+
+    def outputs(self, source: Source, also: Also = lambda output, batch: ()) -> Iterator[tuple[steps.EvalOutput, Any]]:
+        """What the eval step says of every example of a source, see `outputs_of`."""
+        return outputs_of(self.eval_step, self.state, self.recipe.read_for_evaluation(source), also)
 
 
-def describe_dataset(dataset: Dataset) -> dict[str, Any]:
-    """What a checkpoint has to know of its data, JSON-able.
+def outputs_of(
+    eval_step: Callable[[Any, Any, steps.Batch], steps.EvalOutput],
+    state: steps.TrainState,
+    batches: Iterable[steps.Batch],
+    also: Also = lambda output, batch: (),
+) -> Iterator[tuple[steps.EvalOutput, Any]]:
+    """Runs the eval step over batches that lie on the devices; every process has to.
 
-    `class_names`, `domains`; `rows`, a checksum of each split's names, labels and which of them have a map; `pixels`,
-    one of its images' digests where the source knows them.
+    Args:
+      eval_step: compiled.
+      state: of the model.
+      batches: padding has `mask` 0.
+      also: what else to fetch of a batch, arrays with a row per example; compiled by the caller if it computes.
+
+    Yields:
+      `(output, what also gave)` of each batch as NumPy arrays, in order, without padding.
     """
-    rows = lambda records: checksum_json([records.ids, records.labels.tolist(), records.has_map.tolist()])
-    return {
-        "class_names": list(dataset.class_names),
-        "domains": sorted(set(dataset.splits["train"].records.domains)),
-        "rows": {name: rows(split.records) for name, split in dataset.splits.items()},
-        "pixels": {name: checksum_json(split.records.digests) for name, split in dataset.splits.items()},
-    }
+    for batch in batches:
+        output = eval_step(state.params, state.batch_stats, batch)
+        *found, mask = fetch((output, also(output, batch), batch["mask"]))
+        yield tuple(jax.tree.map(lambda leaf, real=mask > 0: leaf[real], found))
 
 
-def restore_trained(workdir: str | Path) -> TrainedModel:
+def join_outputs(outputs: Iterable[Any]) -> Any:
+    """Trees of arrays, one below the other."""
+    return jax.tree.map(lambda *leaves: np.concatenate(leaves), *outputs)
+
+
+def restore(workdir: str | Path) -> Trained:
     """Restores the best checkpoint of a run.
 
     Raises:
@@ -76,43 +132,61 @@ def restore_trained(workdir: str | Path) -> TrainedModel:
       CheckpointError: no checkpoint was finished there, or it is damaged.
     """
     workdir = Path(workdir)
-    config = load_config(workdir)
+    config = ConfigDict(load_config(workdir)).lock()
     try:
-        check_values(config)
+        recipe = resolve(config, make_placement())
     except AttributeError as error:
         raise WorkdirError(f"{workdir / 'config.json'} is of another version of this project: {error}") from error
     except ConfigError as error:
         raise WorkdirError(f"{workdir / 'config.json'} is damaged: {error}") from error
     if not (workdir / "checkpoints").is_dir():
         raise CheckpointError(_unfinished(workdir))
-    placement = make_placement()
 
     def like(record: dict[str, Any]) -> steps.TrainState:
-        _check_config(workdir, record["config"], config)
-        return placement.abstract_state(abstract_state(config, len(record["class_names"])))
+        _check_config(workdir, record["config"], recipe.stored)
+        return recipe.placement.abstract_state(recipe.abstract_state(len(record["class_names"])))
 
     with Checkpoints(workdir, read_only=True) as checkpoints:
         restored = checkpoints.restore_best(like)
     if restored is None:
         raise CheckpointError(_unfinished(workdir))
     state, record = restored
-    model = build_model(config, len(record["class_names"]))
-    image_size, preprocess = preprocessing(config)
-    return TrainedModel(
+    model = recipe.make_model(num_classes=len(record["class_names"]))
+    return Trained(
         config=config,
+        recipe=recipe,
         class_names=tuple(record["class_names"]),
         domains=tuple(record["domains"]),
         epoch=record["epoch"],
         state=state,
         model=model,
-        image_size=image_size,
-        preprocess=preprocess,
-        placement=placement,
-        eval_step=placement.compile_eval_step(steps.make_eval_step(model, preprocess)),
+        eval_step=recipe.placement.compile_eval_step(steps.make_eval_step(model, recipe.preprocess)),
     )
 
 
-def _check_config(workdir: Path, trained: dict[str, Any], config: ConfigDict) -> None:
+def open_own_data(trained: Trained, workdir: str | Path) -> Dataset:
+    """The data that a run was trained on, as its recipe names them.
+
+    Raises:
+      DataError: they are broken, or have other classes now.
+    """
+    dataset = open_dataset(trained.recipe, Path(workdir) / CHECKS)
+    if tuple(dataset.class_names) != trained.class_names:
+        now, then = ", ".join(dataset.class_names), ", ".join(trained.class_names)
+        problem = f"the data of the run have classes {now} now; it was trained on {then}. Restore them, or give other "
+        raise DataError([problem + "data with --data."])
+    return dataset
+
+
+def choose_split(dataset: Dataset, split: str | None) -> str:
+    """The split asked for; `test`, or `val` if there is no test, where none is. Raises DataError if it is not there."""
+    split = split or ("test" if "test" in dataset.splits else "val")
+    if split not in dataset.splits:
+        raise DataError([f"no split {split!r} in these data; there are {', '.join(dataset.splits)}"])
+    return split
+
+
+def _check_config(workdir: Path, trained: Mapping[str, Any], config: Mapping[str, Any]) -> None:
     """Refuses a `config.json` that was changed since in more than speed and places of files."""
     differences = [
         line

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import optax
 
+from .errors import ConfigError, check_known
+
 OPTIMIZERS = ("sgd", "adam", "adamw")
 SCHEDULES = ("step", "cosine", "constant")
 
@@ -31,8 +33,9 @@ def make_schedule(
       warmup_epochs: linear rise from 0, before the schedule itself starts.
 
     Raises:
-      ValueError: an unknown name, or an option that this schedule does not have.
+      ConfigError: an unknown name, or an option that this schedule does not have.
     """
+    check_known("optimizer.schedule", name, SCHEDULES)
     if name != "step":
         _refuse(f"schedule {name!r}", step_epochs=step_epochs, step_factor=step_factor)
     warmup = round(warmup_epochs * steps_per_epoch)
@@ -42,10 +45,8 @@ def make_schedule(
         schedule = optax.exponential_decay(learning_rate, interval, factor, staircase=True)
     elif name == "cosine":
         schedule = optax.cosine_decay_schedule(learning_rate, max(1, epochs * steps_per_epoch - warmup))
-    elif name == "constant":
-        schedule = optax.constant_schedule(learning_rate)
     else:
-        raise ValueError(f"unknown optimizer.schedule {name!r}. Known: {', '.join(SCHEDULES)}.")
+        schedule = optax.constant_schedule(learning_rate)
     if warmup == 0:
         return schedule
     return optax.join_schedules([optax.linear_schedule(0.0, learning_rate, warmup), schedule], [warmup])
@@ -70,8 +71,9 @@ def make_optimizer(
       clip_norm: largest global norm of the gradient; 0 for no clipping.
 
     Raises:
-      ValueError: an unknown name, or an option that this optimiser does not have.
+      ConfigError: an unknown name, or an option that this optimiser does not have.
     """
+    check_known("optimizer.name", name, OPTIMIZERS)
     if name != "sgd":
         _refuse(f"optimizer {name!r}", momentum=momentum)
     if name == "sgd":
@@ -79,10 +81,8 @@ def make_optimizer(
         chain = [optax.add_decayed_weights(weight_decay), optax.sgd(schedule, momentum=momentum)]
     elif name == "adam":
         chain = [optax.add_decayed_weights(weight_decay), optax.adam(schedule)]
-    elif name == "adamw":
-        chain = [optax.adamw(schedule, weight_decay=weight_decay)]
     else:
-        raise ValueError(f"unknown optimizer.name {name!r}. Known: {', '.join(OPTIMIZERS)}.")
+        chain = [optax.adamw(schedule, weight_decay=weight_decay)]
     if clip_norm > 0:
         chain.insert(0, optax.clip_by_global_norm(clip_norm))
     return optax.chain(*chain)
@@ -91,4 +91,4 @@ def make_optimizer(
 def _refuse(owner: str, **options: float | int | None) -> None:
     for key, value in options.items():
         if value is not None:
-            raise ValueError(f"{owner} has no option {key!r} (set to {value!r}); leave it unset")
+            raise ConfigError(f"{owner} has no option {key!r} (set to {value!r}); leave it unset")

@@ -10,8 +10,10 @@ import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import einops
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float, Int, UInt8
 
 from . import cams, saliency
@@ -46,15 +48,28 @@ class StepMetrics(NamedTuple):
 class EvalOutput(NamedTuple):
     """What the eval step says of each example, float32.
 
-    The maps are raw, for the true label; `saliency` is the human map at their resolution and `usable` is False
-    where there is none (see `saliency.to_cam_resolution`).
+    Attributes:
+      logits: of every class.
+      labels: class that counts as true: the example's label, or the predicted class where it has none (-1).
+      true_map, false_map: T and U for that class, raw.
+      margin, bias_difference: `mean(T - U) + bias_difference == margin`, see `cams.decompose_margin`.
+      saliency: the human map at the maps' resolution; zero where there is none.
+      usable: False where there is none, see `saliency.to_cam_resolution`.
     """
 
     logits: Float[Array, "batch classes"]
+    labels: Int[Array, " batch"]
     true_map: Float[Array, "batch h w"]
     false_map: Float[Array, "batch h w"]
+    margin: Float[Array, " batch"]
+    bias_difference: Float[Array, " batch"]
     saliency: Float[Array, "batch h w"]
     usable: Bool[Array, " batch"]
+
+    @property
+    def difference(self) -> Array | np.ndarray:
+        """D = T - U, on the device as on the host, of a batch as of one example."""
+        return self.true_map - self.false_map
 
 
 def standardize(
@@ -109,11 +124,11 @@ def make_train_step(
       [B, H, W] (all zero: no map), `label` int [B], `mask` [B] (0 for padding) and `weight` [B] of the cross-entropy.
       B is a multiple of `accumulate_steps` on every device.
     """
-    look = functools.partial(_look, model, strategy, preprocess)
+    forward = functools.partial(_forward, model, strategy, preprocess)
 
     def part_of_gradient(params: Any, batch_stats: Any, part: Batch, counts: dict[str, Array] | None):
         def loss(params: Any):
-            terms, updated, correct = look(params, batch_stats, part)
+            terms, updated, correct = forward(params, batch_stats, part)
             share, totals = reduce_terms(terms, axis_name, counts)
             return share, (totals, updated, correct)
 
@@ -126,7 +141,7 @@ def make_train_step(
             sums, batch_stats = part_of_gradient(params, state.batch_stats, batch, None)
         else:
             parts = _split(batch, accumulate_steps)
-            counts = _sum_over(lambda part: count_terms(look(params, state.batch_stats, part)[0], axis_name), parts)
+            counts = _sum_over(lambda part: count_terms(forward(params, state.batch_stats, part)[0], axis_name), parts)
             sums, batch_stats = _accumulate(
                 lambda stats, part: part_of_gradient(params, stats, part, counts), state.batch_stats, parts
             )
@@ -142,23 +157,23 @@ def make_train_step(
     return train_step
 
 
-def _look(
+def _forward(
     model: Any, strategy: Strategy, preprocess: Callable[[Array], Array], params: Any, batch_stats: Any, batch: Batch
 ) -> tuple[Terms, Any, Array]:
     """Forward pass: the strategy's terms, the updated batch statistics, the number of right predictions."""
     variables = {"params": params, "batch_stats": batch_stats}
     images, mask = preprocess(batch["image"]), batch["mask"] > 0
-    forward = lambda x: model.apply(variables, x, train=True, mask=batch["mask"], mutable=["batch_stats"])
-    output, updated = forward(images)
-    input_gradient = lambda: jax.grad(lambda x: _sum_log_probabilities(forward(x)[0].logits, mask))(images)
+    apply = lambda x: model.apply(variables, x, train=True, mask=batch["mask"], mutable=["batch_stats"])
+    output, updated = apply(images)
+    input_gradient = lambda: jax.grad(lambda x: _sum_log_probabilities(apply(x)[0].logits, mask))(images)
     evidence = Evidence(output, batch["label"], mask, batch["weight"], batch["saliency"], input_gradient)
     correct = (output.logits.argmax(-1) == batch["label"]) & mask
     return strategy(evidence), updated.get("batch_stats", {}), correct.sum()
 
 
 def _split(batch: Batch, parts: int) -> Batch:
-    """A leading axis of parts, each of which takes every so manieth row: no row changes its device."""
-    return {name: jnp.moveaxis(x.reshape(-1, parts, *x.shape[1:]), 1, 0) for name, x in batch.items()}
+    """A leading axis of parts, each of which takes one row of every `parts`: no row changes its device."""
+    return {name: einops.rearrange(x, "(row part) ... -> part row ...", part=parts) for name, x in batch.items()}
 
 
 def _sum_over(function: Callable[[Batch], Any], parts: Batch) -> Any:
@@ -183,10 +198,11 @@ def make_eval_step(model: Any, preprocess: Callable[[Array], Array]) -> Callable
     def eval_step(params: Any, batch_stats: Any, batch: Batch) -> EvalOutput:
         variables = {"params": params, "batch_stats": batch_stats}
         output = model.apply(variables, preprocess(batch["image"]), train=False)
-        maps = cams.class_activation_maps(output.features, output.kernel)
-        true_map, false_map = cams.split_true_false(maps, batch["label"], output.logits)
-        human, usable = saliency.to_cam_resolution(batch["saliency"], true_map.shape[-2:])
-        return EvalOutput(output.logits, true_map, false_map, human, usable)
+        labels = jnp.where(batch["label"] < 0, output.logits.argmax(-1), batch["label"])
+        parts = cams.decompose_margin(output.features, output.kernel, output.bias, labels, output.logits)
+        human, usable = saliency.to_cam_resolution(batch["saliency"], parts.true_map.shape[-2:])
+        maps, margin = (parts.true_map, parts.false_map), (parts.margin, parts.bias_difference)
+        return EvalOutput(output.logits, labels, *maps, *margin, human, usable)
 
     return eval_step
 

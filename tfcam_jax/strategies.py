@@ -8,7 +8,6 @@ are reconstructions from the abstract of arXiv 2507.17000; see `tfcam_jax.losses
 
 from __future__ import annotations
 
-import difflib
 import functools
 import inspect
 from collections.abc import Callable
@@ -20,6 +19,7 @@ from jaxtyping import Array, Bool, Float
 
 from . import cams, losses, saliency
 from .divergences import DIVERGENCES, mse
+from .errors import ConfigError, check_known
 from .losses import Divergence
 from .terms import Evidence, Strategy, Term, Terms
 
@@ -45,16 +45,33 @@ def cross_entropy(evidence: Evidence) -> Terms:
     return {"cross_entropy": Term(1.0, evidence.weight * per_example, evidence.mask)}
 
 
+def guided(evidence: Evidence, alpha: float, name: str, guidance: Guidance, cam_labels: Array | None = None) -> Terms:
+    """Cross-entropy and one guidance term: what most strategies consist of, and a new one can start from.
+
+    Args:
+      evidence: of the batch.
+      alpha: total = alpha * cross-entropy + (1 - alpha) * guidance. At 1 the guidance is not even traced.
+      name: of the guidance term, in metrics.
+      guidance: from the maps to one value per example, and which examples it holds for.
+      cam_labels: class whose map counts as the true one; None: the labels.
+    """
+    terms = {"cross_entropy": cross_entropy(evidence)["cross_entropy"]._replace(weight=alpha)}
+    if alpha < 1:
+        per_example, usable = guidance(_view(evidence, evidence.labels if cam_labels is None else cam_labels))
+        terms[name] = Term(1 - alpha, per_example, evidence.mask & usable)
+    return terms
+
+
 def cyborg(evidence: Evidence, *, alpha: float = 0.5, divergence: Divergence = mse, cam_class: str = "true") -> Terms:
     """True-class map like the human's; `cam_class="predicted"` takes the predicted class's, as the CYBORG code does."""
-    _known("cam_class", cam_class, CAM_CLASSES)
+    check_known("cam_class", cam_class, CAM_CLASSES)
     labels = evidence.labels if cam_class == "true" else evidence.output.logits.argmax(-1)
 
     def guidance(view: View):
         loss = losses.cyborg_loss(view.true_map, view.saliency, divergence)
         return loss, view.usable & _varies(view.true_map)
 
-    return _guided(evidence, alpha, "cyborg", guidance, labels)
+    return guided(evidence, alpha, "cyborg", guidance, labels)
 
 
 def opposed(evidence: Evidence, *, alpha: float = 0.5, divergence: Divergence = mse) -> Terms:
@@ -64,7 +81,7 @@ def opposed(evidence: Evidence, *, alpha: float = 0.5, divergence: Divergence = 
         loss = losses.opposed_loss(view.true_map, view.false_map, view.saliency, divergence)
         return loss, view.usable & _varies(view.true_map) & _varies(view.false_map)
 
-    return _guided(evidence, alpha, "opposed", guidance)
+    return guided(evidence, alpha, "opposed", guidance)
 
 
 def difference(evidence: Evidence, *, alpha: float = 0.5, divergence: Divergence = mse) -> Terms:
@@ -76,7 +93,7 @@ def difference(evidence: Evidence, *, alpha: float = 0.5, divergence: Divergence
         magnitude = cams.largest_magnitude(view.true_map, view.false_map)
         return loss, view.usable & ~cams.is_constant(maps, magnitude)
 
-    return _guided(evidence, alpha, "difference", guidance)
+    return guided(evidence, alpha, "difference", guidance)
 
 
 def contrast(evidence: Evidence, *, alpha: float = 0.5) -> Terms:
@@ -86,7 +103,7 @@ def contrast(evidence: Evidence, *, alpha: float = 0.5) -> Terms:
         loss = losses.contrast_loss(view.true_map, view.false_map, view.saliency)
         return loss, view.usable & _varies(view.true_map) & _varies(view.false_map)
 
-    return _guided(evidence, alpha, "contrast", guidance)
+    return guided(evidence, alpha, "contrast", guidance)
 
 
 def energy(evidence: Evidence, *, alpha: float = 0.5, attribution: str = "true") -> Terms:
@@ -96,7 +113,7 @@ def energy(evidence: Evidence, *, alpha: float = 0.5, attribution: str = "true")
         maps = _attribution(view, attribution)
         return losses.energy_loss(maps, view.saliency), view.usable & (maps > 0).any((-2, -1))
 
-    return _guided(evidence, alpha, "energy", guidance)
+    return guided(evidence, alpha, "energy", guidance)
 
 
 def outside(evidence: Evidence, *, alpha: float = 0.5, attribution: str = "true") -> Terms:
@@ -105,20 +122,18 @@ def outside(evidence: Evidence, *, alpha: float = 0.5, attribution: str = "true"
     def guidance(view: View):
         return losses.outside_loss(_attribution(view, attribution), view.saliency), view.usable
 
-    return _guided(evidence, alpha, "outside", guidance)
+    return guided(evidence, alpha, "outside", guidance)
 
 
 def entropy(evidence: Evidence, *, alpha: float = 0.5) -> Terms:
     """Low entropy of the true-class map (Piland et al., arXiv 2303.00818). Uses no human map."""
-    return _guided(
-        evidence, alpha, "entropy", lambda view: (losses.entropy_loss(view.true_map), _varies(view.true_map))
-    )
+    return guided(evidence, alpha, "entropy", lambda view: (losses.entropy_loss(view.true_map), _varies(view.true_map)))
 
 
 def hard_negative(evidence: Evidence, *, alpha: float = 0.5) -> Terms:
     """False-class map pushed to zero (after Sun et al., ECCV 2020). Uses no human map."""
     every = jnp.ones_like(evidence.mask)
-    return _guided(evidence, alpha, "hard_negative", lambda view: (losses.hard_negative_loss(view.false_map), every))
+    return guided(evidence, alpha, "hard_negative", lambda view: (losses.hard_negative_loss(view.false_map), every))
 
 
 def input_gradient(evidence: Evidence, *, alpha: float = 0.5) -> Terms:
@@ -128,7 +143,7 @@ def input_gradient(evidence: Evidence, *, alpha: float = 0.5) -> Terms:
         image_saliency, usable = saliency.to_cam_resolution(evidence.human_maps, evidence.human_maps.shape[-2:])
         return losses.input_gradient_loss(evidence.input_gradient(), image_saliency), usable
 
-    return _guided(evidence, alpha, "input_gradient", guidance)
+    return guided(evidence, alpha, "input_gradient", guidance)
 
 
 def sham(evidence: Evidence, *, alpha: float = 0.5, divergence: Divergence = mse) -> Terms:
@@ -137,7 +152,7 @@ def sham(evidence: Evidence, *, alpha: float = 0.5, divergence: Divergence = mse
     def guidance(view: View):
         return losses.sham_loss(view.true_map, divergence), view.usable & _varies(view.true_map)
 
-    return _guided(evidence, alpha, "sham", guidance)
+    return guided(evidence, alpha, "sham", guidance)
 
 
 STRATEGIES: dict[str, Callable[..., Terms]] = {
@@ -157,7 +172,8 @@ STRATEGIES: dict[str, Callable[..., Terms]] = {
 
 def strategy_options(name: str) -> list[str]:
     """Names of the options that a strategy of the table has."""
-    parameters = inspect.signature(STRATEGIES[_known("strategy", name, STRATEGIES)]).parameters.values()
+    check_known("strategy", name, STRATEGIES)
+    parameters = inspect.signature(STRATEGIES[name]).parameters.values()
     return [parameter.name for parameter in parameters if parameter.kind is parameter.KEYWORD_ONLY]
 
 
@@ -173,47 +189,30 @@ def make_strategy(name: str, **options: Any) -> Strategy:
       A function of `Evidence` alone.
 
     Raises:
-      ValueError: an unknown name or value, or an option that this strategy does not have (it would do nothing).
+      ConfigError: an unknown name or value, or an option that this strategy does not have (it would do nothing).
     """
-    function, accepted = STRATEGIES[_known("strategy", name, STRATEGIES)], strategy_options(name)
+    accepted = strategy_options(name)
     chosen = {key: value for key, value in options.items() if value is not None}
     for key in chosen:
         if key not in accepted:
-            raise ValueError(
+            raise ConfigError(
                 f"strategy {name!r} has no option {key!r} (set to {chosen[key]!r}); "
                 f"it has {', '.join(accepted) or 'none'}. Leave {key!r} unset."
             )
     if not 0 <= chosen.get("alpha", 0.5) <= 1:
-        raise ValueError(f"alpha weighs cross-entropy against guidance and lies in [0, 1]; got {chosen['alpha']}")
+        raise ConfigError(f"alpha weighs cross-entropy against guidance and lies in [0, 1]; got {chosen['alpha']}")
     for key, values in {"divergence": DIVERGENCES, "cam_class": CAM_CLASSES, "attribution": ATTRIBUTIONS}.items():
         if key in chosen:
-            _known(key, chosen[key], values)
+            check_known(key, chosen[key], values)
     if "divergence" in chosen:
         chosen["divergence"] = DIVERGENCES[chosen["divergence"]]
-    return functools.partial(function, **chosen)
-
-
-def _known(kind: str, value: str, known: Any) -> str:
-    if value in known:
-        return value
-    nearest = difflib.get_close_matches(value, known, n=1)
-    hint = f" Did you mean {nearest[0]!r}?" if nearest else ""
-    raise ValueError(f"unknown {kind} {value!r}.{hint} Known: {', '.join(known)}.")
-
-
-def _guided(evidence: Evidence, alpha: float, name: str, guidance: Guidance, cam_labels: Array | None = None) -> Terms:
-    """Cross-entropy and one guidance term. At alpha = 1 the guidance is not even traced."""
-    terms = {"cross_entropy": cross_entropy(evidence)["cross_entropy"]._replace(weight=alpha)}
-    if alpha < 1:
-        per_example, usable = guidance(_view(evidence, evidence.labels if cam_labels is None else cam_labels))
-        terms[name] = Term(1 - alpha, per_example, evidence.mask & usable)
-    return terms
+    return functools.partial(STRATEGIES[name], **chosen)
 
 
 def _view(evidence: Evidence, labels: Array) -> View:
     """Computes the maps; what a strategy does not use is removed by the compiler."""
-    maps = cams.class_activation_maps(evidence.output.features, evidence.output.kernel)
-    true_map, false_map = cams.split_true_false(maps, labels, evidence.output.logits)
+    output = evidence.output
+    true_map, false_map = cams.true_false_maps(output.features, output.kernel, labels, output.logits)
     human, usable = saliency.to_cam_resolution(evidence.human_maps, true_map.shape[-2:])
     return View(true_map, false_map, human, usable)
 
@@ -223,7 +222,7 @@ def _varies(maps: Array) -> Array:
 
 
 def _attribution(view: View, attribution: str) -> Array:
-    _known("attribution", attribution, ATTRIBUTIONS)
+    check_known("attribution", attribution, ATTRIBUTIONS)
     if attribution == "true":
         return view.true_map
     return cams.difference_salience(view.true_map, view.false_map)

@@ -1,4 +1,4 @@
-"""Training: from a config to a workdir with checkpoints, metrics and the figures of the best checkpoint."""
+"""Training: from a config to a workdir with checkpoints, metrics and what the best checkpoint comes to."""
 
 from __future__ import annotations
 
@@ -13,24 +13,23 @@ from ml_collections import ConfigDict
 from tqdm import tqdm
 
 from .data.pipeline import WorkerError, prefetch_to_device
-from .data.source import DataError
+from .data.source import DataError, Dataset
 from .devices.distributed import is_first, wait_for_all
 from .evaluation import evaluate_best, evaluate_source, format_results
-from .experiment import Experiment, build_experiment
-from .inference import describe_dataset
-from .metrics.classification import BETTER
+from .experiment import Experiment, Recipe, build_experiment, open_dataset, resolve
+from .metrics.classification import BETTER, classification
 from .metrics.scores import write_scores
 from .run.checkpoints import Checkpoints
+from .run.files import write_json
+from .run.fingerprints import checksum_json
 from .run.interruption import Interruption, StoppedError
 from .run.metric_window import MetricWindow
 from .run.metrics_log import START, MetricWriter, SilentWriter, open_writer
-from .run.workdir import check_workdir, config_json, hold_workdir, write_json
+from .run.workdir import CHECKS, check_workdir, hold_workdir
 from .steps import Batch, TrainState
 
 
-def train(
-    config: ConfigDict, workdir: str | Path, experiment: Experiment | None = None, quiet: bool = False
-) -> dict[str, Any]:
+def train(config: ConfigDict, workdir: str | Path) -> dict[str, Any]:
     """Trains as the config says, or continues the run that the workdir holds, and evaluates the best checkpoint.
 
     A run that was cut off, whenever and however, goes on from its last sound checkpoint and comes, on the same devices,
@@ -39,36 +38,49 @@ def train(
     Args:
       config: as `configs/default.py` gives it.
       workdir: folder of the run. Created only once config and data have proved sound.
-      experiment: what `build_experiment` gives for this config, where it is built already.
-      quiet: no bar and no table.
 
     Returns:
-      The figures that `results.json` holds, see `evaluate.evaluate_best`.
+      The metrics that `results.json` holds, see `evaluation.evaluate_best`.
 
     Raises:
-      WorkdirError: the folder holds something else, or a run with another config, or another process trains in it.
       ConfigError, DataError, WeightsError, StateDictError: what can't be trained on or from; nothing was written.
+      WorkdirError: the folder holds something else, or a run with another config, or another process trains in it.
       CheckpointError: a checkpoint can't be written, or is of another version of this project.
       NonFiniteError: the loss became NaN or infinite; the checkpoints are of steps before.
       WorkerError, DataError, MetricsError: a process died, a file vanished, a disk is full, in the middle of a run.
       StoppedError: after SIGTERM or SIGINT; the same command goes on from there.
     """
+    return train_recipe(resolve(config), workdir)
+
+
+def train_recipe(
+    recipe: Recipe, workdir: str | Path, experiment: Experiment | None = None, quiet: bool = False
+) -> dict[str, Any]:
+    """As `train`, of a config that is resolved already.
+
+    Args:
+      recipe: of the config.
+      workdir: as of `train`.
+      experiment: what `build_experiment` gives for this recipe, where it is built already.
+      quiet: no bar and no table.
+    """
     workdir = Path(workdir)
-    continued = check_workdir(workdir, config)
+    continued = check_workdir(workdir, recipe.stored)
     wait_for_all("checked the workdir")  # before the first process writes into it
-    experiment = experiment or build_experiment(config)
+    experiment = experiment or build_experiment(recipe, open_dataset(recipe, workdir / CHECKS))
     initial = None if continued else experiment.initial_state()  # before a folder is made: weights may not load
-    with hold_workdir(workdir, config), Interruption(config.grace_seconds) as stop, Checkpoints(workdir) as checkpoints:
+    with (
+        hold_workdir(workdir, recipe.stored),
+        Interruption(recipe.grace_seconds) as stop,
+        Checkpoints(workdir) as checkpoints,
+    ):
         sets = experiment.eval_epoch
         experiment = dataclasses.replace(experiment, eval_epoch=lambda source: stop.watch(sets(source)))
-        state, record = _start(config, experiment, checkpoints, initial)
+        state, record = _start(experiment, checkpoints, initial)
         step = int(state.step)
-        with (
-            open_writer(workdir, record["metrics"], step) as writer,
-            _progress(config, experiment, step, quiet) as bar,
-        ):
-            run = _Run(config, experiment, checkpoints, writer, stop, bar)
-            for epoch in range(record["epoch"], config.epochs):
+        with open_writer(workdir, record["metrics"], step) as writer, _progress(experiment, step, quiet) as bar:
+            run = _Run(experiment, checkpoints, writer, stop, bar)
+            for epoch in range(record["epoch"], recipe.epochs):
                 first, pending = (record["batch"], record["pending"]) if epoch == record["epoch"] else (0, [])
                 state = train_one_epoch(run, state, epoch, first, pending)
                 validate(run, state, epoch)
@@ -81,7 +93,8 @@ def train(
             write_scores(workdir / "scores.csv", scores, experiment.dataset.class_names)
             write_json(workdir / "results.json", results)  # last: with it, the run is finished
     if is_first() and not quiet:
-        tqdm.write(format_results(results, title=f"{config.strategy}: best checkpoint, epoch {results['epoch']}"))
+        title = f"{recipe.strategy_name}: best checkpoint, epoch {results['epoch']}"
+        tqdm.write(format_results(results, title))
     return results
 
 
@@ -89,12 +102,15 @@ def train(
 class _Run:
     """What the loop needs besides the state."""
 
-    config: ConfigDict
     experiment: Experiment
     checkpoints: Checkpoints
     writer: MetricWriter | SilentWriter
     stop: Interruption
     bar: tqdm
+
+    @property
+    def recipe(self) -> Recipe:
+        return self.experiment.recipe
 
     def save(
         self,
@@ -103,7 +119,7 @@ class _Run:
         epoch: int,
         batch: int,
         window: MetricWindow | None = None,
-        figures: dict[str, float | None] | None = None,
+        validation: dict[str, float | None] | None = None,
     ) -> None:
         """Saves where training stands: `epoch` epochs and `batch` batches of the next one, and the metrics unwritten.
 
@@ -113,12 +129,12 @@ class _Run:
             "epoch": epoch,
             "batch": batch,
             "pending": window.as_json() if window else [],
-            "figures": figures,
+            "figures": validation,
             "metrics": self.writer.sync(),
-            "config": config_json(self.config),
-            **describe_dataset(self.experiment.dataset),
+            "config": self.recipe.stored,
+            **_describe_dataset(self.experiment.dataset),
         }
-        score = None if figures is None else _score(figures, self.config.evaluation.select_by)
+        score = None if validation is None else _score(validation, self.recipe.select_by)
         self.checkpoints.save(step, state, record, score)
 
     def leave(self, state: TrainState, step: int, epoch: int, batch: int, window: MetricWindow | None) -> StoppedError:
@@ -130,15 +146,30 @@ class _Run:
 
 
 def _start(
-    config: ConfigDict, experiment: Experiment, checkpoints: Checkpoints, initial: TrainState | None
+    experiment: Experiment, checkpoints: Checkpoints, initial: TrainState | None
 ) -> tuple[TrainState, dict[str, Any]]:
     """The state to go on from and the record that belongs to it."""
     restored = None if initial is not None else checkpoints.restore_latest(experiment.random_state())
     if restored is None:
         return initial or experiment.initial_state(), {"epoch": 0, "batch": 0, "pending": [], "metrics": START}
-    name = config.data.manifest if config.data.source == "manifest" else config.data.source
-    _check_dataset(name, restored[1], describe_dataset(experiment.dataset))
+    data = experiment.recipe.data
+    _check_dataset(data.options.get("manifest", data.source), restored[1], _describe_dataset(experiment.dataset))
     return restored
+
+
+def _describe_dataset(dataset: Dataset) -> dict[str, Any]:
+    """What a checkpoint has to know of its data, JSON-able.
+
+    `class_names`, `domains`; `rows`, a checksum of each split's names, labels and which of them have a map; `pixels`,
+    one of its images' digests where the source knows them.
+    """
+    rows = lambda records: checksum_json([records.ids, records.labels.tolist(), records.has_map.tolist()])
+    return {
+        "class_names": list(dataset.class_names),
+        "domains": sorted(set(dataset.splits["train"].records.domains)),
+        "rows": {name: rows(split.records) for name, split in dataset.splits.items()},
+        "pixels": {name: checksum_json(split.records.digests) for name, split in dataset.splits.items()},
+    }
 
 
 def _check_dataset(name: str, then: dict[str, Any], now: dict[str, Any]) -> None:
@@ -163,7 +194,7 @@ def train_one_epoch(run: _Run, state: TrainState, epoch: int, first_batch: int, 
     """Runs one epoch, or what is left of it; metrics are fetched every few steps, so that the device need not wait.
 
     Args:
-      run: config, parts and writers.
+      run: the experiment and its writers.
       state: of before the first batch; donated.
       epoch: number of the epoch, from 0.
       first_batch: where in the epoch to start.
@@ -173,7 +204,7 @@ def train_one_epoch(run: _Run, state: TrainState, epoch: int, first_batch: int, 
       NonFiniteError: names the first step and term that is not finite, and its images.
       StoppedError: after a signal, once a checkpoint is written.
     """
-    config, size = run.config, run.experiment.steps_per_epoch
+    recipe, size = run.recipe, run.experiment.steps_per_epoch
     step = int(state.step)
     window = MetricWindow(run.experiment.dataset.splits["train"].records.ids, step, pending)
     batches = _batches(run.experiment, epoch, first_batch)
@@ -189,14 +220,14 @@ def train_one_epoch(run: _Run, state: TrainState, epoch: int, first_batch: int, 
         step += 1
         window.add(metrics, rows)
         run.checkpoints.check()
-        if len(window) == config.log_every_steps or number == size:
+        if len(window) == recipe.log_every_steps or number == size:
             run.bar.update(len(window))
             scalars = window.close()
             run.writer.write(step, scalars)
             run.bar.set_postfix(epoch=epoch + 1, loss=f"{scalars['train/cross_entropy']:.3f}")
         if run.stop.requested(step):
             raise run.leave(state, step, epoch, number, window)
-        if number < size and config.checkpoint_every_steps and step % config.checkpoint_every_steps == 0:
+        if number < size and recipe.checkpoint_every_steps and step % recipe.checkpoint_every_steps == 0:
             run.save(state, step, epoch, number, window)
     return state
 
@@ -209,13 +240,14 @@ def validate(run: _Run, state: TrainState, epoch: int) -> None:
     """
     step, size = int(state.step), run.experiment.steps_per_epoch
     try:
-        figures = evaluate_source(run.experiment, state, run.experiment.dataset.splits["val"]).classification()
+        output = evaluate_source(run.experiment, state, run.experiment.dataset.splits["val"])
     except StoppedError as error:
         raise run.leave(state, step, epoch, size, None) from error
-    run.writer.write(step, {"epoch": epoch + 1} | {f"val/{k}": v for k, v in figures.items()})
+    validation = classification(output.labels, output.logits)
+    run.writer.write(step, {"epoch": epoch + 1} | {f"val/{k}": v for k, v in validation.items()})
     if step in run.checkpoints.steps():
         run.checkpoints.delete(step)  # of a run that was stopped while it validated; the one before is still there
-    run.save(state, step, epoch + 1, 0, figures=figures)
+    run.save(state, step, epoch + 1, 0, validation=validation)
 
 
 def _batches(experiment: Experiment, epoch: int, first_batch: int) -> Iterator[tuple[Batch, np.ndarray]]:
@@ -224,16 +256,16 @@ def _batches(experiment: Experiment, epoch: int, first_batch: int) -> Iterator[t
     return prefetch_to_device(experiment.train_epoch(epoch, first_batch), put)
 
 
-def _score(figures: dict[str, float | None], select_by: str) -> float:
-    """The figure that the best checkpoint has the largest of; the later of equals, as in the CYBORG recipe."""
-    return BETTER[select_by] * figures[select_by]
+def _score(validation: dict[str, float | None], select_by: str) -> float:
+    """The metric that the best checkpoint has the largest of; the later of equals, as in the CYBORG recipe."""
+    return BETTER[select_by] * validation[select_by]
 
 
-def _progress(config: ConfigDict, experiment: Experiment, step: int, quiet: bool) -> tqdm:
+def _progress(experiment: Experiment, step: int, quiet: bool) -> tqdm:
     return tqdm(
-        total=config.epochs * experiment.steps_per_epoch,
+        total=experiment.recipe.epochs * experiment.steps_per_epoch,
         initial=step,
-        desc=config.strategy,
+        desc=experiment.recipe.strategy_name,
         unit="step",
         disable=quiet or not is_first() or None,
         dynamic_ncols=True,

@@ -13,6 +13,8 @@ from pathlib import Path
 import jax
 from jax.experimental import multihost_utils
 
+from ..errors import UserError
+
 # In what gloo, NCCL and jax's coordination service say when a process is gone.
 _LOST_CONNECTION = ("gloo", "nccl", "coordination service", "heartbeat", "connection closed", "connection reset")
 
@@ -21,7 +23,7 @@ _LOST_CONNECTION = ("gloo", "nccl", "coordination service", "heartbeat", "connec
 _SECONDS_SILENT = 15.0
 
 
-class DistributedError(RuntimeError):
+class DistributedError(UserError, RuntimeError):
     """Processes that can't find one another."""
 
 

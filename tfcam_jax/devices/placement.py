@@ -10,11 +10,13 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any
 
+import einops
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec, Sharding, SingleDeviceSharding
 
+from ..errors import ConfigError, check_known
 from ..steps import Batch, EvalOutput, StepMetrics, TrainState
 from .compilation import compiler_options
 
@@ -23,10 +25,6 @@ AXIS = "data"
 
 # Parameters smaller than this are kept whole on every device: to send one costs a message, whatever its size.
 SMALLEST_SHARDED = 2**14
-
-
-class PlacementError(ValueError):
-    """Devices that are not there, or a way to use them that does not fit."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,7 +75,8 @@ class Placement:
         if self.mode != "pmap":
             return self.put_batch(batch, accumulate_steps)
         batch = _pad(batch, self.num_devices * accumulate_steps)
-        split = {name: x.reshape(self.num_devices, -1, *x.shape[1:]) for name, x in batch.items()}
+        spread = "(device row) ... -> device row ..."
+        split = {name: einops.rearrange(x, spread, device=self.num_devices) for name, x in batch.items()}
         return jax.device_put(split, NamedSharding(self.mesh, PartitionSpec(AXIS)))
 
     def put_state(self, state: TrainState) -> TrainState:
@@ -169,20 +168,19 @@ def make_placement(mode: str = "auto", devices: int | None = None, shard_state: 
         on one. A step then gathers the parameters, and each device updates its part.
 
     Raises:
-      PlacementError: an unknown mode, devices that are not there, or a combination that does not exist.
+      ConfigError: an unknown mode, devices that are not there, or a combination that does not exist.
     """
-    if mode not in MODES:
-        raise PlacementError(f"parallel.mode is {mode!r}. Known: {', '.join(MODES)}.")
+    check_known("config.parallel.mode", mode, MODES)
     processes = jax.process_count()
     chosen = _choose_devices(1 if mode == "jit" and devices is None and processes == 1 else devices)
     if mode == "auto":
         mode = "jit" if len(chosen) == 1 and not shard_state else "mesh"
     if mode == "jit" and len(chosen) > 1:
-        raise PlacementError(f"parallel.mode=jit runs on one device, not {len(chosen)}; choose mesh, pmap or auto.")
+        raise ConfigError(f"config.parallel.mode=jit runs on one device, not {len(chosen)}; choose mesh, pmap or auto.")
     if mode == "pmap" and processes > 1:
-        raise PlacementError(f"parallel.mode=pmap runs in one process, not {processes}; choose mesh or auto.")
+        raise ConfigError(f"config.parallel.mode=pmap runs in one process, not {processes}; choose mesh or auto.")
     if shard_state and mode != "mesh":
-        raise PlacementError(f"parallel.shard_state needs parallel.mode=mesh, not {mode}.")
+        raise ConfigError(f"config.parallel.shard_state needs parallel.mode=mesh, not {mode}.")
     return Placement(mode, Mesh(np.asarray(chosen), (AXIS,)), shard_state, SMALLEST_SHARDED)
 
 
@@ -192,9 +190,9 @@ def _choose_devices(number: int | None) -> list[jax.Device]:
         return every
     processes = jax.process_count()
     if not 1 <= number <= len(every):
-        raise PlacementError(f"parallel.devices is {number}; there are {len(every)} devices: {_names(every)}.")
+        raise ConfigError(f"config.parallel.devices is {number}; there are {len(every)} devices: {_names(every)}.")
     if number % processes:
-        raise PlacementError(f"parallel.devices is {number}; it must be a multiple of the {processes} processes.")
+        raise ConfigError(f"config.parallel.devices is {number}; it must be a multiple of the {processes} processes.")
     of = lambda process: [device for device in every if device.process_index == process]
     return [device for process in range(processes) for device in of(process)[: number // processes]]
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import jax
@@ -11,55 +11,53 @@ import numpy as np
 from tqdm import tqdm
 
 from .. import cams
-from ..data.evaluation_sets import choose_rows
-from ..data.source import Source, Subset
+from ..data.pipeline import Batch
 from ..devices.distributed import is_first
-from ..devices.placement import fetch
-from ..inference import TrainedModel
 from ..models import ModelOutput
 from ..steps import initialize
-from . import perturbation as faithfulness
+from . import perturbation
 
 # Shares of the pixels that are replaced. ROAD needs some to impute from.
 SHARES = tuple(np.linspace(0, 1, 11).tolist())
 ROAD_SHARES = tuple(np.linspace(0.1, 0.9, 9).tolist())
 
 
-def study_faithfulness(trained: TrainedModel, source: Source, split: str, images: int, seed: int = 0) -> dict[str, Any]:
+def measure_faithfulness(
+    model: Any,
+    variables: Any,
+    preprocess: Callable[[jax.Array], jax.Array],
+    image_size: int,
+    batches: Iterable[Batch],
+    images: int,
+    seed: int = 0,
+) -> dict[str, Any]:
     """Perturbation curves and sanity checks of T, |U|, D and a random order.
 
     Args:
-      trained: the model.
-      source: labelled images.
-      split: its name, for the record.
-      images: how many of them, spread over the classes, those with a human map first; 0 gives `{}`.
+      model: Flax module that returns `ModelOutput`.
+      variables: of the model, on one device.
+      preprocess: from uint8 images to the model's float32 input.
+      image_size: pixels a side.
+      batches: of labelled images, on the host.
+      images: how many they hold, for the progress bar.
       seed: of the random order, the imputation's noise and the random weights.
 
     Returns:
-      `images`, `split`, `shares`, `road_shares` and `maps`: for each map the mean probability of the true class at
-      each share (`curves`), the areas under it (`deletion`, `insertion`, `road_most`, `road_least`, the mean over
-      shares) and `road_gap`, least less most relevant first; but for the random order also `random_head` and
-      `random_weights`, the mean rank correlation with the map after drawing those weights anew.
+      `images`, `shares`, `road_shares` and `maps`: for each map the mean probability of the true class at each share
+      (`curves`), the areas under it (`deletion`, `insertion`, `road_most`, `road_least`, the mean over shares) and
+      `road_gap`, least less most relevant first; but for the random order also `random_head` and `random_weights`, the
+      mean rank correlation with the map after drawing those weights anew.
     """
-    if not images:
-        return {}
-    subset = Subset(source, choose_rows(source.records, images))
-    study = _compile(trained, jax.random.key(seed))
+    measure = _compile(model, variables, preprocess, image_size, jax.random.key(seed))
     collected: list[dict[str, dict[str, np.ndarray]]] = []
-    with tqdm(total=len(subset), desc="faithfulness", unit="image", disable=None if is_first() else True) as bar:
-        for batch in trained.eval_epoch(subset):
-            batch = fetch(batch)
+    with tqdm(total=images, desc="faithfulness", unit="image", disable=None if is_first() else True) as bar:
+        for batch in batches:
             real = batch["mask"] > 0
-            collected.append(jax.tree.map(lambda leaf, real=real: np.asarray(leaf)[real], study(batch)))
+            collected.append(jax.tree.map(lambda leaf, real=real: np.asarray(leaf)[real], measure(batch)))
             bar.update(int(real.sum()))
     merged = jax.tree.map(lambda *leaves: np.concatenate(leaves).mean(0), *collected)
-    return {
-        "images": len(subset),
-        "split": split,
-        "shares": list(SHARES),
-        "road_shares": list(ROAD_SHARES),
-        "maps": {name: _areas(values) for name, values in merged.items()},
-    }
+    maps = {name: _areas(values) for name, values in merged.items()}
+    return {"images": images, "shares": list(SHARES), "road_shares": list(ROAD_SHARES), "maps": maps}
 
 
 def _areas(values: dict[str, np.ndarray]) -> dict[str, Any]:
@@ -71,35 +69,32 @@ def _areas(values: dict[str, np.ndarray]) -> dict[str, Any]:
     return areas | checks | {"curves": {name: curve.tolist() for name, curve in curves.items()}}
 
 
-def _compile(trained: TrainedModel, key: jax.Array) -> Callable[[Any], dict[str, dict[str, jax.Array]]]:
-    """Builds `study(batch)`: the model is compiled once, and each way of perturbing once."""
-    # On one device: the solver behind the imputation stops when the whole batch has converged, and devices that wait
-    # for one another can starve on few cores. Every process does the same.
-    state = trained.state
-    variables = jax.device_put(jax.device_get({"params": state.params, "batch_stats": state.batch_stats}))
-    size = trained.image_size
+def _compile(
+    model: Any, variables: Any, preprocess: Callable[[jax.Array], jax.Array], size: int, key: jax.Array
+) -> Callable[[Batch], dict[str, dict[str, jax.Array]]]:
+    """Builds `measure(batch)`: the model is compiled once, and each way of perturbing once."""
     weights_key, order_key, noise_key = jax.random.split(key, 3)
-    redrawn = initialize(trained.model, weights_key, size)
-    apply = jax.jit(lambda variables, images: trained.model.apply(variables, images, train=False))
+    redrawn = initialize(model, weights_key, size)
+    apply = jax.jit(lambda variables, images: model.apply(variables, images, train=False))
     probability = jax.jit(
         lambda images, labels: jnp.take_along_axis(
             jax.nn.softmax(apply(variables, images).logits), labels[:, None], axis=-1
         )[:, 0]
     )
     delete, insert, impute = (
-        jax.jit(lambda images, ranks, share, change=change: change(images, faithfulness.first_ranked(ranks, share)))
+        jax.jit(lambda images, ranks, share, change=change: change(images, perturbation.first_ranked(ranks, share)))
         for change in (
-            faithfulness.delete,
-            faithfulness.insert,
-            lambda images, removed: faithfulness.noisy_linear_imputation(images, removed, noise_key),
+            perturbation.delete,
+            perturbation.insert,
+            lambda images, removed: perturbation.noisy_linear_imputation(images, removed, noise_key),
         )
     )
-    preprocess = jax.jit(trained.preprocess)
-    ranks_of = jax.jit(faithfulness.pixel_ranks, static_argnums=1)
+    prepare = jax.jit(preprocess)
+    ranks_of = jax.jit(perturbation.pixel_ranks, static_argnums=1)
 
-    def study(batch: Any) -> dict[str, dict[str, jax.Array]]:
+    def measure(batch: Batch) -> dict[str, dict[str, jax.Array]]:
         raw, labels = jax.device_put((batch["image"], batch["label"]))
-        images = preprocess(raw)
+        images = prepare(raw)
         output, other = apply(variables, images), apply(redrawn, images)
         maps = _maps(output.features, output, labels)
         results: dict[str, dict[str, jax.Array]] = {}
@@ -117,14 +112,14 @@ def _compile(trained: TrainedModel, key: jax.Array) -> Callable[[Any], dict[str,
             }
         for check, features in (("random_head", output.features), ("random_weights", other.features)):
             for name, salience in _maps(features, other, labels).items():
-                results[name][check] = faithfulness.rank_correlation(maps[name], salience)
+                results[name][check] = perturbation.rank_correlation(maps[name], salience)
         return results
 
-    return study
+    return measure
 
 
 def _maps(features: jax.Array, head: ModelOutput, labels: jax.Array) -> dict[str, jax.Array]:
     """T, |U| and D of features under a head."""
-    maps = cams.class_activation_maps(features, head.kernel)
-    true_map, false_map = cams.split_true_false(maps, labels, maps.mean((1, 2)) + head.bias[None])
+    logits = features.mean((1, 2)) @ head.kernel + head.bias[None]
+    true_map, false_map = cams.true_false_maps(features, head.kernel, labels, logits)
     return {"T": true_map, "|U|": jnp.abs(false_map), "D": true_map - false_map}

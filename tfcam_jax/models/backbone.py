@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from ..errors import ConfigError
 from .cpu_ops import conv_general_dilated
 from .head import ModelOutput, PooledLinearHead
 from .norm import BatchNorm
@@ -57,14 +58,15 @@ class Backbone(nn.Module):
           mask: 1 for an example that counts in the batch statistics, 0 for padding; None counts all.
 
         Raises:
-          ValueError: images do not have three channels, or are so small that no place is left in the feature map.
+          ValueError: images do not have three channels.
+          ConfigError: they are so small that no place is left in the feature map.
         """
         if images.ndim != 4 or images.shape[-1] != 3:
             raise ValueError(f"{type(self).__name__} takes images of shape [batch, H, W, 3], not {images.shape}")
         features = self.feature_maps(images.astype(self.dtype), train, mask)
         if 0 in features.shape[1:3]:
             height, width = images.shape[1:3]
-            raise ValueError(
+            raise ConfigError(
                 f"images of {height}x{width} px are too small for {type(self).__name__}: "
                 "its strides leave no place in the feature map; use a larger image size"
             )
@@ -106,7 +108,7 @@ def cam_size(model: Backbone, image_size: int | tuple[int, int]) -> tuple[int, i
     Nothing is computed: only shapes are traced.
 
     Raises:
-      ValueError: the images are too small for the model.
+      ConfigError: the images are too small for the model.
     """
     height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
     images = jax.ShapeDtypeStruct((1, height, width, 3), jnp.float32)

@@ -21,6 +21,8 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
+from ..errors import UserError
+
 _DTYPES = {
     "BFloat16Storage": jnp.bfloat16,
     "BoolStorage": np.bool_,
@@ -38,7 +40,7 @@ _LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 _WRAPPERS = ("state_dict", "model", "model_state_dict")
 
 
-class StateDictError(ValueError):
+class StateDictError(UserError, ValueError):
     """A file that is damaged, is no state dict, or asks for more than tensors."""
 
 

@@ -22,6 +22,7 @@ import orbax.checkpoint as ocp
 from absl import logging
 from flax import traverse_util
 
+from ..errors import UserError
 from . import MODEL_CARDS, ModelCard
 from .state_dicts import read_state_dict
 
@@ -38,7 +39,7 @@ _CONVERSION = 1
 _VARIABLES, _DIGEST = "variables", "sha256"
 
 
-class WeightsError(ValueError):
+class WeightsError(UserError, ValueError):
     """Weights that cannot be had, or do not fit the model."""
 
 

@@ -19,6 +19,7 @@ from absl import logging
 from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, LatestN
 
 from ..devices.distributed import wait_for_all
+from ..errors import UserError
 from .fingerprints import checksum_json, describe_leaves, fingerprint_tree
 
 # Of the folder's layout and the record's keys. 1 kept the latest and the best in two folders, without fingerprints.
@@ -29,7 +30,7 @@ _KEPT = 2
 _DELETED = ".deleted"
 
 
-class CheckpointError(RuntimeError):
+class CheckpointError(UserError, RuntimeError):
     """A checkpoint that is absent, damaged or can't be written."""
 
 

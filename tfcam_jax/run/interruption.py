@@ -13,6 +13,8 @@ from typing import TypeVar
 import jax
 from jax.experimental import multihost_utils
 
+from ..errors import UserError
+
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 T = TypeVar("T")
@@ -21,7 +23,7 @@ T = TypeVar("T")
 _BASE = 128
 
 
-class StoppedError(Exception):
+class StoppedError(UserError):
     """The run was asked to stop, and did.
 
     Attributes:

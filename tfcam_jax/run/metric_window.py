@@ -10,6 +10,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from ..errors import UserError
 from ..steps import StepMetrics
 from ..terms import Total
 
@@ -20,7 +21,7 @@ _IN_FLIGHT = 2
 _IMAGES_NAMED = 24
 
 
-class NonFiniteError(FloatingPointError):
+class NonFiniteError(UserError, FloatingPointError):
     """A loss or gradient that is not a number; the run can't go on."""
 
 

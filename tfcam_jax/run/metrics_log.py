@@ -10,11 +10,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from tensorboardX.event_file_writer import EventsWriter
-from tensorboardX.proto.event_pb2 import Event, SessionLog
-from tensorboardX.summary import scalar
+# Of TensorBoard the formats alone: what else it has would look for TensorFlow.
+from tensorboard.compat.proto.event_pb2 import Event, SessionLog
+from tensorboard.compat.proto.summary_pb2 import Summary
+from tensorboard.summary.writer.record_writer import RecordWriter
 
 from ..devices.distributed import is_first
+from ..errors import UserError
 
 # Where a metrics file stood: its length in bytes and the CRC-32 of them.
 Position = dict[str, int]
@@ -22,7 +24,7 @@ Position = dict[str, int]
 START: Position = {"bytes": 0, "crc32": 0}
 
 
-class MetricsError(RuntimeError):
+class MetricsError(UserError, RuntimeError):
     """Metrics that can't be written, or are not those that a checkpoint counts on."""
 
 
@@ -46,10 +48,11 @@ class MetricWriter:
         # Unbuffered: what `write` could not write is not tried again when the file is closed.
         self._lines = self._told(lambda: self._path.open("ab", buffering=0))
         self._told(lambda: self._lines.truncate(position["bytes"]))
-        # Not `SummaryWriter`: it writes from a thread, where a full disk would end the thread and block the run.
-        events = workdir / "tensorboard"
-        events.mkdir(exist_ok=True)
-        self._events = self._told(lambda: EventsWriter(str(events / "events"), f".{os.getpid()}.{time.time_ns()}"))
+        # Not TensorBoard's own writer: it writes from a thread, where a full disk would end the thread alone.
+        events = workdir / "tensorboard" / f"events.out.tfevents.{time.time_ns()}.{os.getpid()}"
+        events.parent.mkdir(exist_ok=True)
+        self._events = RecordWriter(self._told(lambda: events.open("wb")))
+        self._add(Event(file_version="brain.Event:2"))
         self._add(Event(step=step + 1, session_log=SessionLog(status=SessionLog.START)))
 
     def write(self, step: int, scalars: dict[str, float | int | None]) -> None:
@@ -66,7 +69,8 @@ class MetricWriter:
         }
         for name, value in scalars.items():
             if value is not None:
-                self._add(Event(step=step, summary=scalar(name, value)))
+                summary = Summary(value=[Summary.Value(tag=name, simple_value=value)])
+                self._add(Event(step=step, summary=summary))
 
     def sync(self) -> Position:
         """Waits until all is on the disk, and says where the lines end: a checkpoint saved now counts on them."""
@@ -88,7 +92,7 @@ class MetricWriter:
 
     def _add(self, event: Event) -> None:
         event.wall_time = time.time()
-        self._told(lambda: self._events.write_event(event))
+        self._told(lambda: self._events.write(event.SerializeToString()))
 
     def _told(self, call: Callable[[], Any]) -> Any:
         try:

@@ -5,26 +5,27 @@ run.json        versions, commit, devices, command of the first start, and of ea
 metrics.jsonl   one JSON object a line
 checkpoints/    see `checkpoints`
 results.json    figures of the best checkpoint
-.lock           held by the process that trains here
+checks.json     what opening the data showed of each file, so that a later start looks only at what changed
+.lock           held by the process that trains here, whose name stands in .lock.holder
 """
 
 from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
-import json
 import os
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from absl import logging
-from ml_collections import ConfigDict
+from filelock import FileLock, Timeout
+from flax import traverse_util
 
 from ..devices.distributed import is_first, wait_for_all
 from .checkpoints import FORMAT
+from .files import WorkdirError, read_json, write_json, write_text
 from .provenance import collect_provenance
 
 # Keys that decide how fast a run goes and how often it is saved, not what comes out of it.
@@ -38,62 +39,14 @@ INDIFFERENT = (
     "grace_seconds",
 )
 
-_LOCK = ".lock"
+CHECKS = "checks.json"
+_LOCK, _HOLDER = ".lock", ".lock.holder"
 
 # What a run leaves that died before its `config.json` was there.
-_BEFORE_CONFIG = (_LOCK, "run.json", ".run.json.", ".config.json.")
+_BEFORE_CONFIG = (_LOCK, f".{_HOLDER}.", "run.json", ".run.json.", ".config.json.")
 
 
-class WorkdirError(RuntimeError):
-    """A folder that can't serve as this run's, or a file in it that can't be read or written."""
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Writes JSON so that a reader sees the old file or the new one, never half of one."""
-    write_text(path, json.dumps(value, indent=2) + "\n")
-
-
-def write_text(path: Path, text: str) -> None:
-    """`write_bytes` of UTF-8."""
-    write_bytes(path, text.encode())
-
-
-def write_bytes(path: Path, content: bytes) -> None:
-    """Writes so that a reader sees the old file or the new one, never half of one, even after a power cut.
-
-    Raises:
-      WorkdirError: the disk is full, or the like.
-    """
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with partial.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
-    except OSError as error:
-        partial.unlink(missing_ok=True)
-        raise WorkdirError(
-            f"{path} can't be written: {error.strerror}. The file of before, if any, is left."
-        ) from error
-
-
-def read_json(path: Path, remedy: str = "train again in another --workdir") -> dict[str, Any]:
-    """Reads a JSON object.
-
-    Raises:
-      WorkdirError: it is damaged; the message says to restore it, or else the remedy.
-    """
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(value, dict):
-            raise ValueError("it holds no JSON object")
-    except (OSError, ValueError) as error:
-        raise WorkdirError(f"{path} is damaged ({error}). Restore it from a copy, or {remedy}.") from error
-    return value
-
-
-def check_workdir(workdir: Path, config: ConfigDict) -> bool:
+def check_workdir(workdir: Path, config: Mapping[str, Any]) -> bool:
     """Whether the folder holds this very run already. Touches nothing.
 
     Raises:
@@ -103,12 +56,12 @@ def check_workdir(workdir: Path, config: ConfigDict) -> bool:
     if workdir.exists() and not workdir.is_dir():
         raise WorkdirError(f"{workdir} is a file. Choose another --workdir.")
     if (workdir / _LOCK).exists() and is_first():
-        with _locked(workdir / _LOCK):
+        with _locked(workdir):
             pass
     return _check_contents(workdir, config)
 
 
-def _check_contents(workdir: Path, config: ConfigDict) -> bool:
+def _check_contents(workdir: Path, config: Mapping[str, Any]) -> bool:
     path = workdir / "config.json"
     if not path.exists():
         if workdir.exists() and not all(entry.name.startswith(_BEFORE_CONFIG) for entry in workdir.iterdir()):
@@ -138,22 +91,23 @@ def _check_format(workdir: Path) -> None:
 
 
 @contextlib.contextmanager
-def _locked(path: Path) -> Iterator[IO[str]]:
-    """Holds an exclusive lock on a file; refuses at once if another process does."""
-    with path.open("a+", encoding="utf-8") as file:
+def _locked(workdir: Path) -> Iterator[None]:
+    """Holds the lock of a workdir, which dies with its holder; refuses at once if another process does."""
+    path = workdir / _LOCK
+    with contextlib.ExitStack() as held:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            file.seek(0)
+            held.enter_context(FileLock(path, fallback_to_soft=False).acquire(blocking=False))
+        except Timeout as error:
+            holder = workdir / _HOLDER
+            name = holder.read_text(encoding="utf-8").strip() if holder.exists() else "it is just starting"
             raise WorkdirError(
-                f"another process trains in {path.parent} ({file.read().strip() or 'it is just starting'}). Wait for "
-                "it, stop it, or choose another --workdir."
+                f"another process trains in {workdir} ({name}). Wait for it, stop it, or choose another --workdir."
             ) from error
         except OSError as error:
             if error.errno not in (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS):
                 raise
             logging.warning("%s: this file system has no locks; see to it that one process trains here.", path)
-        yield file
+        yield
 
 
 def is_indifferent(key: str) -> bool:
@@ -161,9 +115,9 @@ def is_indifferent(key: str) -> bool:
     return key in INDIFFERENT
 
 
-def config_differences(stored: dict[str, Any], config: ConfigDict) -> list[tuple[str, str]]:
+def config_differences(stored: Mapping[str, Any], config: Mapping[str, Any]) -> list[tuple[str, str]]:
     """Each key that two configs have otherwise, and a line that tells it: `stored` is "there", `config` asked for."""
-    there, wanted = _flatten(stored), _flatten(config_json(config))
+    there, wanted = (traverse_util.flatten_dict(dict(tree), sep=".") for tree in (stored, config))
     absent = "(absent)"
     return [
         (key, f"  {key}: {there.get(key, absent)!r} there, {wanted.get(key, absent)!r} asked for")
@@ -173,7 +127,7 @@ def config_differences(stored: dict[str, Any], config: ConfigDict) -> list[tuple
 
 
 @contextlib.contextmanager
-def hold_workdir(workdir: Path, config: ConfigDict) -> Iterator[None]:
+def hold_workdir(workdir: Path, config: Mapping[str, Any]) -> Iterator[None]:
     """Makes the folder if need be, keeps other processes from training in it, and writes config and provenance.
 
     The lock belongs to the open file, so that nothing of it is left when the process dies, however it dies. The first
@@ -191,10 +145,9 @@ def hold_workdir(workdir: Path, config: ConfigDict) -> Iterator[None]:
         workdir.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise WorkdirError(f"{workdir} can't be made: {error.strerror}. Choose another --workdir.") from error
-    with _locked(workdir / _LOCK) as file:
+    with _locked(workdir):
         continued = _check_contents(workdir, config)
-        file.truncate(0)
-        print(f"host {socket.gethostname()}, pid {os.getpid()}", file=file, flush=True)
+        write_text(workdir / _HOLDER, f"host {socket.gethostname()}, pid {os.getpid()}\n")
         _record_start(workdir, config, continued)
         wait_for_all("made the workdir")
         yield
@@ -208,8 +161,8 @@ def _check_shared(workdir: Path) -> None:
         )
 
 
-def load_config(workdir: Path) -> ConfigDict:
-    """The config of a run, locked.
+def load_config(workdir: Path) -> dict[str, Any]:
+    """The config of a run, as JSON has it.
 
     Raises:
       WorkdirError: the folder holds no run, or its config can't be read or is of a newer version.
@@ -217,17 +170,12 @@ def load_config(workdir: Path) -> ConfigDict:
     path = workdir / "config.json"
     if not path.exists():
         raise WorkdirError(f"{path} does not exist: {workdir} holds no run. Give the --workdir of a finished training.")
-    config = ConfigDict(read_json(path)).lock()
+    config = read_json(path)
     _check_format(workdir)
     return config
 
 
-def config_json(config: ConfigDict) -> dict[str, Any]:
-    """A config as JSON has it: tuples are lists."""
-    return json.loads(config.to_json())
-
-
-def _record_start(workdir: Path, config: ConfigDict, continued: bool) -> None:
+def _record_start(workdir: Path, config: Mapping[str, Any], continued: bool) -> None:
     """Writes config and provenance. `config.json` comes last: with it, the run exists."""
     path = workdir / "run.json"
     if continued and path.exists():
@@ -236,15 +184,8 @@ def _record_start(workdir: Path, config: ConfigDict, continued: bool) -> None:
         return
     write_json(path, {"format": FORMAT, **collect_provenance(), "continued": []})
     if not continued:
-        write_json(workdir / "config.json", config_json(config))
+        write_json(workdir / "config.json", config)
 
 
 def _read_run(path: Path) -> dict[str, Any]:
     return read_json(path, remedy="delete it: it says what the run was made with, and nothing depends on it")
-
-
-def _flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat = {}
-    for key, value in tree.items():
-        flat |= _flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
-    return flat

@@ -17,22 +17,24 @@ from ..data.protocol import apply_protocol, split_by_protocol
 from ..data.source import Dataset, Subset
 from ..devices.compilation import available_cores
 from ..devices.placement import fetch
+from ..errors import ConfigError, UserError
 from ..evaluation import evaluate_source
-from ..experiment import ConfigError
+from ..experiment import config_json, resolve
 from ..report.map_grid import Panel, Row, draw_panels
 from ..run.checkpoints import Checkpoints
+from ..run.files import WorkdirError, write_text
 from ..run.provenance import collect_provenance
-from ..run.workdir import WorkdirError, check_workdir, config_json, write_text
+from ..run.workdir import CHECKS, check_workdir
 from .outcomes import read_outcomes, read_selection, write_entries
 from .page import write_study
 from .plan import Run, placebo_arms, plan_arms, plan_runs
-from .worker import Worker, train_here, train_in_processes
+from .worker import ExperimentCache, train_here, train_in_processes
 
 # Where nobody says how many processes: more than this many copies of jax and of the data may not fit in memory.
 _MOST_PROCESSES = 8
 
 
-class FailedRunsError(RuntimeError):
+class FailedRunsError(UserError, RuntimeError):
     """Runs of a study that failed; the others are done."""
 
 
@@ -59,20 +61,26 @@ def compare(config: ConfigDict, workdir: str | Path, num_images: int = 6) -> dic
     _check_folder(workdir)
     arms = plan_arms(config)
     processes = _number_of_processes(config)
-    worker = Worker(config.compare.held_megabytes)
-    dataset = worker.source(next(iter(arms.values())))
+    checks = workdir / CHECKS
+    cache = ExperimentCache(config.compare.held_megabytes, checks)
+    dataset = cache.source(resolve(next(iter(arms.values()))))
     runs = plan_runs(config, arms, dataset)
     _check_runs(workdir, runs, dataset)
     workdir.mkdir(parents=True, exist_ok=True)
     write_entries(workdir, [run.entry for run in runs], config.evaluation.select_by)
-    failures = run_all(worker, runs, workdir, processes, config.compare.held_megabytes)
-    study = _report(config, worker, runs, failures, workdir, num_images) if len(failures) < len(runs) else {}
+    failures = run_all(cache, runs, workdir, processes, config.compare.held_megabytes)
+    study = _report(config, cache, runs, failures, workdir, num_images) if len(failures) < len(runs) else {}
     _tell_failures(workdir, failures, len(runs))
     return study
 
 
 def _report(
-    config: ConfigDict, worker: Worker, runs: Sequence[Run], failures: dict[str, str], workdir: Path, num_images: int
+    config: ConfigDict,
+    cache: ExperimentCache,
+    runs: Sequence[Run],
+    failures: dict[str, str],
+    workdir: Path,
+    num_images: int,
 ) -> dict[str, Any]:
     """Tests, tables, plots, page and the picture of maps, from the runs that are finished."""
     selection = read_selection(workdir)
@@ -86,15 +94,15 @@ def _report(
         placebos=placebo_arms(config),
         strategies={run.entry.arm: run.config.strategy for run in runs},
     )
-    draw_comparison(
-        worker, choose_shown(runs, selection, config.compare.strategies, set(failures)), workdir, num_images
-    )
+    draw_comparison(cache, choose_shown(runs, selection, config.compare.strategies, set(failures)), workdir, num_images)
     table = (workdir / "table.txt").read_text(encoding="utf-8")
     tqdm.write(f"\n{table}\nPage: {workdir / 'index.html'}\nMaps side by side: {workdir / 'maps.png'}")
     return study
 
 
-def run_all(worker: Worker, runs: Sequence[Run], workdir: Path, processes: int, held_megabytes: int) -> dict[str, str]:
+def run_all(
+    cache: ExperimentCache, runs: Sequence[Run], workdir: Path, processes: int, held_megabytes: int
+) -> dict[str, str]:
     """Trains the runs that have no results yet; returns the error and traceback of each that failed, by folder."""
     waiting = [run for run in runs if not (workdir / run.entry.folder / "results.json").is_file()]
     bar = tqdm(
@@ -108,7 +116,7 @@ def run_all(worker: Worker, runs: Sequence[Run], workdir: Path, processes: int, 
     )
     with bar:
         if processes == 1 or len(waiting) < 2:
-            return train_here(worker, waiting, workdir, bar)
+            return train_here(cache, waiting, workdir, bar)
         return train_in_processes(waiting, workdir, processes, held_megabytes, bar)
 
 
@@ -127,12 +135,12 @@ def choose_shown(
     return {strategy: kept[strategy] for strategy in strategies if strategy in kept}
 
 
-def draw_comparison(worker: Worker, shown: dict[str, Run], workdir: Path, num_images: int) -> None:
+def draw_comparison(cache: ExperimentCache, shown: dict[str, Run], workdir: Path, num_images: int) -> None:
     """Draws `maps.png`: the same images under every arm of `shown`, T and T - U. No picture without an arm."""
     rows: list[list[Panel]] = []
     captions: list[str] = []
     for arm, run in shown.items():
-        experiment = worker.experiment(run.config)
+        experiment = cache.experiment(resolve(run.config))
         source = _shown_images(experiment.dataset, num_images)
         like = experiment.random_state()
         with Checkpoints(workdir / run.entry.folder, read_only=True) as checkpoints:
@@ -169,7 +177,7 @@ def _check_runs(workdir: Path, runs: Sequence[Run], dataset: Dataset) -> None:
     """Finds what would fail in a later run: a folder of another run, maps that can't be dealt out."""
     dealt = set()
     for run in runs:
-        check_workdir(workdir / run.entry.folder, run.config)
+        check_workdir(workdir / run.entry.folder, config_json(run.config))
         protocol = json.dumps(dict(run.config.data.protocol))
         if run.config.data.maps.placebo == "other_image" and protocol not in dealt:
             dealt.add(protocol)

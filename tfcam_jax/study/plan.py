@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import copy
-import difflib
 import inspect
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import quote
 
+from flax import traverse_util
 from ml_collections import ConfigDict
 
 from ..data.human_maps import PLACEBOS
 from ..data.protocol import PROTOCOLS, apply_protocol, enumerate_folds
-from ..data.source import DataError, Dataset
-from ..experiment import ConfigError, check_values
+from ..data.source import Dataset
+from ..errors import ConfigError, check_known
+from ..experiment import resolve
 from ..strategies import STRATEGIES, strategy_options
 from .outcomes import Entry
 
@@ -41,7 +42,7 @@ def plan_arms(config: ConfigDict) -> dict[str, ConfigDict]:
 
     Raises:
       ConfigError: unknown strategies or placebos, a name given twice, a variant that changes what the base does not
-        have or what all arms share, values that `experiment.check_values` refuses.
+        have or what all arms share, values that `experiment.resolve` refuses.
     """
     compare = config.compare
     _check_names("compare.strategies", compare.strategies, STRATEGIES)
@@ -66,7 +67,7 @@ def plan_arms(config: ConfigDict) -> dict[str, ConfigDict]:
         raise ConfigError(f"config.compare.reference is {compare.reference!r}; the arms are {', '.join(arms)}.")
     for name, arm in arms.items():
         try:
-            check_values(arm)
+            resolve(arm)
         except ConfigError as error:
             raise ConfigError(f"arm {name!r}: {error}") from error
     return arms
@@ -121,15 +122,10 @@ def plan_protocols(config: ConfigDict, dataset: Dataset) -> list[dict[str, Any]]
         raise ConfigError("config.data.protocol.domains serve protocol open, which is not in config.compare.protocols.")
     shared = {"num_folds": own.num_folds, "fold": 0, "seed": own.seed, "leakage": own.leakage}
     domains = {"open": tuple(own.domains)}
-    try:
-        folds = [fold for name in config.compare.protocols for fold in enumerate_folds(dataset, name, own.num_folds)]
-        protocols = [{**shared, "domains": domains.get(fold["name"], ()), **fold} for fold in folds]
-        for protocol in protocols:
-            apply_protocol(dataset, **protocol)
-    except DataError:
-        raise
-    except ValueError as error:
-        raise ConfigError(str(error)) from error
+    folds = [fold for name in config.compare.protocols for fold in enumerate_folds(dataset, name, own.num_folds)]
+    protocols = [{**shared, "domains": domains.get(fold["name"], ()), **fold} for fold in folds]
+    for protocol in protocols:
+        apply_protocol(dataset, **protocol)
     return protocols
 
 
@@ -170,7 +166,7 @@ def _strategy_arm(config: ConfigDict, strategy: str) -> ConfigDict:
 
 def _variant_arm(config: ConfigDict, name: str, changes: ConfigDict) -> ConfigDict:
     arm = _without_compare(config)
-    given = _flatten(changes)
+    given = traverse_util.flatten_dict(changes.to_dict(), sep=".")
     fixed = [key for key in given if any(key == other or key.startswith(f"{other}.") for other in _FIXED_IN_VARIANTS)]
     if fixed:
         raise ConfigError(f"config.compare.variants.{name} sets {fixed[0]!r}, which all arms of a study share")
@@ -201,18 +197,8 @@ def _without_compare(config: ConfigDict) -> ConfigDict:
     return arm
 
 
-def _flatten(tree: ConfigDict, prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in tree.items():
-        flat |= _flatten(value, f"{prefix}{key}.") if isinstance(value, ConfigDict) else {f"{prefix}{key}": value}
-    return flat
-
-
 def _check_names(key: str, names: Sequence[str], known: Collection[str]) -> None:
     for name in names:
-        if name not in known:
-            nearest = difflib.get_close_matches(name, known, n=1)
-            hint = f" Did you mean {nearest[0]!r}?" if nearest else ""
-            raise ConfigError(f"config.{key} holds {name!r}.{hint} Known: {', '.join(known)}.")
+        check_known(f"one of config.{key}", name, known)
     if len(set(names)) < len(names):
         raise ConfigError(f"config.{key} names one twice: {', '.join(names)}.")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import copy
+import dataclasses
 import os
 import signal
 import threading
@@ -13,21 +13,20 @@ from multiprocessing import connection, get_context, parent_process
 from pathlib import Path
 from typing import Any
 
-from ml_collections import ConfigDict
 from tqdm import tqdm
 
 from ..data.human_maps import process_maps
 from ..data.in_memory import held_bytes, hold_splits
 from ..data.source import Dataset
 from ..devices.compilation import available_cores
-from ..experiment import Experiment, arrange_dataset, build_experiment, open_source, preprocessing
+from ..experiment import Experiment, Recipe, build_experiment, open_source, resolve
 from ..run.interruption import StoppedError
-from ..run.workdir import config_json
-from ..training import train
+from ..run.workdir import CHECKS
+from ..training import train_recipe
 from .plan import Run
 
 
-class Worker:
+class ExperimentCache:
     """Builds the experiments of a study's runs.
 
     What the last run had is kept and nothing older, so that memory is bounded; in a plan, runs that share much are
@@ -35,50 +34,52 @@ class Worker:
 
     Args:
       held_megabytes: data sets whose decoded images take no more than this are kept decoded.
+      checks: file of the study in which it stands which files were found sound before; None: every file is looked at.
     """
 
-    def __init__(self, held_megabytes: int):
+    def __init__(self, held_megabytes: int, checks: Path | None = None):
         self._held_megabytes = held_megabytes
+        self._checks = checks
         self._kept: dict[str, tuple[Any, Any]] = {}
 
     def train(self, run: Run, workdir: Path) -> None:
         """Trains one run in its folder, or continues it."""
-        train(run.config, workdir / run.entry.folder, self.experiment(run.config), quiet=True)
+        recipe = resolve(run.config)
+        train_recipe(recipe, workdir / run.entry.folder, self.experiment(recipe), quiet=True)
 
-    def experiment(self, config: ConfigDict) -> Experiment:
-        """What `build_experiment` builds of a run's config."""
-        dataset = self.dataset(config)
-        steps = -(-len(dataset.splits["train"]) // config.batch_size)
-        key = [config_json(config), _input_options(config), len(dataset.class_names), steps]
-        key[0] = {name: value for name, value in key[0].items() if name not in ("seed", "data")}
-        programs = self._keep("programs", key, lambda: build_experiment(config, dataset))
-        return build_experiment(config, dataset, programs)
+    def experiment(self, recipe: Recipe) -> Experiment:
+        """What `build_experiment` builds of a run's recipe."""
+        dataset = self.dataset(recipe)
+        steps = -(-len(dataset.splits["train"]) // recipe.batch_size)
+        stored, data = recipe.stored, recipe.stored["data"]
+        of_step = {name: data[name] for name in ("channels", "image_size", "mean", "std")}
+        key = [{k: v for k, v in stored.items() if k not in ("seed", "data")}, of_step, len(dataset.class_names), steps]
+        programs = self._keep("programs", key, lambda: build_experiment(recipe, dataset))
+        return build_experiment(recipe, dataset, programs)
 
-    def source(self, config: ConfigDict) -> Dataset:
-        """What `open_source` opens."""
-        options = config_json(config.data)
-        del options["protocol"], options["maps"]["placebo"]
-        return self._keep("source", options, lambda: open_source(config))
+    def source(self, recipe: Recipe) -> Dataset:
+        """The data as their owner splits them, with the maps as they are."""
+        key = (recipe.data.source, dict(recipe.data.options), recipe.data.channels)
+        return self._keep("source", key, lambda: open_source(recipe, self._checks))
 
-    def dataset(self, config: ConfigDict) -> Dataset:
+    def dataset(self, recipe: Recipe) -> Dataset:
         """What `open_dataset` opens, its decoded images kept in memory if they fit."""
-        plain = copy.deepcopy(config)
-        plain.data.maps.placebo = "none"
-        key = config_json(plain.data)
-        arrange = lambda: self._hold(arrange_dataset(self.source(config), plain), config, ("val", "test"))
-        arranged = self._keep("arranged", key, arrange)
-        placebo, augment = config.data.maps.placebo, config_json(config.augment)
-        of_seed = config.seed if placebo == "other_image" else None
+        plain = dataclasses.replace(recipe.data, placebo="none", seed=0)
+        arrange = lambda: self._hold(plain.arrange(self.source(recipe)), recipe, ("val", "test"))
+        arranged = self._keep("arranged", plain, arrange)
+        placebo = recipe.data.placebo
+        of_seed = recipe.seed if placebo == "other_image" else None
         # Blur and threshold are applied by then.
-        controlled = lambda: process_maps(arranged, blur=0.0, threshold=0.0, placebo=placebo, seed=config.seed)
-        held = () if config.augment.crop else ("train",)
-        return self._keep("dataset", [key, placebo, of_seed, augment], lambda: self._hold(controlled(), config, held))
+        controlled = lambda: process_maps(arranged, blur=0.0, threshold=0.0, placebo=placebo, seed=recipe.seed)
+        held = () if recipe.augment.crop else ("train",)
+        key = (plain, placebo, of_seed, recipe.augment)
+        return self._keep("dataset", key, lambda: self._hold(controlled(), recipe, held))
 
-    def _hold(self, dataset: Dataset, config: ConfigDict, splits: tuple[str, ...]) -> Dataset:
-        size = preprocessing(config)[0]
-        fits = held_bytes(dataset, size, config.data.channels) <= self._held_megabytes * 2**20
+    def _hold(self, dataset: Dataset, recipe: Recipe, splits: tuple[str, ...]) -> Dataset:
+        size = recipe.image_size
+        fits = held_bytes(dataset, size, recipe.data.channels) <= self._held_megabytes * 2**20
         # Grain's own processes would each have to decode everything all the same.
-        return hold_splits(dataset, splits, size) if fits and not config.data.num_workers else dataset
+        return hold_splits(dataset, splits, size) if fits and not recipe.num_workers else dataset
 
     def _keep(self, kind: str, key: Any, make: Callable[[], Any]) -> Any:
         if kind not in self._kept or self._kept[kind][0] != key:
@@ -87,11 +88,11 @@ class Worker:
         return self._kept[kind][1]
 
 
-def train_here(worker: Worker, runs: Sequence[Run], workdir: Path, bar: tqdm) -> dict[str, str]:
+def train_here(cache: ExperimentCache, runs: Sequence[Run], workdir: Path, bar: tqdm) -> dict[str, str]:
     """Trains the runs one after the other; returns the error of each that failed, its traceback below, by folder."""
     failures = {}
     for run in runs:
-        failure = _try(worker, run, workdir)
+        failure = _try(cache, run, workdir)
         if failure:
             failures[run.entry.folder] = failure
         bar.update()
@@ -106,7 +107,8 @@ def train_in_processes(
     Each has its share of the CPU's cores where the system lets it choose. A process that dies loses its run alone.
     """
     waiting, failures = list(reversed(runs)), {}
-    members = [_Member(_cores_of(i, processes), held_megabytes) for i in range(min(processes, len(runs)))]
+    numbers = range(min(processes, len(runs)))
+    members = [_Member(_cores_of(number, processes), held_megabytes, workdir / CHECKS) for number in numbers]
     try:
         for member in members:
             member.start(waiting.pop(), workdir)
@@ -129,8 +131,8 @@ def train_in_processes(
 class _Member:
     """One of the processes, and the run that it is at."""
 
-    def __init__(self, cores: list[int], held_megabytes: int):
-        self._arguments = (cores, held_megabytes)
+    def __init__(self, cores: list[int], held_megabytes: int, checks: Path):
+        self._arguments = (cores, held_megabytes, checks)
         self.run: Run | None = None
         self._launch()
 
@@ -171,25 +173,25 @@ class _Member:
         other.close()
 
 
-def _serve(pipe: connection.Connection, cores: list[int], held_megabytes: int) -> None:
+def _serve(pipe: connection.Connection, cores: list[int], held_megabytes: int, checks: Path) -> None:
     """What a process does: trains the runs that it is sent, until the pipe closes."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the parent too, which ends this one
     threading.Thread(target=_end_with_parent, daemon=True).start()
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, cores)  # before jax starts as many threads as it sees cores
-    worker = Worker(held_megabytes)
+    cache = ExperimentCache(held_megabytes, checks)
     while True:
         try:
             run, workdir = pipe.recv()
         except EOFError:
             return
-        answer(pipe, worker, run, workdir)
+        answer(pipe, cache, run, workdir)
 
 
-def answer(pipe: connection.Connection, worker: Worker, run: Run, workdir: Path) -> None:
+def answer(pipe: connection.Connection, cache: ExperimentCache, run: Run, workdir: Path) -> None:
     """Trains a run and sends its failure, "" if it went well; message and exit code if a signal stopped it."""
     try:
-        outcome: str | tuple[str, int] = _try(worker, run, workdir)
+        outcome: str | tuple[str, int] = _try(cache, run, workdir)
     except StoppedError as error:
         outcome = (str(error), error.exit_code)
     with contextlib.suppress(BrokenPipeError):  # the parent ended this process, and reads no more
@@ -207,18 +209,13 @@ def _cores_of(member: int, processes: int) -> list[int]:
     return cores[member::processes] if processes <= len(cores) else cores
 
 
-def _try(worker: Worker, run: Run, workdir: Path) -> str:
+def _try(cache: ExperimentCache, run: Run, workdir: Path) -> str:
     """Trains a run; if it failed the error in a line and its traceback, else ""; a signal is not caught."""
     try:
-        worker.train(run, workdir)
+        cache.train(run, workdir)
     except StoppedError:
         raise
     except Exception as error:  # whatever it is, the other runs go on, and the end tells of it
         message = " ".join(str(error).split())
         return f"{type(error).__name__}: {message}\n{traceback.format_exc()}"
     return ""
-
-
-def _input_options(config: ConfigDict) -> dict[str, Any]:
-    """Of the data's options those that a compiled step depends on."""
-    return {name: config.data[name] for name in ("channels", "image_size", "mean", "std")}

@@ -1,0 +1,172 @@
+"""Metrics of one explained image, and what many of them come to."""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from scipy.special import softmax
+
+from ..data.source import Records
+from ..steps import EvalOutput
+from .map_grid import Panel, Row, draw_panels
+from .regions import is_cosmetic, margin_regions
+
+TOP_REGIONS = 48
+
+
+def describe_image(
+    one: EvalOutput, agreement: dict[str, Any], row: int, records: Records, class_names: tuple[str, ...]
+) -> dict[str, Any]:
+    """Every metric of one image, JSON-able.
+
+    `sum(contributions of regions) + rest + bias_difference == margin`, up to float32's rounding. The margin, and
+    `p`, the softmax probability, are those of the label, or of the prediction for an image without a label.
+    """
+    difference, label = np.asarray(one.difference), int(records.labels[row])
+    regions, rest = margin_regions(difference)
+    usable, predicted = bool(one.usable), int(one.logits.argmax())
+    stem = "".join(c if c.isalnum() or c in "-._" else "_" for c in records.ids[row])[-60:]
+    return {
+        "row": row,
+        "id": records.ids[row],
+        "label": None if label < 0 else class_names[label],
+        "prediction": class_names[predicted],
+        "right": None if label < 0 else label == predicted,
+        "domain": records.domains[row],
+        "group": records.groups[row],
+        "logits": one.logits.astype(float).tolist(),
+        "p": float(softmax(one.logits.astype(np.float64))[int(one.labels)]),
+        "margin": float(one.margin),
+        "mean_difference": float(difference.mean(dtype=np.float64)),
+        "bias_difference": float(one.bias_difference),
+        "regions": [region._asdict() for region in regions],
+        "rest": rest,
+        "true_agreement": float(agreement["true"]) if usable else None,
+        "difference_agreement": float(agreement["difference"]) if usable else None,
+        "fooling_gap": float(agreement["fooling_gap"]),
+        "cosmetic": usable and bool(is_cosmetic(agreement["true"][None], agreement["difference"][None])[0]),
+        "png": f"images/{row:06d}_{stem}.png",
+    }
+
+
+def caption(entry: dict[str, Any]) -> str:
+    label = f"{entry['label']}, called {entry['prediction']}" if entry["label"] else f"called {entry['prediction']}"
+    return f"{entry['id']}: {label}; margin {entry['margin']:+.3f}, p {entry['p']:.3f}"
+
+
+def ledger(entry: dict[str, Any]) -> list[str]:
+    """What adds up to the margin, as lines of text."""
+    regions = entry["regions"]
+    lines = [f"{region['contribution']:+.3f}  region of {region['places']} places" for region in regions[:4]]
+    others = entry["rest"] + sum(region["contribution"] for region in regions[4:])
+    return [
+        *lines,
+        f"{others:+.3f}  everywhere else",
+        f"{entry['bias_difference']:+.3f}  bias difference",
+        f"{entry['margin']:+.3f}  margin",
+    ]
+
+
+def add_maps(sums: dict[str, Any], entry: dict[str, Any], one: EvalOutput) -> None:
+    """Adds D, and where there is a human map N(D) - S, to the sums of every set that the image belongs to."""
+    keys = ["all images", f"class {entry['label'] or entry['prediction']}"]
+    if entry["right"] is not None:
+        keys += ["right" if entry["right"] else "wrong", f"{entry['label']}, {'right' if entry['right'] else 'wrong'}"]
+    keys += [f"domain {entry['domain']}"] if entry["domain"] else []
+    difference = np.asarray(one.difference, np.float64)
+    low, high = difference.min(), difference.max()
+    normalized = (difference - low) / (high - low) if high > low else np.zeros_like(difference)
+    for key in keys:
+        into = sums.setdefault(key, {"images": 0, "maps": 0, "difference": 0.0, "disagreement": 0.0})
+        into["images"] += 1
+        into["difference"] = (np.asarray(into["difference"]) + difference).tolist()
+        if one.usable:
+            into["maps"] += 1
+            into["disagreement"] = (np.asarray(into["disagreement"]) + normalized - one.saliency).tolist()
+
+
+def read_chunk(path: Path) -> dict[str, Any]:
+    """What `_chunk` left."""
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def summarize(chunks: list[Path], class_names: tuple[str, ...]) -> dict[str, Any]:
+    """Figures over all images, from the chunks' files one after the other.
+
+    Returns:
+      `figures` (means and counts), `mean_maps` by set (`images`, `difference`: mean D; `maps`, `disagreement`: mean of
+      N(D) - S over those with a human map, positive where the model looks and people do not) and `regions`, those of
+      the largest contributions to a margin.
+    """
+    sums: dict[str, Any] = {}
+    totals: dict[str, list[float]] = {}
+    regions: list[dict[str, Any]] = []
+    for path in chunks:
+        chunk = read_chunk(path)
+        for key, part in chunk["sums"].items():
+            into = sums.setdefault(key, {"images": 0, "maps": 0, "difference": 0.0, "disagreement": 0.0})
+            for name, value in part.items():
+                into[name] = np.asarray(into[name]) + np.asarray(value)
+        for entry in chunk["entries"]:
+            for name in ("right", "margin", "true_agreement", "difference_agreement", "fooling_gap", "cosmetic"):
+                if entry[name] is not None:
+                    total = totals.setdefault(name, [0.0, 0])
+                    total[0], total[1] = total[0] + entry[name], total[1] + 1
+        regions = heapq.nlargest(
+            TOP_REGIONS, itertools.chain(regions, chunk["regions"]), key=lambda region: abs(region["contribution"])
+        )
+    mean = lambda name: totals[name][0] / totals[name][1] if name in totals else None
+    means = {
+        key: {
+            "images": int(part["images"]),
+            "maps": int(part["maps"]),
+            "difference": (part["difference"] / part["images"]).tolist(),
+            "disagreement": (part["disagreement"] / part["maps"]).tolist() if part["maps"] else None,
+        }
+        for key, part in sorted(sums.items(), key=lambda item: _order(item[0], class_names))
+    }
+    figures = {
+        "images": means["all images"]["images"],
+        "maps": means["all images"]["maps"],
+        "accuracy": mean("right"),
+        "mean_margin": mean("margin"),
+        "true_agreement": mean("true_agreement"),
+        "difference_agreement": mean("difference_agreement"),
+        "fooling_gap": mean("fooling_gap"),
+        "cosmetic": int(totals["cosmetic"][0]),
+    }
+    return {"figures": figures, "mean_maps": means, "regions": regions}
+
+
+def _order(key: str, class_names: tuple[str, ...]) -> tuple[int, str]:
+    first = ["all images", *(f"class {name}" for name in class_names), "right", "wrong"]
+    return (first.index(key), "") if key in first else (len(first) + key.startswith("domain "), key)
+
+
+def draw_mean_maps(summary: dict[str, Any], path: Path) -> None:
+    rows = []
+    for key, part in summary["mean_maps"].items():
+        disagreement = part["disagreement"]
+        panels = [
+            Panel("mean D", np.asarray(part["difference"])),
+            Panel("N(D) - human map", None if disagreement is None else np.asarray(disagreement)),
+        ]
+        rows.append(Row(f"{key}\n{part['images']} images", panels))
+    draw_panels(rows, path, title="Where the margin comes from, each panel on its own scale")
+
+
+def write_figures(path: Path, about: dict[str, Any], summary: dict[str, Any], chunks: list[Path]) -> None:
+    """`figures.json`: about, summary and images, written one image after the other."""
+    regions = [{k: v for k, v in region.items() if k != "crop"} for region in summary["regions"]]
+    with path.open("w", encoding="utf-8") as file:
+        head = json.dumps({"about": about, "summary": {**summary, "regions": regions}}, indent=1)
+        file.write(head.removesuffix("\n}") + ',\n "images": [')
+        entries = (entry for chunk in chunks for entry in read_chunk(chunk)["entries"])
+        for number, entry in enumerate(entries):
+            file.write(("," if number else "") + "\n  " + json.dumps(entry))
+        file.write("\n ]\n}\n")
