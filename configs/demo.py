@@ -1,9 +1,11 @@
-"""The embedded demo: drawn 64 px images with a true cue and a shortcut (tfcam_jax/data/demo.py).
+"""The embedded demo: drawn 64 px images with a true cue and a shortcut (tfcam_jax/data/builders/demo.py).
 
     python launch/compare.py --config=configs/demo.py --workdir=runs/demo
     python launch/train.py --config=configs/demo.py --config.strategy=difference --workdir=runs/difference
 
-The first trains cross_entropy, cyborg and the three reconstructions, and ends with a table and a picture.
+The first trains cross_entropy, cyborg and the three reconstructions, 12 epochs each, and ends with a table and a
+picture, in one to three minutes on two CPU cores. Open-set AUROC in that order, at commit 151cda8 on an AMD EPYC with
+AVX-512: 0.507, 0.966, 0.919, 0.977, 0.756; other CPUs move single runs by a tenth, so that one seed ranks nothing.
 """
 
 from ml_collections import ConfigDict

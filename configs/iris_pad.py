@@ -8,10 +8,10 @@
         --config.data.protocol.name=leave_one_domain_out --config.data.protocol.domains="('printout',)" \
         --workdir=runs/iris_without_printout
 
-FOLDER holds collections that their owners give out on request; its layout says tfcam_jax/data/iris_pad.py. The last
-command leaves one attack type out. What to expect: attacks outnumber live eyes or the reverse, hence balanced sampling;
-figures per attack type. This config has not been run on the real collections. Paper of the task: Das et al.,
-arXiv 2009.00749.
+FOLDER holds collections that their owners give out on request; its layout stands in
+tfcam_jax/data/builders/iris_pad.py. The last command leaves one attack type out. What to expect: attacks outnumber live
+eyes or the reverse, hence balanced sampling; figures per attack type. This config has not been run on the real
+collections. Paper of the task: Das et al., arXiv 2009.00749.
 """
 
 from ml_collections import ConfigDict

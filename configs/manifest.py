@@ -3,7 +3,9 @@
     python launch/train.py --config=configs/manifest.py --config.data.manifest=my/manifest.csv \
         --config.strategy=difference --workdir=runs/mine
 
-ResNet-18 from scratch at 128 px, light augmentation. On two CPU cores an epoch of 160 images takes seconds.
+ResNet-18 from scratch at 128 px, light augmentation. On two CPU cores an epoch of 160 images takes seconds. On magnetic
+tiles, by the small CNN at 64 px, one run of difference reached an AUROC of 0.787 in the closed and 0.650 in the open
+set; its command and intervals stand in configs/README.md.
 """
 
 from ml_collections import ConfigDict

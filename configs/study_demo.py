@@ -5,6 +5,11 @@
 100 runs of small CNNs at 64 px: five strategies, other_image and mean_map controls of cyborg and difference, and
 cyborg with the map of the predicted class, as the CYBORG code takes it. With --config.compare.seeds="(0,1)" a fifth of
 it. The images are drawn, so this shows mechanisms and ranks nothing.
+
+9 minutes on two CPU cores with AVX-512, 30 beside other work on two without. Open-set AUROC on the latter, mean and
+deviation over seeds: cross_entropy 0.501 ± 0.010, cyborg 0.880 ± 0.129, opposed 0.914 ± 0.141, difference 0.934 ±
+0.113, contrast 0.823 ± 0.074; no reconstruction differs from cyborg significantly, cyborg and difference are above
+their placebos. With AVX-512 contrast is significantly below cyborg. Whole table: configs/README.md.
 """
 
 from ml_collections import ConfigDict

@@ -10,6 +10,10 @@ network is --config.model.name=resnet18 --config.data.image_size=128. Every guid
 guidance and takes the one with the best validation AUROC. The first command tests as the CSV splits (closed and open
 set by domain), the second on each of five folds of whole groups; protocols go together in one study too. Where a split
 lacks what a protocol needs, that is said before the first run.
+
+On magnetic tiles with defects (20 epochs, two weights) the open-set AUROC is 0.580 ± 0.034 for cross_entropy, 0.620 ±
+0.028 for cyborg and 0.643 ± 0.024 for difference, no difference to cyborg being significant. Tables of three data sets
+and their commands: configs/README.md.
 """
 
 from ml_collections import ConfigDict

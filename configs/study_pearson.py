@@ -5,6 +5,10 @@
 
 As configs/study_manifest.py, but for 20 epochs and two weights of the guidance; `cyborg_mse` and `difference_mse` are
 the strategies with the default distance.
+
+15 minutes for magnetic tiles on two CPU cores beside other work. Open-set AUROC there: cross_entropy 0.580 ± 0.034,
+cyborg 0.663 ± 0.016, opposed 0.661 ± 0.013, difference 0.665 ± 0.021; guidance is significantly above cross_entropy,
+and no reconstruction above cyborg. Tables of three data sets and their commands: configs/README.md.
 """
 
 from ml_collections import ConfigDict
