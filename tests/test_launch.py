@@ -1,5 +1,6 @@
 """The launch scripts as users call them, on real files."""
 
+import os
 import pathlib
 import subprocess
 import sys
@@ -10,14 +11,26 @@ from tiny_manifest import write_manifest
 REPO = pathlib.Path(__file__).parent.parent
 
 
-def launch(script, *arguments):
-    """Runs a script from another folder than the repository's, as a user may."""
+def launch(script, *arguments, path=""):
+    """Runs a script from another folder than the repository's, as a user may; `path`: put before all other modules."""
     command = [sys.executable, "-W", "error::DeprecationWarning:tfcam_jax", REPO / "launch" / script, *arguments]
-    return subprocess.run(command, capture_output=True, text=True, cwd=REPO.parent, timeout=240)
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, [str(path), os.environ.get("PYTHONPATH")]))}
+    return subprocess.run(command, capture_output=True, text=True, cwd=REPO.parent, timeout=240, env=environment)
+
+
+@pytest.fixture
+def other_frameworks(tmp_path):
+    """A folder with a `tensorflow` and a `torch` that leave a note when they are imported."""
+    for name in ("tensorflow", "torch"):
+        (tmp_path / "frameworks" / name).mkdir(parents=True)
+        note = f"open({str(tmp_path / name)!r}, 'w').close()\n"
+        (tmp_path / "frameworks" / name / "__init__.py").write_text(note)
+    return tmp_path / "frameworks"
 
 
 @pytest.mark.end_to_end
-def test_train_evaluate_explain(tmp_path):
+def test_train_evaluate_explain(tmp_path, other_frameworks):
+    """Also: TensorFlow and PyTorch are imported nowhere, though they are installed."""
     manifest, workdir = write_manifest(tmp_path / "data"), tmp_path / "run"
     trained = launch(
         "train.py",
@@ -29,11 +42,16 @@ def test_train_evaluate_explain(tmp_path):
         "--config.strategy=difference",
         "--config.epochs=2",
         f"--workdir={workdir}",
+        path=other_frameworks,
     )
     assert trained.returncode == 0, trained.stderr
     assert [line.split()[0] for line in trained.stdout.splitlines()[1:5]] == ["set", "val", "closed", "open"]
     evaluated = launch(
-        "evaluate.py", f"--workdir={workdir}", "--faithfulness_images=4", f"--out={tmp_path / 'figures'}"
+        "evaluate.py",
+        f"--workdir={workdir}",
+        "--faithfulness_images=4",
+        f"--out={tmp_path / 'figures'}",
+        path=other_frameworks,
     )
     assert evaluated.returncode == 0, evaluated.stderr
     assert "AUROC" in evaluated.stdout and "Faithfulness, 4 images of test" in evaluated.stdout
@@ -42,8 +60,11 @@ def test_train_evaluate_explain(tmp_path):
         "scores.csv",
         "tables.txt",
     ]
-    explained = launch("explain.py", f"--workdir={workdir}", "--split=test", f"--out={tmp_path / 'report'}")
+    explained = launch(
+        "explain.py", f"--workdir={workdir}", "--split=test", f"--out={tmp_path / 'report'}", path=other_frameworks
+    )
     assert explained.returncode == 0, explained.stderr
+    assert not (tmp_path / "tensorflow").exists() and not (tmp_path / "torch").exists()
     assert str(tmp_path / "report/index.html") in explained.stdout
     again = launch(
         "explain.py", f"--workdir={workdir}", f"--images={tmp_path / 'data'}", f"--out={tmp_path / 'report'}"
