@@ -26,7 +26,7 @@ from tfcam_jax.run.checkpoints import CheckpointError
 from tfcam_jax.run.interruption import StoppedError
 from tfcam_jax.run.metric_window import NonFiniteError
 from tfcam_jax.run.metrics_log import MetricsError
-from tfcam_jax.run.workdir import WorkdirError
+from tfcam_jax.run.files import WorkdirError
 from tfcam_jax.study.compare import FailedRunsError
 from tfcam_jax.study.statistics import StudyError
 

@@ -21,7 +21,7 @@ from tfcam_jax.inference import restore_trained
 from tfcam_jax.metrics.scores import ScoresError, read_scores
 from tfcam_jax.metrics.thresholds import SelectionError
 from tfcam_jax.run.checkpoints import CheckpointError
-from tfcam_jax.run.workdir import WorkdirError
+from tfcam_jax.run.files import WorkdirError
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,7 @@ from tfcam_jax.explanation import explain_source
 from tfcam_jax.export import PLATFORMS, export_model
 from tfcam_jax.inference import restore_trained
 from tfcam_jax.run.checkpoints import CheckpointError
-from tfcam_jax.run.workdir import WorkdirError
+from tfcam_jax.run.files import WorkdirError
 
 RUN = """
 import sys

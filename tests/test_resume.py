@@ -26,7 +26,7 @@ from tfcam_jax.experiment import build_experiment
 from tfcam_jax.inference import restore_trained
 from tfcam_jax.run.checkpoints import Checkpoints
 from tfcam_jax.run.interruption import Interruption, StoppedError
-from tfcam_jax.run.workdir import WorkdirError
+from tfcam_jax.run.files import WorkdirError
 
 REPO = pathlib.Path(__file__).parent.parent
 

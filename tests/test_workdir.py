@@ -9,7 +9,8 @@ import pytest
 
 from configs import default
 from tfcam_jax.run.checkpoints import FORMAT
-from tfcam_jax.run.workdir import WorkdirError, check_workdir, hold_workdir, load_config
+from tfcam_jax.run.files import WorkdirError
+from tfcam_jax.run.workdir import check_workdir, hold_workdir, load_config
 
 
 def config(**overrides):

@@ -25,14 +25,13 @@ from .inference import TrainedModel, restore_trained
 from .metrics import agreement
 from .metrics.classification import classification
 from .metrics.faithfulness import study_faithfulness
-from .metrics.per_protocol import leave_one_domain_out, protocol_figures, protocol_sets
-from .metrics.perturbation import fooling_gap
+from .metrics.per_protocol import leave_one_domain_out, per_protocol_metrics, protocol_sets
 from .metrics.protocol_tables import format_evaluation, format_leave_one_domain_out
 from .metrics.scores import Scores, ScoresError, join_scores, read_scores, write_scores
 from .metrics.tables import align, decimal
 from .metrics.thresholds import SelectionError, choose_thresholds
 from .run.checkpoints import CheckpointError, Checkpoints
-from .run.workdir import WorkdirError, read_json, write_json, write_text
+from .run.files import WorkdirError, read_json, write_json, write_text
 from .steps import EvalOutput, TrainState
 
 
@@ -79,7 +78,7 @@ def evaluate_best(experiment: Experiment, checkpoints: Checkpoints) -> tuple[dic
 
     Returns:
       `({"epoch", "class_names", "skipped", "thresholds", "sets"}, scores)`; `skipped` counts unreadable rows left out;
-      `thresholds` are those of `operating_points.choose_thresholds` on validation, by which later data are judged;
+      `thresholds` are those of `thresholds.choose_thresholds` on validation, by which later data are judged;
       `sets` holds `val` and, where there is a test split, `closed` and `open` (see
       `protocol.split_by_protocol`), each with `images`, `maps`, `accuracy`, `auroc`, `cross_entropy`, `map_agreement`
       and `fooling_gap`; `scores` are those of validation and test, image by image.
@@ -123,7 +122,7 @@ def figures(predictions: Predictions) -> dict[str, Any]:
         "maps": int(predictions.usable.sum()),
         **predictions.classification(),
         "map_agreement": predictions.map_agreement(),
-        "fooling_gap": float(fooling_gap(*map(jnp.asarray, (predictions.true_map, predictions.false_map))).mean()),
+        "fooling_gap": float(agreement.fooling_gap(*map(jnp.asarray, (predictions.true_map, predictions.false_map))).mean()),
     }
 
 
@@ -149,7 +148,7 @@ def evaluate(
       faithfulness_images: how many images the perturbation curves and the sanity check look at; 0 leaves them out.
 
     Returns:
-      `epoch`, `class_names`, `split`, `thresholds_from`, `thresholds`, `sets` and `domains` (`protocol_figures`),
+      `epoch`, `class_names`, `split`, `thresholds_from`, `thresholds`, `sets` and `domains` (`per_protocol_metrics`),
       `map_agreement` by set, `faithfulness` (empty if left out).
 
     Raises:
@@ -176,7 +175,7 @@ def evaluate(
         "split": tested,
         "thresholds_from": "val of the new data" if data and thresholds == "data" else "val",
         "thresholds": chosen,
-        **protocol_figures(scores, chosen),
+        **per_protocol_metrics(scores, chosen),
         "map_agreement": agreement_figures(scores, measured),
         "faithfulness": study_faithfulness(trained, source, tested, faithfulness_images),
     }
@@ -291,7 +290,7 @@ def _measure(output: EvalOutput, image_saliency: jax.Array) -> dict[str, Any]:
     flat = jnp.where(noise, difference.mean((1, 2), keepdims=True), difference)
     maps = {"T": output.true_map, "U": output.false_map, "D": flat}
     measured = agreement.measure_maps(maps, output.saliency, image_saliency, output.usable)
-    return {"fooling_gap": fooling_gap(output.true_map, output.false_map), **measured}
+    return {"fooling_gap": agreement.fooling_gap(output.true_map, output.false_map), **measured}
 
 
 def agreement_figures(scores: Scores, measured: dict[str, Any]) -> dict[str, Any]:

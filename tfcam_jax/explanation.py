@@ -30,7 +30,7 @@ from .report.decomposition import Explanation, is_cosmetic, make_explain_step, m
 from .report.map_grid import Panel, Row, draw_panels
 from .report.page import write_page
 from .report.pictures import crop, data_uri, pack_maps, sheet
-from .run.workdir import write_json
+from .run.files import write_json
 
 CHUNK = 128  # images, at least
 TOP_REGIONS = 48

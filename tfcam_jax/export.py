@@ -11,7 +11,7 @@ from jax import export as jax_export
 
 from .inference import TrainedModel, restore_trained
 from .report.decomposition import decompose
-from .run.workdir import WorkdirError, write_bytes
+from .run.files import WorkdirError, write_bytes
 
 PLATFORMS = ("cpu", "cuda", "tpu")
 

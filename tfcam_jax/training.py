@@ -24,7 +24,8 @@ from .run.checkpoints import Checkpoints
 from .run.interruption import Interruption, StoppedError
 from .run.metric_window import MetricWindow
 from .run.metrics_log import START, MetricWriter, SilentWriter, open_writer
-from .run.workdir import check_workdir, config_json, hold_workdir, write_json
+from .run.files import write_json
+from .run.workdir import check_workdir, config_json, hold_workdir
 from .steps import Batch, TrainState
 
 

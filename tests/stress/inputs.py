@@ -25,7 +25,7 @@ from tfcam_jax.evaluation import evaluate
 from tfcam_jax.experiment import ConfigError
 from tfcam_jax.run.checkpoints import CheckpointError
 from tfcam_jax.run.metrics_log import MetricsError
-from tfcam_jax.run.workdir import WorkdirError
+from tfcam_jax.run.files import WorkdirError
 
 KINDS = ("image", "map", "manifest", "config", "checkpoint")
 OUTCOMES = {

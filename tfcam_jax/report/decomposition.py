@@ -16,7 +16,6 @@ from scipy import ndimage
 
 from .. import cams, saliency
 from ..metrics import agreement
-from ..metrics.perturbation import fooling_gap
 
 # A region is where |D| is at least this share of its largest value in the image.
 REGION_THRESHOLD = 0.5
@@ -156,7 +155,7 @@ class Explanation(NamedTuple):
       usable: True where there is one.
       true_agreement: correlation of T with the human map, in [-1, 1]; 0 where there is none.
       difference_agreement: the same of D.
-      fooling_gap: see `faithfulness.fooling_gap`.
+      fooling_gap: see `agreement.fooling_gap`.
     """
 
     logits: Float[Array, "batch classes"]
@@ -194,7 +193,7 @@ def make_explain_step(
             usable,
             agreement.correlation(parts.true_map, human),
             agreement.correlation(cams.normalize(parts.difference, magnitude), human),
-            fooling_gap(parts.true_map, parts.false_map),
+            agreement.fooling_gap(parts.true_map, parts.false_map),
         )
 
     return step

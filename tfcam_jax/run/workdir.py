@@ -25,6 +25,7 @@ from ml_collections import ConfigDict
 
 from ..devices.distributed import is_first, wait_for_all
 from .checkpoints import FORMAT
+from .files import WorkdirError, read_json, write_json
 from .provenance import collect_provenance
 
 # Keys that decide how fast a run goes and how often it is saved, not what comes out of it.
@@ -42,55 +43,6 @@ _LOCK = ".lock"
 
 # What a run leaves that died before its `config.json` was there.
 _BEFORE_CONFIG = (_LOCK, "run.json", ".run.json.", ".config.json.")
-
-
-class WorkdirError(RuntimeError):
-    """A folder that can't serve as this run's, or a file in it that can't be read or written."""
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Writes JSON so that a reader sees the old file or the new one, never half of one."""
-    write_text(path, json.dumps(value, indent=2) + "\n")
-
-
-def write_text(path: Path, text: str) -> None:
-    """`write_bytes` of UTF-8."""
-    write_bytes(path, text.encode())
-
-
-def write_bytes(path: Path, content: bytes) -> None:
-    """Writes so that a reader sees the old file or the new one, never half of one, even after a power cut.
-
-    Raises:
-      WorkdirError: the disk is full, or the like.
-    """
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with partial.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
-    except OSError as error:
-        partial.unlink(missing_ok=True)
-        raise WorkdirError(
-            f"{path} can't be written: {error.strerror}. The file of before, if any, is left."
-        ) from error
-
-
-def read_json(path: Path, remedy: str = "train again in another --workdir") -> dict[str, Any]:
-    """Reads a JSON object.
-
-    Raises:
-      WorkdirError: it is damaged; the message says to restore it, or else the remedy.
-    """
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(value, dict):
-            raise ValueError("it holds no JSON object")
-    except (OSError, ValueError) as error:
-        raise WorkdirError(f"{path} is damaged ({error}). Restore it from a copy, or {remedy}.") from error
-    return value
 
 
 def check_workdir(workdir: Path, config: ConfigDict) -> bool:

@@ -22,7 +22,8 @@ from ..experiment import ConfigError
 from ..report.map_grid import Panel, Row, draw_panels
 from ..run.checkpoints import Checkpoints
 from ..run.provenance import collect_provenance
-from ..run.workdir import WorkdirError, check_workdir, config_json, write_text
+from ..run.files import WorkdirError, write_text
+from ..run.workdir import check_workdir, config_json
 from .outcomes import read_outcomes, read_selection, write_entries
 from .page import write_study
 from .plan import Run, placebo_arms, plan_arms, plan_runs

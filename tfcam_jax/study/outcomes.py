@@ -15,7 +15,7 @@ from scipy.special import softmax
 from ..data.protocol import split_by_protocol
 from ..metrics.classification import BETTER
 from ..metrics.scores import read_scores
-from ..run.workdir import write_json
+from ..run.files import write_json
 
 
 class Entry(NamedTuple):

@@ -10,7 +10,7 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from ..run.workdir import write_bytes, write_json, write_text
+from ..run.files import write_bytes, write_json, write_text
 from .outcomes import Outcome
 from .plots import Plot, draw_study
 from .statistics import StudyError, study_statistics

@@ -7,7 +7,7 @@ from pathlib import Path
 from ml_collections import ConfigDict
 
 from ...experiment import ConfigError, check_values, open_dataset, source_options
-from ...run.workdir import write_json
+from ...run.files import write_json
 from .. import LISTINGS
 from ..listing import Inspection, inspect, rows_records
 from ..protocol import assign_splits
