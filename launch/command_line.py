@@ -23,10 +23,10 @@ from tfcam_jax.metrics.thresholds import SelectionError
 from tfcam_jax.models.state_dicts import StateDictError
 from tfcam_jax.models.weights import WeightsError
 from tfcam_jax.run.checkpoints import CheckpointError
+from tfcam_jax.run.files import WorkdirError
 from tfcam_jax.run.interruption import StoppedError
 from tfcam_jax.run.metric_window import NonFiniteError
 from tfcam_jax.run.metrics_log import MetricsError
-from tfcam_jax.run.files import WorkdirError
 from tfcam_jax.study.compare import FailedRunsError
 from tfcam_jax.study.statistics import StudyError
 

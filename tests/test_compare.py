@@ -17,8 +17,8 @@ from tqdm import tqdm
 
 from tfcam_jax.data.in_memory import hold_splits
 from tfcam_jax.experiment import build_experiment, open_dataset
-from tfcam_jax.run.interruption import StoppedError
 from tfcam_jax.run.files import WorkdirError, write_json
+from tfcam_jax.run.interruption import StoppedError
 from tfcam_jax.run.workdir import load_config
 from tfcam_jax.study import compare as compare_module
 from tfcam_jax.study import page as study_report

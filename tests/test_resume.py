@@ -25,8 +25,8 @@ from tfcam_jax.evaluation import evaluate
 from tfcam_jax.experiment import build_experiment
 from tfcam_jax.inference import restore_trained
 from tfcam_jax.run.checkpoints import Checkpoints
-from tfcam_jax.run.interruption import Interruption, StoppedError
 from tfcam_jax.run.files import WorkdirError
+from tfcam_jax.run.interruption import Interruption, StoppedError
 
 REPO = pathlib.Path(__file__).parent.parent
 

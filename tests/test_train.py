@@ -19,8 +19,8 @@ from tfcam_jax.experiment import ConfigError, build_experiment
 from tfcam_jax.metrics.scores import read_scores
 from tfcam_jax.models.weights import WeightsError
 from tfcam_jax.run.checkpoints import Checkpoints
-from tfcam_jax.run.metric_window import NonFiniteError
 from tfcam_jax.run.files import WorkdirError
+from tfcam_jax.run.metric_window import NonFiniteError
 from tfcam_jax.run.workdir import load_config
 
 

@@ -122,7 +122,9 @@ def figures(predictions: Predictions) -> dict[str, Any]:
         "maps": int(predictions.usable.sum()),
         **predictions.classification(),
         "map_agreement": predictions.map_agreement(),
-        "fooling_gap": float(agreement.fooling_gap(*map(jnp.asarray, (predictions.true_map, predictions.false_map))).mean()),
+        "fooling_gap": float(
+            agreement.fooling_gap(*map(jnp.asarray, (predictions.true_map, predictions.false_map))).mean()
+        ),
     }
 
 

@@ -16,8 +16,8 @@ from .data.source import Dataset, Source
 from .devices.placement import Placement, make_placement
 from .experiment import ConfigError, abstract_state, build_model, check_values, preprocessing, read_for_evaluation
 from .run.checkpoints import CheckpointError, Checkpoints
-from .run.fingerprints import checksum_json
 from .run.files import WorkdirError
+from .run.fingerprints import checksum_json
 from .run.workdir import config_differences, is_indifferent, load_config
 
 

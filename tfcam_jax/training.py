@@ -21,10 +21,10 @@ from .inference import describe_dataset
 from .metrics.classification import BETTER
 from .metrics.scores import write_scores
 from .run.checkpoints import Checkpoints
+from .run.files import write_json
 from .run.interruption import Interruption, StoppedError
 from .run.metric_window import MetricWindow
 from .run.metrics_log import START, MetricWriter, SilentWriter, open_writer
-from .run.files import write_json
 from .run.workdir import check_workdir, config_json, hold_workdir
 from .steps import Batch, TrainState
 

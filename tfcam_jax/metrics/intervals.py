@@ -44,9 +44,15 @@ def delong_interval(
     return float(expit(logit(area) - half)), float(expit(logit(area) + half))
 
 
-def group_numbers(groups: Sequence[str]) -> Int[np.ndarray, " n"]:
-    """Numbers 0.. of the groups; an image with an empty name is a group of its own."""
-    names = [f"group {name}" if name else f"image {i}" for i, name in enumerate(groups)]
+def group_numbers(groups: Sequence[str], ids: Sequence[str] | None = None) -> Int[np.ndarray, " n"]:
+    """Numbers 0.. of the groups; an image with an empty name is a group of its own.
+
+    Args:
+      groups: of each image.
+      ids: of each image, where one image may stand in several rows; else every row is an image.
+    """
+    images = range(len(groups)) if ids is None else ids
+    names = [f"group {group}" if group else f"image {image}" for group, image in zip(groups, images, strict=True)]
     return np.unique(names, return_inverse=True)[1]
 
 
@@ -108,7 +114,7 @@ def weighted_auroc(
 def percentile_interval(
     values: Float[np.ndarray, " r"], resamples: int, level: float = 0.95
 ) -> tuple[float, float] | None:
-    """The middle share `level` of resampled figures; None where fewer than half of the resamples gave a figure."""
+    """The middle share `level` of resampled values; None where fewer than half of the resamples gave one."""
     if len(values) < resamples / 2:
         return None
     low, high = np.quantile(values, [(1 - level) / 2, (1 + level) / 2])

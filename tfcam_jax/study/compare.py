@@ -21,8 +21,8 @@ from ..evaluation import evaluate_source
 from ..experiment import ConfigError
 from ..report.map_grid import Panel, Row, draw_panels
 from ..run.checkpoints import Checkpoints
-from ..run.provenance import collect_provenance
 from ..run.files import WorkdirError, write_text
+from ..run.provenance import collect_provenance
 from ..run.workdir import check_workdir, config_json
 from .outcomes import read_outcomes, read_selection, write_entries
 from .page import write_study

@@ -9,7 +9,7 @@ from sklearn.metrics import roc_auc_score
 
 from tfcam_jax.data.protocol import split_by_domain
 from tfcam_jax.metrics.classification import equal_error
-from tfcam_jax.metrics.per_protocol import leave_one_domain_out, protocol_figures, set_figures
+from tfcam_jax.metrics.per_protocol import leave_one_domain_out, per_protocol_metrics, set_metrics
 from tfcam_jax.metrics.scores import Scores, ScoresError, join_scores, read_scores, write_scores
 from tfcam_jax.metrics.thresholds import choose_thresholds
 
@@ -93,7 +93,7 @@ def test_logits_that_are_not_finite_are_named():
 def test_figures_of_a_set():
     val, test = make_scores("val", seed=3), make_scores()
     thresholds = choose_thresholds(val.splits, val.labels, val.logits)
-    found = protocol_figures(test, thresholds)
+    found = per_protocol_metrics(test, thresholds)
     assert list(found["sets"]) == ["all", "closed", "open"] and list(found["domains"]) == ["lens", "live", "print"]
     whole, opened = found["sets"]["all"], found["sets"]["open"]
     assert (whole["images"], whole["groups"], whole["classes"]) == (40, 10, [20, 20])
@@ -106,14 +106,14 @@ def test_figures_of_a_set():
     assert at["apcer"]["lens"] == pytest.approx(missed.mean())
     low, high = whole["scores"]["margin"]["bootstrap"]["auroc"]
     assert low < whole["scores"]["margin"]["auroc"] < high
-    assert list(protocol_figures(val, thresholds)["sets"]) == ["all"]
+    assert list(per_protocol_metrics(val, thresholds)["sets"]) == ["all"]
 
 
 def test_more_than_two_classes_and_one_class_alone_have_what_exists_for_them():
-    three = set_figures(make_scores(classes=3), {})
+    three = set_metrics(make_scores(classes=3), {})
     assert "scores" not in three and three["accuracy"] > 0.4
     scores = make_scores()
-    alone = set_figures(
+    alone = set_metrics(
         scores[np.flatnonzero(scores.labels == 1)], choose_thresholds(("val",) * 40, scores.labels, scores.logits)
     )
     assert alone["auroc"] is None and "auroc" not in alone["scores"]["margin"]
