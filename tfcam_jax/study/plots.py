@@ -11,7 +11,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from .statistics import arrange
+from .statistics import arrange, beside_auroc
 from .verdicts import arm_label, place
 
 # Okabe and Ito, "Color universal design" (2008), without yellow and black, which one of the backgrounds swallows, and
@@ -98,8 +98,8 @@ def draw_study(
     """All plots of a study, those of each protocol together; a plot without anything to show is left out.
 
     Args:
-      statistics: of `study_statistics.study_statistics`.
-      selection: of `study_outcomes.read_selection`.
+      statistics: of `statistics.study_statistics`.
+      selection: of `outcomes.read_selection`.
       placebos: of each arm its controls.
       reference: its mean is drawn as a line across the arms.
     """
@@ -115,7 +115,9 @@ def draw_study(
         if any(len(own["alphas"]) > 1 for own in chosen.values()):
             draw = lambda theme, c=chosen, e=entries: draw_alpha(c, e, looks, theme)
             plots.append(_render(f"alpha_{protocol}", f"AUROC by guidance weight: {protocol}", _ALPHA_TEXT, draw))
-        if any(_points(arm, "cc_difference") or _points(arm, "cc_true") for e in entries for arm in e["arms"]):
+        if any(
+            beside_auroc(arm, "cc_difference") or beside_auroc(arm, "cc_true") for e in entries for arm in e["arms"]
+        ):
             draw = lambda theme, e=entries: draw_agreement(e, looks, theme)
             title = f"AUROC by agreement with the human maps: {protocol}"
             plots.append(_render(f"agreement_{protocol}", title, _AGREEMENT_TEXT, draw))
@@ -138,10 +140,9 @@ _AGREEMENT_TEXT = (
 
 
 def _shown(statistics: Sequence[dict[str, Any]], protocol: str) -> list[dict[str, Any]]:
-    """The sets of the test, the open one first; validation only where there is no test."""
+    """The sets of the test; validation only where there is no test."""
     own = [entry for entry in statistics if entry["protocol"] == protocol]
-    tests = [entry for entry in own if entry["set"] != "val"]
-    return sorted(tests or own, key=lambda entry: entry["set"] != "open")
+    return [entry for entry in own if entry["set"] != "val"] or own
 
 
 def _render(name: str, title: str, text: str, draw: Callable[[Theme], Figure]) -> Plot:
@@ -270,7 +271,7 @@ def draw_agreement(entries: Sequence[dict[str, Any]], looks: Mapping[str, Look],
     for line, entry in zip(axes, entries, strict=True):
         for axis, key, name in zip(line, ("cc_true", "cc_difference"), ("T", "D = T - U"), strict=True):
             for arm in entry["arms"]:
-                points = _points(arm, key)
+                points = beside_auroc(arm, key)
                 if points:
                     x, y = zip(*points, strict=True)
                     look = looks[arm["arm"]]
@@ -284,11 +285,6 @@ def draw_agreement(entries: Sequence[dict[str, Any]], looks: Mapping[str, Look],
     shown = {arm["arm"] for entry in entries for arm in entry["arms"]}
     _legend(figure, {arm: look for arm, look in looks.items() if arm in shown}, theme)
     return figure
-
-
-def _points(arm: dict[str, Any], key: str) -> list[tuple[float, float]]:
-    pairs = zip(arm["figures"][key]["values"], arm["figures"]["auroc"]["values"], strict=True)
-    return [pair for pair in pairs if None not in pair]
 
 
 def _panels(

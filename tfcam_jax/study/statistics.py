@@ -1,11 +1,11 @@
-"""Statistics of a comparison study: a figure per arm and seed, intervals, and paired tests between arms.
+"""Statistics of a comparison study: every metric of each arm and seed, intervals, and paired tests between arms.
 
-How the parts of a protocol become one figure per seed:
+How the parts of a protocol become one value per seed:
 
 - `k_fold`: the folds' AUROCs weighted by their numbers of (positive, negative) pairs, so that every pair of images that
   one model scored counts once. Scores of different folds come from different models and are never compared: pooling
   them mixes their calibrations, and pooling their ranks is biased where folds differ in their share of positives
-  (Forman and Scholz, "Apples-to-apples in cross-validation studies", 2010). Other figures: mean over images.
+  (Forman and Scholz, "Apples-to-apples in cross-validation studies", 2010). Other metrics: mean over images.
 - `leave_one_domain_out`: plain mean over the domains left out; each counts once.
 
 What each p-value generalises over:
@@ -27,12 +27,13 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Float, Int
 
-from ..metrics.intervals import percentile_interval, weighted_auroc
+from ..errors import UserError
+from ..metrics.intervals import group_numbers, percentile_interval, weighted_auroc
 from ..strategies import STRATEGIES
 from .outcomes import Outcome
 from .paired_tests import exchange_contributions, holm, paired_effect_size, share_won, sign_flip_test, t_interval
 
-FIGURES = ("auroc", "accuracy", "cross_entropy", "cc_true", "cc_false", "cc_difference", "fooling_gap")
+METRICS = ("auroc", "accuracy", "cross_entropy", "cc_true", "cc_false", "cc_difference", "fooling_gap")
 LEVEL = 0.05
 # The strategies that stand for the paper's methods, of which no equation could be read.
 RECONSTRUCTIONS = ("opposed", "difference", "contrast")
@@ -40,7 +41,7 @@ RECONSTRUCTIONS = ("opposed", "difference", "contrast")
 _CELLS = 4_000_000
 
 
-class StudyError(ValueError):
+class StudyError(UserError, ValueError):
     """Outcomes that do not belong to one study."""
 
 
@@ -79,7 +80,7 @@ def study_statistics(
     resamples: int = 1000,
     seed: int = 0,
 ) -> list[dict[str, Any]]:
-    """Figures and comparisons of every protocol and set, JSON-able.
+    """Metrics and comparisons of every protocol and set, JSON-able.
 
     Args:
       outcomes: of the runs at each arm's chosen alpha.
@@ -90,7 +91,8 @@ def study_statistics(
       seed: of bootstrap and drawn permutations.
 
     Returns:
-      One entry for each protocol and set, in the order of the outcomes: `protocol`, `set`, `images`, `groups`, `folds`;
+      One entry for each protocol and set, the open sets first and validation last, else in the order of the outcomes.
+      All forms of the report keep this order. Of each entry `protocol`, `set`, `images`, `groups`, `folds`;
       `arms`, see `_summarize`; `comparisons`, see `_compare`, of sets of the test (not of validation, on which epoch
       and alpha were chosen); `missing`, sentences on what could not be compared; and `correlations` of the map
       agreement with the AUROC, see `_correlations`.
@@ -103,7 +105,7 @@ def study_statistics(
         raise StudyError("no outcomes: no run of the study is finished")
     placebos = {arm: list(controls) for arm, controls in (placebos or {}).items()}
     _check_alphas(outcomes)
-    keys = dict.fromkeys((outcome.protocol, outcome.set) for outcome in outcomes)
+    keys = sorted(dict.fromkeys((o.protocol, o.set) for o in outcomes), key=lambda k: (k[1] == "val", k[1] != "open"))
     cells = [_gather([o for o in outcomes if (o.protocol, o.set) == key]) for key in keys]
     entries = [_statistics(cell, reference, placebos, resamples, seed) for cell in cells]
     for entry in entries:
@@ -134,7 +136,7 @@ def _statistics(
         common = sorted(cell.runs.get(arm, {}).keys() & cell.runs.get(other, {}).keys())
         if not common:
             missing.append(f"{arm} - {other} could not be compared: they have no finished seed in common.")
-        elif any(figure is None for figure in _values(cell, arm, "auroc", common)):
+        elif None in _values(cell, arm, "auroc", common):
             missing.append(f"{arm} - {other} could not be compared: this set has no AUROC, as it lacks a class.")
         else:
             comparisons.append(_compare(cell, (arm, other), common, drawn, seed) | {"against": against})
@@ -175,8 +177,8 @@ def _gather(outcomes: Sequence[Outcome]) -> _Cell:
         if outcome.fold in by_fold:
             raise StudyError(f"{_place(outcome)}: this run is there twice")
         by_fold[outcome.fold] = _aligned(outcome, first)
-    names = [f"group {g}" if g else f"image {i}" for o in folds.values() for i, g in zip(o.ids, o.groups, strict=True)]
-    numbers = np.unique(names, return_inverse=True)[1]
+    joined = lambda field: [value for outcome in folds.values() for value in getattr(outcome, field)]
+    numbers = group_numbers(joined("groups"), joined("ids"))
     ends = np.cumsum([len(outcome.ids) for outcome in folds.values()])[:-1]
     # A seed that lacks a fold would compare a mean over other folds.
     complete = {arm: {s: by for s, by in seeds.items() if by.keys() == folds.keys()} for arm, seeds in runs.items()}
@@ -195,7 +197,7 @@ def _gather(outcomes: Sequence[Outcome]) -> _Cell:
 
 def _pairs(outcome: Outcome) -> int:
     counts = np.bincount(outcome.labels, minlength=2)
-    return int(counts[0] * counts[1]) if len(counts) == 2 and outcome.figures["auroc"] is not None else 0
+    return int(counts[0] * counts[1]) if len(counts) == 2 and outcome.metrics["auroc"] is not None else 0
 
 
 def _place(outcome: Outcome) -> str:
@@ -238,21 +240,17 @@ def arrange(arms: Sequence[str], placebos: Mapping[str, Sequence[str]]) -> list[
     return [arm for arm in dict.fromkeys([*own, *arms]) if arm in arms]
 
 
-def _values(cell: _Cell, arm: str, figure: str, seeds: Sequence[int]) -> list[float | None]:
-    """One figure of each seed, its folds combined as the module's docstring says."""
-    return [_figure(cell, figure, cell.runs[arm][seed]) for seed in seeds]
+def _values(cell: _Cell, arm: str, metric: str, seeds: Sequence[int]) -> list[float | None]:
+    """One metric of each seed, its folds combined as the module's docstring says."""
+    return [_over_folds(cell, metric, cell.runs[arm][seed]) for seed in seeds]
 
 
-def _figure(cell: _Cell, figure: str, by_fold: Mapping[str, Outcome]) -> float | None:
-    if figure == "auroc" and cell.ranked:
-        areas = {fold: _auroc(by_fold[fold]) for fold in cell.ranked}
-        return float(sum(weight * areas[fold] for fold, weight in cell.ranked.items()))
-    known = [
-        (len(outcome.labels) if cell.protocol == "k_fold" else 1, outcome.figures[figure])
-        for outcome in by_fold.values()
-        if outcome.figures[figure] is not None
-    ]
-    return sum(weight * value for weight, value in known) / sum(weight for weight, _ in known) if known else None
+def _over_folds(cell: _Cell, metric: str, by_fold: Mapping[str, Outcome]) -> float | None:
+    if metric == "auroc" and cell.ranked:
+        return float(sum(weight * _auroc(by_fold[fold]) for fold, weight in cell.ranked.items()))
+    known = [outcome for outcome in by_fold.values() if outcome.metrics[metric] is not None]
+    weights = [len(outcome.labels) if cell.protocol == "k_fold" else 1 for outcome in known]
+    return sum(w * o.metrics[metric] for w, o in zip(weights, known, strict=True)) / sum(weights) if known else None
 
 
 def _auroc(outcome: Outcome) -> float:
@@ -263,16 +261,15 @@ def _summarize(cell: _Cell, arm: str, drawn: Mapping[tuple[str, int], np.ndarray
     """One arm on one set.
 
     Returns:
-      `arm`, `alpha`, `seeds`, `incomplete` (seeds that lack a fold and count nowhere) and `figures`: of each figure
+      `arm`, `alpha`, `seeds`, `incomplete` (seeds that lack a fold and count nowhere) and `figures`: of each metric
       `values` by seed, `mean`, sample `deviation`, `interval` (Student's, over seeds) and for the AUROC `bootstrap`,
-      the 95 % interval over seeds and groups. None stands for a figure that does not exist.
+      the 95 % interval over seeds and groups. None stands for a value that does not exist.
     """
     seeds = sorted(cell.runs[arm])
     alpha = next((run.alpha for by_fold in cell.runs[arm].values() for run in by_fold.values()), None)
-    figures = {name: describe(_values(cell, arm, name, seeds)) for name in FIGURES}
-    rows = [drawn[arm, s] for s in seeds if (arm, s) in drawn]
-    figures["auroc"]["bootstrap"] = _two_level(np.stack(rows), seed) if rows else None
-    return {"arm": arm, "alpha": alpha, "seeds": seeds, "incomplete": cell.incomplete[arm], "figures": figures}
+    metrics = {name: describe(_values(cell, arm, name, seeds)) for name in METRICS}
+    metrics["auroc"]["bootstrap"] = _two_level([drawn[arm, s] for s in seeds if (arm, s) in drawn], seed)
+    return {"arm": arm, "alpha": alpha, "seeds": seeds, "incomplete": cell.incomplete[arm], "figures": metrics}
 
 
 def describe(values: Sequence[float | None]) -> dict[str, Any]:
@@ -290,7 +287,7 @@ def describe(values: Sequence[float | None]) -> dict[str, Any]:
 def _compare(
     cell: _Cell, arms: tuple[str, str], seeds: list[int], drawn: Mapping[tuple[str, int], np.ndarray], seed: int
 ) -> dict[str, Any]:
-    """The AUROC of the first arm less that of the second, seed by seed.
+    """The AUROC of the first arm minus that of the second, seed by seed.
 
     Returns:
       `arm`, `other`, `seeds` in common, `unpaired` seeds that one of both lacks, `difference` (as `describe`, with
@@ -307,8 +304,7 @@ def _compare(
         "other": arms[1],
         "seeds": seeds,
         "unpaired": sorted(cell.runs[arms[0]].keys() ^ cell.runs[arms[1]].keys()),
-        "difference": describe(differences.tolist())
-        | {"bootstrap": _two_level(np.stack(rows), seed) if rows else None},
+        "difference": describe(differences.tolist()) | {"bootstrap": _two_level(rows, seed)},
         "p_seeds": over_seeds.p,
         "smallest_p_seeds": over_seeds.smallest,
         "p_groups": p_groups,
@@ -367,13 +363,16 @@ def _resampled_share(cell: _Cell, name: str, times: Int[np.ndarray, "r groups"])
     return pairs if cell.protocol == "k_fold" else (pairs > 0).astype(np.float64)
 
 
-def _two_level(values: Float[np.ndarray, "seeds resamples"], seed: int) -> list[float] | None:
-    """95 % percentile interval of the mean over resampled seeds of figures on resampled groups.
+def _two_level(rows: Sequence[Float[np.ndarray, " resamples"]], seed: int) -> list[float] | None:
+    """95 % percentile interval of the mean over resampled seeds of AUROCs on resampled groups; None without a seed.
 
     Of S seeds S - 1 are drawn, as with the groups; a single seed stays, and the interval is over groups alone. Drawing
     both crossed levels is on the safe side: what differs by seed and image alike counts more than once (Owen, "The
     pigeonhole bootstrap", 2007).
     """
+    if not rows:
+        return None
+    values = np.stack(rows)
     seeds, resamples = values.shape
     draws = max(1, seeds - 1)
     times = np.random.default_rng(seed).multinomial(draws, np.full(seeds, 1 / seeds), size=resamples)
@@ -388,25 +387,20 @@ def _correlations(arms: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """
     found = {}
     for name in ("cc_true", "cc_difference"):
-        pairs = [
-            np.array(
-                [
-                    pair
-                    for pair in zip(*(arm["figures"][key]["values"] for key in (name, "auroc")), strict=True)
-                    if None not in pair
-                ],
-                np.float64,
-            ).reshape(-1, 2)
-            for arm in arms
-        ]
-        pairs = [points for points in pairs if len(points)]
-        inside = np.concatenate([points - points.mean(0) for points in pairs]) if pairs else np.zeros((0, 2))
-        means = np.array([points.mean(0) for points in pairs]).reshape(-1, 2)
+        by_arm = [np.array(points) for points in (beside_auroc(arm, name) for arm in arms) if points]
+        inside = np.concatenate([points - points.mean(0) for points in by_arm]) if by_arm else []
+        means = np.array([points.mean(0) for points in by_arm])
         found[name] = {"runs": len(inside), "within_arms": _pearson(inside), "across_arms": _pearson(means)}
     return found
 
 
-def _pearson(points: Float[np.ndarray, "n 2"]) -> float | None:
+def beside_auroc(arm: dict[str, Any], name: str) -> list[tuple[float, float]]:
+    """A metric and the AUROC of each seed that has both."""
+    pairs = zip(arm["figures"][name]["values"], arm["figures"]["auroc"]["values"], strict=True)
+    return [pair for pair in pairs if None not in pair]
+
+
+def _pearson(points: Float[np.ndarray, "n 2"] | list) -> float | None:
     if len(points) < 3 or (points.std(0) <= 1e-12).any():
         return None
     return float(np.corrcoef(points.T)[0, 1])
