@@ -388,8 +388,8 @@ def _correlations(arms: Sequence[dict[str, Any]]) -> dict[str, Any]:
     found = {}
     for name in ("cc_true", "cc_difference"):
         by_arm = [np.array(points) for points in (beside_auroc(arm, name) for arm in arms) if points]
-        inside = np.concatenate([points - points.mean(0) for points in by_arm]) if by_arm else []
-        means = np.array([points.mean(0) for points in by_arm])
+        inside = np.array([point for points in by_arm for point in points - points.mean(0)]).reshape(-1, 2)
+        means = np.array([points.mean(0) for points in by_arm]).reshape(-1, 2)
         found[name] = {"runs": len(inside), "within_arms": _pearson(inside), "across_arms": _pearson(means)}
     return found
 
@@ -400,7 +400,7 @@ def beside_auroc(arm: dict[str, Any], name: str) -> list[tuple[float, float]]:
     return [pair for pair in pairs if None not in pair]
 
 
-def _pearson(points: Float[np.ndarray, "n 2"] | list) -> float | None:
+def _pearson(points: Float[np.ndarray, "n 2"]) -> float | None:
     if len(points) < 3 or (points.std(0) <= 1e-12).any():
         return None
     return float(np.corrcoef(points.T)[0, 1])
