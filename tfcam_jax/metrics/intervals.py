@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -80,21 +80,29 @@ def group_bootstrap(
       `auroc`, `accuracy` and `balanced_accuracy`, each `(low, high)`, over the resamples that hold both classes; None
       where fewer than half do.
     """
-    numbers, rng = group_numbers(groups), np.random.default_rng(seed)
-    count = numbers.max() + 1
+    numbers = group_numbers(groups)
+    count, of_class = int(numbers.max()) + 1, np.stack([labels == 1, labels != 1], axis=1).astype(np.float64)
     drawn = {"auroc": [], "accuracy": [], "balanced_accuracy": []}
-    at_once = max(1, _CELLS // len(labels))
-    for start in range(0, resamples, at_once):
-        size = min(at_once, resamples - start)
-        weights = rng.multinomial(count, np.full(count, 1 / count), size=size)[:, numbers].astype(np.float64)
-        hits, positive = weights * correct[None, :], (labels == 1).astype(np.float64)
-        totals = weights @ np.stack([positive, 1 - positive], axis=1)
+    for times in draw_groups(count, count, resamples, seed, len(labels)):
+        weights = times[:, numbers].astype(np.float64)
+        totals, right = weights @ of_class, (weights * correct) @ of_class
         both = (totals > 0).all(1)
-        right = hits @ np.stack([positive, 1 - positive], axis=1)
         drawn["auroc"].append(weighted_auroc(labels, score, weights[both]))
         drawn["accuracy"].append(right[both].sum(1) / totals[both].sum(1))
         drawn["balanced_accuracy"].append((right[both] / totals[both]).mean(1))
     return {name: percentile_interval(np.concatenate(values), resamples, level) for name, values in drawn.items()}
+
+
+def draw_groups(
+    count: int, draws: int, resamples: int, seed: int, images: int
+) -> Iterator[Int[np.ndarray, "portion count"]]:
+    """How often each of `count` groups comes when `draws` are drawn with replacement, in portions of the resamples.
+
+    A portion is so small that a weight for each of its resamples and `images` fits into 32 MB.
+    """
+    rng, at_once = np.random.default_rng(seed), max(1, _CELLS // max(count, images))
+    for start in range(0, resamples, at_once):
+        yield rng.multinomial(draws, np.full(count, 1 / count), size=min(at_once, resamples - start))
 
 
 def weighted_auroc(

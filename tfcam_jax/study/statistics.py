@@ -28,7 +28,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from ..errors import UserError
-from ..metrics.intervals import group_numbers, percentile_interval, weighted_auroc
+from ..metrics.intervals import draw_groups, group_numbers, percentile_interval, weighted_auroc
 from ..strategies import STRATEGIES
 from .outcomes import Outcome
 from .paired_tests import exchange_contributions, holm, paired_effect_size, share_won, sign_flip_test, t_interval
@@ -37,8 +37,6 @@ METRICS = ("auroc", "accuracy", "cross_entropy", "cc_true", "cc_false", "cc_diff
 LEVEL = 0.05
 # The strategies that stand for the paper's methods, of which no equation could be read.
 RECONSTRUCTIONS = ("opposed", "difference", "contrast")
-# Weights of this many images times resamples are held at a time (32 MB).
-_CELLS = 4_000_000
 
 
 class StudyError(UserError, ValueError):
@@ -334,24 +332,22 @@ def _bootstrap(cell: _Cell, resamples: int, seed: int) -> dict[tuple[str, int], 
     """
     if cell.number_of_groups < 2 or not cell.ranked:
         return {}
-    rng, count = np.random.default_rng(seed), cell.number_of_groups
-    of = {(arm, s): by_fold for arm, seeds in cell.runs.items() for s, by_fold in seeds.items()}
-    drawn = {run: np.zeros(resamples) for run in of}
-    at_once = max(1, _CELLS // max(count, *(len(fold.labels) for fold in cell.folds.values())))
-    for start in range(0, resamples, at_once):
-        rows = slice(start, min(start + at_once, resamples))
-        times = rng.multinomial(count - 1, np.full(count, 1 / count), size=rows.stop - rows.start)
-        shares = {name: _resampled_share(cell, name, times) for name in cell.ranked}
-        total = sum(shares.values())
-        for name, share in shares.items():
-            fold, some = cell.folds[name], share > 0
-            weights = times[some][:, fold.groups].astype(np.float64)
-            for run, by_fold in of.items():
-                area = weighted_auroc(fold.labels, by_fold[name].score, weights)
-                drawn[run][rows][some] += area * share[some] / total[some]
-        lost = total == 0 if cell.protocol == "k_fold" else np.any([share == 0 for share in shares.values()], axis=0)
-        for values in drawn.values():
-            values[rows][lost] = np.nan
+    count, images = cell.number_of_groups, max(len(fold.labels) for fold in cell.folds.values())
+    portions = [_areas(cell, times) for times in draw_groups(count, count - 1, resamples, seed, images)]
+    return {run: np.concatenate([portion[run] for portion in portions]) for run in portions[0]}
+
+
+def _areas(cell: _Cell, times: Int[np.ndarray, "r groups"]) -> dict[tuple[str, int], Float[np.ndarray, " r"]]:
+    shares = {name: _resampled_share(cell, name, times) for name in cell.ranked}
+    total = sum(shares.values())
+    lost = total == 0 if cell.protocol == "k_fold" else np.any([share == 0 for share in shares.values()], axis=0)
+    drawn = {(arm, s): np.where(lost, np.nan, 0.0) for arm, seeds in cell.runs.items() for s in seeds}
+    for name, share in shares.items():
+        fold, some = cell.folds[name], share > 0
+        weights = times[some][:, fold.groups].astype(np.float64)
+        for (arm, s), values in drawn.items():
+            area = weighted_auroc(fold.labels, cell.runs[arm][s][name].score, weights)
+            values[some] += area * share[some] / total[some]
     return drawn
 
 

@@ -36,16 +36,16 @@ def verdict(entry: dict[str, Any], comparison: dict[str, Any]) -> str:
     )
 
 
-def outcome_word(comparison: dict[str, Any]) -> str:
-    """`significantly higher`, `significantly lower` or `not significant`."""
-    if not comparison["significant"]:
-        return "not significant"
-    return "significantly higher" if comparison["difference"]["mean"] > 0 else "significantly lower"
-
-
 def mark(comparison: dict[str, Any]) -> str:
     """`higher` or `lower` where the difference is significant, else `unclear`."""
-    return outcome_word(comparison).removeprefix("significantly ").replace("not significant", "unclear")
+    if not comparison["significant"]:
+        return "unclear"
+    return "higher" if comparison["difference"]["mean"] > 0 else "lower"
+
+
+def outcome_word(comparison: dict[str, Any]) -> str:
+    """`significantly higher`, `significantly lower` or `not significant`."""
+    return f"significantly {mark(comparison)}" if comparison["significant"] else "not significant"
 
 
 def place(entry: dict[str, Any]) -> str:
