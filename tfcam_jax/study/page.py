@@ -12,7 +12,7 @@ from ..report.page import template
 from ..run.files import write_bytes, write_json, write_text
 from .outcomes import Outcome
 from .plots import Plot, draw_study
-from .statistics import StudyError, study_statistics
+from .statistics import StudyError, reading_order, study_statistics
 from .tables import NOTES, Contents, arms_csv, as_markdown, as_text, comparisons_csv, contents, seeds_csv
 from .verdicts import conclusions
 
@@ -57,8 +57,9 @@ def write_study(
     statistics = study_statistics(outcomes, reference, placebos, strategies, resamples)
     study = {"reference": reference, "placebos": placebos, "statistics": statistics}
     study |= {"selection": selection, "provenance": dict(provenance)}
-    study["conclusions"] = conclusions(study)
-    shown, plots = contents(study), draw_study(statistics, selection, placebos, reference)
+    ordered = study | {"statistics": reading_order(statistics)}
+    study["conclusions"] = ordered["conclusions"] = conclusions(ordered)
+    shown, plots = contents(ordered), draw_study(ordered["statistics"], selection, placebos, reference)
     runs = len({(o.arm, o.protocol, o.fold, o.seed) for o in outcomes})
     texts = {
         "table.txt": as_text(shown),
@@ -66,7 +67,7 @@ def write_study(
         "table.csv": arms_csv(study),
         "comparisons.csv": comparisons_csv(study),
         "seeds.csv": seeds_csv(study),
-        "index.html": _page(study, shown, plots, runs),
+        "index.html": _page(ordered, shown, plots, runs),
     }
     json.dumps(study, allow_nan=False)  # what cannot be stored must be known before anything is written
     out.mkdir(parents=True, exist_ok=True)

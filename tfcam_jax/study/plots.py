@@ -99,7 +99,7 @@ def draw_study(
     """All plots of a study, those of each protocol together; a plot without anything to show is left out.
 
     Args:
-      statistics: of `statistics.study_statistics`.
+      statistics: of `statistics.study_statistics`, in `reading_order`.
       selection: of `outcomes.read_selection`.
       placebos: of each arm its controls.
       reference: its mean is drawn as a line across the arms.

@@ -89,8 +89,7 @@ def study_statistics(
       seed: of bootstrap and drawn permutations.
 
     Returns:
-      One entry for each protocol and set, the open sets first and validation last, else in the order of the outcomes.
-      All forms of the report keep this order. Of each entry `protocol`, `set`, `images`, `groups`, `folds`;
+      One entry for each protocol and set, in the order of the outcomes: `protocol`, `set`, `images`, `groups`, `folds`;
       `arms`, see `_summarize`; `comparisons`, see `_compare`, of sets of the test (not of validation, on which epoch
       and alpha were chosen); `missing`, sentences on what could not be compared; and `correlations` of the map
       agreement with the AUROC, see `_correlations`.
@@ -103,12 +102,17 @@ def study_statistics(
         raise StudyError("no outcomes: no run of the study is finished")
     placebos = {arm: list(controls) for arm, controls in (placebos or {}).items()}
     _check_alphas(outcomes)
-    keys = sorted(dict.fromkeys((o.protocol, o.set) for o in outcomes), key=lambda k: (k[1] == "val", k[1] != "open"))
+    keys = dict.fromkeys((outcome.protocol, outcome.set) for outcome in outcomes)
     cells = [_gather([o for o in outcomes if (o.protocol, o.set) == key]) for key in keys]
     entries = [_statistics(cell, reference, placebos, resamples, seed) for cell in cells]
     for entry in entries:
         _name_kinds(entry, placebos, strategies or {})
     return entries
+
+
+def reading_order(statistics: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The entries of `study_statistics` as every form of the report shows them: open sets first, validation last."""
+    return sorted(statistics, key=lambda entry: (entry["set"] == "val", entry["set"] != "open"))
 
 
 def _name_kinds(entry: dict[str, Any], placebos: Mapping[str, Sequence[str]], strategies: Mapping[str, str]) -> None:

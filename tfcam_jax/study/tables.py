@@ -62,7 +62,7 @@ class Contents(NamedTuple):
 
 
 def contents(study: dict[str, Any]) -> Contents:
-    """Tables and sentences of a study, see `page.write_study`."""
+    """Tables and sentences of a study as `page.write_study` returns it, its statistics in `reading_order`."""
     return Contents(
         study["conclusions"],
         overview(study),
@@ -78,7 +78,7 @@ def overview(study: dict[str, Any]) -> list[Table]:
     """A table for each protocol that tests anything, a row for each arm.
 
     AUROC on every test set, the open one last; of the last set the comparison with the reference, the maps' agreement
-    with human maps and the fooling gap too.
+    with human maps and the fooling gap too. The study's statistics stand in `reading_order`.
     """
     tested = [entry for entry in study["statistics"] if entry["set"] != "val"]
     protocols = dict.fromkeys(entry["protocol"] for entry in tested)
