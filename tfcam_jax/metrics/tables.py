@@ -45,16 +45,16 @@ class Table(NamedTuple):
 Cell = Callable[[Any], str]
 
 
-def tabulate(title: str, first: str, items: Iterable[tuple[str, Any]], columns: Iterable[tuple[str, Cell]]) -> Table:
+def tabulate(title: str, first: str, items: Iterable[tuple[str, Any]], shown: Iterable[tuple[str, Cell]]) -> Table:
     """A table with a row for each item.
 
     Args:
       title: above it.
       first: head of the first column, which holds the items' names.
       items: name and item.
-      columns: head and what the column says of an item; heads may repeat.
+      shown: of each further column its head and what it says of an item; heads may repeat.
     """
-    heads, cells = zip(*columns, strict=True)
+    heads, cells = zip(*shown, strict=True)
     return Table(title, (first, *heads), [(name, *(cell(item) for cell in cells)) for name, item in items])
 
 
