@@ -16,7 +16,7 @@ from absl import flags
 
 from tests import scale
 from tests.scale import Machine, Protocol, Task
-from tfcam_jax.run.workdir import write_json
+from tfcam_jax.run.files import write_json
 
 PAPER_BACKBONES = ["densenet121", "resnet50", "inception_v3", "xception"]
 MODELS = flags.DEFINE_list("models", PAPER_BACKBONES, "Backbones of the first three tables.")

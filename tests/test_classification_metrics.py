@@ -14,8 +14,8 @@ from tfcam_jax.metrics.classification import (
     d_prime,
     equal_error,
     expected_calibration_error,
-    probability_figures,
-    ranking_figures,
+    probability_metrics,
+    ranking_metrics,
     rates_at,
     threshold_at_false_positive_rate,
 )
@@ -153,11 +153,11 @@ def test_calibration_error_by_bins():
 
 
 @pytest.mark.parametrize("classes", [2, 3])
-def test_probability_figures(classes):
+def test_probability_metrics(classes):
     rng = np.random.default_rng(2)
     labels, logits = np.arange(50) % classes, rng.normal(size=(50, classes)).astype(np.float32)
     p = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
-    found = probability_figures(labels, logits)
+    found = probability_metrics(labels, logits)
     brier = ((p - np.eye(classes)[labels]) ** 2).sum(-1).mean()
     assert found["brier"] == pytest.approx(brier / 2 if classes == 2 else brier, rel=1e-5)
     recalls = [np.mean(p.argmax(-1)[labels == k] == k) for k in range(classes)]
@@ -169,9 +169,9 @@ def test_probability_figures(classes):
 
 def test_predictions_of_a_class_that_does_not_occur_count_as_wrong():
     labels, logits = np.array([0, 0, 1, 1]), np.eye(3)[[0, 2, 1, 2]]
-    assert probability_figures(labels, logits)["balanced_accuracy"] == pytest.approx(0.5)
+    assert probability_metrics(labels, logits)["balanced_accuracy"] == pytest.approx(0.5)
     assert classification(labels, logits)["auroc"] is None
-    alone = probability_figures(np.array([1, 1]), np.array([[0.0, 1], [1, 0]]))
+    alone = probability_metrics(np.array([1, 1]), np.array([[0.0, 1], [1, 0]]))
     assert alone["balanced_accuracy"] == pytest.approx(0.5)
 
 
@@ -182,7 +182,7 @@ def test_shift_of_both_logits_changes_the_older_score_alone():
     before = binary_scores(logits)
     np.testing.assert_allclose(shifted["margin"], before["margin"], atol=1e-12)
     np.testing.assert_allclose(before["sigmoid_logit_1"], 1 / (1 + np.exp(-logits[:, 1])))
-    area = lambda scores: ranking_figures(labels, scores)["auroc"]
+    area = lambda scores: ranking_metrics(labels, scores)["auroc"]
     assert area(shifted["sigmoid_logit_1"]) != area(before["sigmoid_logit_1"])
 
 

@@ -102,11 +102,11 @@ def test_outcomes_are_those_of_the_chosen_alpha_and_their_figures_follow_from_th
     for outcome in outcomes:
         assert outcome.alpha == selection["published"][outcome.arm]["chosen"]
         assert len(outcome.ids) == len(outcome.groups) == len(outcome.score) == {"val": 8}.get(outcome.set, 6)
-        assert outcome.figures["auroc"] == pytest.approx(roc_auc_score(outcome.labels, outcome.score))
-        assert outcome.figures["accuracy"] == np.mean((outcome.score > 0.5) == outcome.labels)
+        assert outcome.metrics["auroc"] == pytest.approx(roc_auc_score(outcome.labels, outcome.score))
+        assert outcome.metrics["accuracy"] == np.mean((outcome.score > 0.5) == outcome.labels)
         likelihood = np.where(outcome.labels == 1, outcome.score, 1 - outcome.score)
-        assert outcome.figures["cross_entropy"] == pytest.approx(-np.log(likelihood).mean(), rel=1e-4)
-        assert 0 <= outcome.figures["fooling_gap"] <= 1 and -1 <= outcome.figures["cc_difference"] <= 1
+        assert outcome.metrics["cross_entropy"] == pytest.approx(-np.log(likelihood).mean(), rel=1e-4)
+        assert 0 <= outcome.metrics["fooling_gap"] <= 1 and -1 <= outcome.metrics["cc_difference"] <= 1
     opened = {o.ids for o in outcomes if o.set == "open"}
     assert opened == {tuple(f"images/test{i}.png" for i in range(6, 12))}
 

@@ -10,11 +10,12 @@ import pytest
 from PIL import Image
 from tiny_study import make_outcomes, make_selection
 
+from tfcam_jax.metrics.tables import probability
 from tfcam_jax.study.page import write_study
 from tfcam_jax.study.plots import DARK, LIGHT, arm_looks, draw_agreement, draw_alpha, draw_auroc, draw_study
 from tfcam_jax.study.statistics import StudyError, study_statistics
 from tfcam_jax.study.tables import overview
-from tfcam_jax.study.verdicts import probability, signed, summary, verdict
+from tfcam_jax.study.verdicts import signed, summary, verdict
 
 STRENGTHS = {"cross_entropy": 0.5, "cyborg": 1.0, "opposed": 4.0, "difference": 0.6, "cyborg_mean_map": 1.0}
 PLACEBOS = {"cyborg": ["cyborg_mean_map"]}
@@ -86,7 +87,7 @@ def test_csv_holds_the_figures_of_every_seed(written, outcomes):
     assert len(rows) == len(outcomes)
     for outcome in outcomes:
         row = rows[outcome.set, outcome.arm, outcome.seed]
-        for name, value in outcome.figures.items():
+        for name, value in outcome.metrics.items():
             assert float(row[name]) == pytest.approx(value)
 
 
@@ -94,7 +95,7 @@ def test_csv_of_arms_and_of_comparisons(written, outcomes):
     out, study = written
     with (out / "table.csv").open() as file:
         rows = {(r["set"], r["arm"]): r for r in csv.DictReader(file)}
-    values = [o.figures["auroc"] for o in outcomes if (o.arm, o.set) == ("opposed", "open")]
+    values = [o.metrics["auroc"] for o in outcomes if (o.arm, o.set) == ("opposed", "open")]
     row = rows["open", "opposed"]
     assert float(row["auroc_mean"]) == pytest.approx(np.mean(values)) and row["kind"] == "reconstruction"
     assert rows["open", "cyborg_mean_map"]["kind"] == "placebo" and rows["open", "cross_entropy"]["alpha"] == ""
@@ -127,21 +128,21 @@ def test_text_and_markdown_say_the_same(written):
 def test_the_overview_has_the_figures_of_the_test_sets(written, outcomes, page):
     (table,) = overview(written[1])
     rows = {row[0]: dict(zip(table.header, row, strict=True)) for row in table.rows}
-    assert table.header[2:5] == ("closed AUROC", "open AUROC", "less cyborg (open)")
+    assert table.header[2:5] == ("closed AUROC", "open AUROC", "minus cyborg (open)")
     assert list(rows)[-2:] == ["opposed (reconstruction)", "difference (reconstruction)"] and len(rows) == 5
     for arm, name in {"opposed": "opposed (reconstruction)", "cyborg": "cyborg"}.items():
         for of in ("closed", "open"):
-            values = [o.figures["auroc"] for o in outcomes if (o.arm, o.set) == (arm, of)]
+            values = [o.metrics["auroc"] for o in outcomes if (o.arm, o.set) == (arm, of)]
             assert rows[name][f"{of} AUROC"] == f"{np.mean(values):.3f} ± {np.std(values, ddof=1):.3f}"
-        agreement = [o.figures["cc_difference"] for o in outcomes if (o.arm, o.set) == (arm, "open")]
+        agreement = [o.metrics["cc_difference"] for o in outcomes if (o.arm, o.set) == (arm, "open")]
         assert rows[name]["CC D"] == f"{np.mean(agreement):.2f}"
     entry = next(entry for entry in written[1]["statistics"] if entry["set"] == "open")
     found = next(c for c in entry["comparisons"] if (c["arm"], c["other"]) == ("opposed", "cyborg"))
     opposed = rows["opposed (reconstruction)"]
-    assert opposed["less cyborg (open)"] == f"{found['difference']['mean']:+.3f}" > "+0.1"
+    assert opposed["minus cyborg (open)"] == f"{found['difference']['mean']:+.3f}" > "+0.1"
     assert opposed["Holm"] == probability(found["p_holm"])
     for name in ("cyborg", "cyborg_mean_map (placebo)"):
-        assert rows[name]["less cyborg (open)"] == rows[name]["p groups"] == "-"
+        assert rows[name]["minus cyborg (open)"] == rows[name]["p groups"] == "-"
     assert page.count(f"<td>{opposed['open AUROC']}</td>") == 1
 
 
@@ -182,6 +183,15 @@ def test_page_shows_every_conclusion_and_verdict(written, page):
     for entry in study["statistics"]:
         for comparison in entry["comparisons"]:
             assert html.escape(verdict(entry, comparison)) in page
+
+
+def test_sets_stand_in_one_order_in_every_form(written, page):
+    out, study = written
+    order = ["Open set", "Closed set", "Val set"]
+    assert list(study["conclusions"]) == order[:2]
+    assert re.findall(r"^(\w+ set)\n=", (out / "table.txt").read_text(encoding="utf-8"), flags=re.M) == order
+    assert re.findall(r"^## (\w+ set)", (out / "table.md").read_text(encoding="utf-8"), flags=re.M) == order
+    assert re.findall(r"<h2>(\w+ set)", page) == order
 
 
 def test_contradictions_leave_an_older_report_alone(few, tmp_path):
@@ -343,15 +353,15 @@ def test_no_two_texts_of_a_plot_overlap(drawings, name):
 def test_all_seeds_are_dots(drawings, outcomes):
     open_panel = drawings["auroc"].axes[0]
     drawn = np.sort(np.concatenate([dots.get_offsets()[:, 0] for dots in open_panel.collections]))
-    values = np.sort([o.figures["auroc"] for o in outcomes if o.set == "open"] * 3)
+    values = np.sort([o.metrics["auroc"] for o in outcomes if o.set == "open"] * 3)
     np.testing.assert_allclose(drawn, values, atol=1e-12)
 
 
 def test_plots_without_anything_to_show_are_left_out(outcomes):
-    blind = [o._replace(figures=o.figures | dict.fromkeys(("cc_true", "cc_difference"))) for o in outcomes]
+    blind = [o._replace(metrics=o.metrics | dict.fromkeys(("cc_true", "cc_difference"))) for o in outcomes]
     plots = draw_study(study_statistics(blind, resamples=20), {}, PLACEBOS, "cyborg")
     assert [plot.name for plot in plots] == ["auroc_published"]
-    alone = [o._replace(labels=np.ones_like(o.labels), figures=o.figures | {"auroc": None}) for o in blind]
+    alone = [o._replace(labels=np.ones_like(o.labels), metrics=o.metrics | {"auroc": None}) for o in blind]
     assert not draw_study(study_statistics(alone), {}, {}, "cyborg")
 
 

@@ -33,7 +33,7 @@ def test_figures_of_each_seed_and_their_moments():
     arm = of_arm(one_set(outcomes), "difference")
     runs = sorted((o for o in outcomes if o.arm == "difference"), key=lambda o: o.seed)
     for name in ("auroc", "accuracy", "cc_difference", "fooling_gap"):
-        values = [run.figures[name] for run in runs]
+        values = [run.metrics[name] for run in runs]
         assert arm["figures"][name]["values"] == pytest.approx(values)
         assert arm["figures"][name]["mean"] == pytest.approx(np.mean(values))
         assert arm["figures"][name]["deviation"] == pytest.approx(np.std(values, ddof=1))
@@ -64,7 +64,7 @@ def test_domains_left_out_count_once_each():
     entry = one_set(outcomes)
     runs = [o for o in outcomes if o.arm == "cyborg" and o.seed == 0]
     for name in ("auroc", "accuracy"):
-        expected = np.mean([run.figures[name] for run in runs])
+        expected = np.mean([run.metrics[name] for run in runs])
         assert of_arm(entry, "cyborg")["figures"][name]["values"][0] == pytest.approx(expected)
     assert entry["folds"] == ["ganA", "ganB"] and entry["images"] == 72
 
@@ -208,7 +208,7 @@ def test_only_common_seeds_are_paired():
     entry = one_set([o for o in outcomes if (o.arm, o.seed) not in {("cyborg", 0), ("difference", 3)}])
     found = comparison(entry)
     assert found["seeds"] == [1, 2] and found["unpaired"] == [0, 3]
-    area = {(o.arm, o.seed): o.figures["auroc"] for o in outcomes}
+    area = {(o.arm, o.seed): o.metrics["auroc"] for o in outcomes}
     expected = [area["difference", s] - area["cyborg", s] for s in (1, 2)]
     assert found["difference"]["values"] == pytest.approx(expected)
     assert of_arm(entry, "cyborg")["seeds"] == [1, 2, 3]
@@ -229,7 +229,7 @@ def test_what_cannot_be_compared_is_said():
 
 
 def test_a_set_of_one_class_has_no_auroc_and_no_comparison():
-    alone = lambda o: o._replace(labels=np.ones_like(o.labels), figures=o.figures | {"auroc": None})
+    alone = lambda o: o._replace(labels=np.ones_like(o.labels), metrics=o.metrics | {"auroc": None})
     entry = one_set([alone(o) for o in make_outcomes(ARMS)])
     assert of_arm(entry, "cyborg")["figures"]["auroc"] == {
         "values": [None] * 3,
@@ -248,7 +248,7 @@ def test_three_classes_are_compared_over_seeds_alone():
     entry = one_set(outcomes)
     found = comparison(entry)
     assert found["p_groups"] is None and found["p"] == found["p_seeds"] and found["difference"]["bootstrap"] is None
-    own = [o.figures["auroc"] for o in outcomes if o.arm == "cyborg"]
+    own = [o.metrics["auroc"] for o in outcomes if o.arm == "cyborg"]
     assert of_arm(entry, "cyborg")["figures"]["auroc"]["values"] == own
 
 
@@ -262,8 +262,8 @@ def test_validation_is_described_and_never_tested():
 def test_correlation_of_map_agreement_and_auroc():
     outcomes = make_outcomes({"cyborg": 0.3, "difference": 3.0}, seeds=6)
     level = {"cyborg": 0.9, "difference": 0.1}
-    linear = lambda o: o.figures | {"cc_true": level[o.arm] + 0.1 * o.figures["auroc"]}
-    found = one_set([o._replace(figures=linear(o)) for o in outcomes])["correlations"]["cc_true"]
+    linear = lambda o: o.metrics | {"cc_true": level[o.arm] + 0.1 * o.metrics["auroc"]}
+    found = one_set([o._replace(metrics=linear(o)) for o in outcomes])["correlations"]["cc_true"]
     assert found == {"runs": 12, "within_arms": pytest.approx(1), "across_arms": None}
 
 

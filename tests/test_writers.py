@@ -8,7 +8,7 @@ import jax
 import pytest
 from tensorboard.compat.proto.event_pb2 import Event
 
-from tfcam_jax.run import provenance, workdir
+from tfcam_jax.run import files, provenance
 from tfcam_jax.run.metrics_log import MetricsError, MetricWriter
 
 
@@ -101,14 +101,14 @@ def test_a_full_disk_is_told_and_does_not_block(tmp_path, full):
 
 def test_json_that_cannot_be_written_leaves_the_old_file(tmp_path):
     path = tmp_path / "results.json"
-    workdir.write_json(path, {"a": 1})
+    files.write_json(path, {"a": 1})
     with pytest.raises(TypeError):
-        workdir.write_json(path, {"a": object()})
+        files.write_json(path, {"a": object()})
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     try:
         resource.setrlimit(resource.RLIMIT_FSIZE, (100, before[1]))
-        with pytest.raises(workdir.WorkdirError, match=r"results\.json can't be written: File too large"):
-            workdir.write_json(path, list(range(1000)))
+        with pytest.raises(files.WorkdirError, match=r"results\.json can't be written: File too large"):
+            files.write_json(path, list(range(1000)))
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert json.loads(path.read_text()) == {"a": 1}

@@ -18,7 +18,7 @@ def make_outcomes(strengths, seeds=3, images=40, groups=8, protocol="published",
             for arm, strength in strengths.items():
                 for seed in range(seeds):
                     margin = (labels - 0.5) * (strength + rng.normal() / 10) + shared + rng.normal(size=images) / 2
-                    figures = {
+                    metrics = {
                         "auroc": float(roc_auc_score(labels, margin)),
                         "accuracy": float(((margin > 0) == labels).mean()),
                         "cross_entropy": float(rng.uniform(0.4, 0.6)),
@@ -31,7 +31,7 @@ def make_outcomes(strengths, seeds=3, images=40, groups=8, protocol="published",
                     owners = tuple(f"{name}{fold}-patient{member}" for member in members)
                     alpha = None if arm == "cross_entropy" else 0.5
                     outcome = Outcome(
-                        arm, alpha, protocol, fold, seed, name, ids, owners, labels, expit(margin), figures
+                        arm, alpha, protocol, fold, seed, name, ids, owners, labels, expit(margin), metrics
                     )
                     outcomes.append(outcome)
     return outcomes

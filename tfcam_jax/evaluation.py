@@ -22,8 +22,7 @@ from .inference import Trained, choose_split, join_outputs, open_own_data, outpu
 from .metrics import agreement
 from .metrics.classification import classification
 from .metrics.faithfulness import measure_faithfulness
-from .metrics.per_protocol import leave_one_domain_out, protocol_figures, protocol_sets
-from .metrics.perturbation import fooling_gap
+from .metrics.per_protocol import leave_one_domain_out, per_protocol_metrics, protocol_sets
 from .metrics.protocol_tables import format_evaluation, format_leave_one_domain_out
 from .metrics.scores import Scores, ScoresError, join_scores, read_scores, write_scores
 from .metrics.tables import align, decimal
@@ -44,7 +43,7 @@ def evaluate_best(experiment: Experiment, checkpoints: Checkpoints) -> tuple[dic
 
     Returns:
       `({"epoch", "class_names", "skipped", "thresholds", "sets"}, scores)`; `skipped` counts unreadable rows left out;
-      `thresholds` are those of `operating_points.choose_thresholds` on validation, by which later data are judged;
+      `thresholds` are those of `thresholds.choose_thresholds` on validation, by which later data are judged;
       `sets` holds `val` and, where there is a test split, `closed` and `open` (see
       `protocol.split_by_protocol`), each with `images`, `maps`, `accuracy`, `auroc`, `cross_entropy`, `map_agreement`
       and `fooling_gap`; `scores` are those of validation and test, image by image.
@@ -91,7 +90,7 @@ def describe_set(output: EvalOutput) -> dict[str, Any]:
         "maps": int(output.usable.sum()),
         **classification(output.labels, output.logits),
         "map_agreement": {name: agree(values) if len(human) else None for name, values in maps.items()},
-        "fooling_gap": float(fooling_gap(*map(jnp.asarray, (output.true_map, output.false_map))).mean()),
+        "fooling_gap": float(agreement.fooling_gap(*map(jnp.asarray, (output.true_map, output.false_map))).mean()),
     }
 
 
@@ -117,7 +116,7 @@ def evaluate(
       faithfulness_images: how many images the perturbation curves and the sanity check look at; 0 leaves them out.
 
     Returns:
-      `epoch`, `class_names`, `split`, `thresholds_from`, `thresholds`, `sets` and `domains` (`protocol_figures`),
+      `epoch`, `class_names`, `split`, `thresholds_from`, `thresholds`, `sets` and `domains` (`per_protocol_metrics`),
       `map_agreement` by set, `faithfulness` (empty if left out).
 
     Raises:
@@ -144,7 +143,7 @@ def evaluate(
         "split": tested,
         "thresholds_from": "val of the new data" if data and thresholds == "data" else "val",
         "thresholds": chosen,
-        **protocol_figures(scores, chosen),
+        **per_protocol_metrics(scores, chosen),
         "map_agreement": agreement_of_sets(scores, measured),
         "faithfulness": _faithfulness(trained, source, tested, faithfulness_images),
     }
@@ -243,7 +242,7 @@ def _measure(output: EvalOutput, image_saliency: jax.Array) -> dict[str, Any]:
     flat = jnp.where(noise, difference.mean((1, 2), keepdims=True), difference)
     maps = {"T": output.true_map, "U": output.false_map, "D": flat}
     measured = agreement.measure_maps(maps, output.saliency, image_saliency, output.usable)
-    return {"fooling_gap": fooling_gap(output.true_map, output.false_map), **measured}
+    return {"fooling_gap": agreement.fooling_gap(output.true_map, output.false_map), **measured}
 
 
 def _faithfulness(trained: Trained, source: Source, split: str, images: int) -> dict[str, Any]:

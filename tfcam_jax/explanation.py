@@ -25,8 +25,7 @@ from .data.evaluation_sets import open_image_folder
 from .data.source import Records, Source, Subset
 from .errors import UserError
 from .inference import Trained, choose_split, open_own_data, restore
-from .metrics.agreement import correlation
-from .metrics.perturbation import fooling_gap
+from .metrics.agreement import correlation, fooling_gap
 from .report.page import write_page
 from .report.pictures import crop, data_uri, pack_maps, sheet
 from .report.summary import (

@@ -16,8 +16,8 @@ from launch.benchmark.cases import Case
 from tests.parity.parity import REFERENCES
 from tfcam_jax.devices.compilation import available_cores
 from tfcam_jax.models import MODEL_CARDS, MODELS
+from tfcam_jax.run.files import write_json
 from tfcam_jax.run.provenance import collect_provenance, processor
-from tfcam_jax.run.workdir import write_json
 from tfcam_jax.strategies import STRATEGIES
 
 PARTS = ("guided", "reference", "maps", "start", "memory")

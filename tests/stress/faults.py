@@ -16,7 +16,7 @@ from tests.stress.inputs import FAILURES, KINDS, OUTCOMES, damage_inputs
 from tests.stress.kills import Kills, describe, kill_runs
 from tests.stress.runs import draw_data, small_config, start_server
 from tfcam_jax.metrics.tables import align
-from tfcam_jax.run.workdir import write_json, write_text
+from tfcam_jax.run.files import write_json, write_text
 
 _EPOCHS = 5
 # Of the time, for the kills where both are asked for.

@@ -24,8 +24,8 @@ from tfcam_jax.data.source import DataError
 from tfcam_jax.evaluation import evaluate
 from tfcam_jax.experiment import ConfigError
 from tfcam_jax.run.checkpoints import CheckpointError
+from tfcam_jax.run.files import WorkdirError
 from tfcam_jax.run.metrics_log import MetricsError
-from tfcam_jax.run.workdir import WorkdirError
 
 KINDS = ("image", "map", "manifest", "config", "checkpoint")
 OUTCOMES = {

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from .. import divergences
-from ..cams import at_least_float32, is_constant, normalize
+from ..cams import at_least_float32, difference_salience, is_constant, largest_magnitude, normalize
 
 # A place belongs to the human region where the human map is at least this.
 REGION = 0.5
@@ -83,6 +83,16 @@ def pointing_game(maps: Float[Array, "*batch h w"], saliency: Float[Array, "*bat
     maps = at_least_float32(maps)
     highest = maps >= maps.max(_PLACES, keepdims=True)
     return (highest & (saliency >= REGION)).sum(_PLACES) / highest.sum(_PLACES)
+
+
+def fooling_gap(true_map: Float[Array, "*batch h w"], false_map: Float[Array, "*batch h w"]) -> Float[Array, "*batch"]:
+    """How much of the true-class map is decoration that the decision never sees: mean |N(T) - N(T - U)|, in [0, 1].
+
+    Where T and U differ by rounding alone, N(T - U) is 0, as in `losses.difference_loss`.
+    """
+    difference = difference_salience(true_map, false_map)
+    normalized = normalize(difference, largest_magnitude(true_map, false_map))
+    return jnp.abs(normalize(true_map) - normalized).mean(_PLACES)
 
 
 MEASURES: dict[str, Callable[..., Array]] = {

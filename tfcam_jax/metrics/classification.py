@@ -1,4 +1,4 @@
-"""Figures of a classifier's decisions and scores over a set of images, in NumPy and scikit-learn.
+"""Metrics of a classifier's decisions and scores over a set of images, in NumPy and scikit-learn.
 
 Of two classes, the one with index 1 is the positive (the attack, the finding). A higher score speaks for it, and an
 image is called positive where its score is at least the threshold.
@@ -9,10 +9,10 @@ from __future__ import annotations
 import numpy as np
 from jaxtyping import Float, Int
 from scipy.special import expit, log_softmax
-from sklearn.metrics import average_precision_score, balanced_accuracy_score, brier_score_loss, roc_auc_score, roc_curve
+from sklearn.metrics import average_precision_score, brier_score_loss, recall_score, roc_auc_score, roc_curve
 
 CALIBRATION_BINS = 15
-# Of the figures of `classification`: 1 where the largest is the best, -1 where the smallest is.
+# Of the metrics of `classification`: 1 where the largest is the best, -1 where the smallest is.
 BETTER = {"accuracy": 1, "auroc": 1, "cross_entropy": -1}
 
 
@@ -30,7 +30,7 @@ def classification(labels: Int[np.ndarray, " n"], logits: Float[np.ndarray, "n c
     }
 
 
-def probability_figures(
+def probability_metrics(
     labels: Int[np.ndarray, " n"], logits: Float[np.ndarray, "n classes"]
 ) -> dict[str, float | None]:
     """`classification`, and what else the softmax probabilities say without a threshold.
@@ -43,22 +43,13 @@ def probability_figures(
     p, classes = np.exp(log_p), logits.shape[-1]
     proba = p[:, 1] if classes == 2 else p / p.sum(-1, keepdims=True)
     options = {"pos_label": 1} if classes == 2 else {"labels": range(classes)}
-    occurring = np.isin(p.argmax(-1), np.unique(labels))
     return {
         **classification(labels, logits),
-        "balanced_accuracy": _balanced_accuracy(labels, p.argmax(-1), occurring),
+        # scikit-learn's balanced accuracy warns of a predicted class that no label has.
+        "balanced_accuracy": float(recall_score(labels, p.argmax(-1), labels=np.unique(labels), average="macro")),
         "ece": expected_calibration_error(labels, p),
         "brier": float(brier_score_loss(labels, proba, **options)),
     }
-
-
-def _balanced_accuracy(labels: np.ndarray, predicted: np.ndarray, occurring: np.ndarray) -> float:
-    # scikit-learn warns of predictions of a class that no label has. Any other wrong class counts just as wrong.
-    wrong_anyway = np.where(labels == labels.min(), labels.max(), labels.min())
-    known = np.where(occurring, predicted, wrong_anyway)
-    if len(np.unique(labels)) == 1:
-        return float((predicted == labels).mean())
-    return float(balanced_accuracy_score(labels, known))
 
 
 def expected_calibration_error(labels: Int[np.ndarray, " n"], probabilities: Float[np.ndarray, "n classes"]) -> float:
@@ -84,7 +75,7 @@ def binary_scores(logits: Float[np.ndarray, "n 2"]) -> dict[str, Float[np.ndarra
     return {"margin": logits[:, 1] - logits[:, 0], "sigmoid_logit_1": expit(logits[:, 1])}
 
 
-def ranking_figures(labels: Int[np.ndarray, " n"], score: Float[np.ndarray, " n"]) -> dict[str, float | None]:
+def ranking_metrics(labels: Int[np.ndarray, " n"], score: Float[np.ndarray, " n"]) -> dict[str, float | None]:
     """What a score says without a threshold: AUROC, average precision, EER (on this set's own ROC curve), d'.
 
     Both classes must occur.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -44,9 +44,15 @@ def delong_interval(
     return float(expit(logit(area) - half)), float(expit(logit(area) + half))
 
 
-def group_numbers(groups: Sequence[str]) -> Int[np.ndarray, " n"]:
-    """Numbers 0.. of the groups; an image with an empty name is a group of its own."""
-    names = [f"group {name}" if name else f"image {i}" for i, name in enumerate(groups)]
+def group_numbers(groups: Sequence[str], ids: Sequence[str] | None = None) -> Int[np.ndarray, " n"]:
+    """Numbers 0.. of the groups; an image with an empty name is a group of its own.
+
+    Args:
+      groups: of each image.
+      ids: of each image, where one image may stand in several rows; else every row is an image.
+    """
+    images = range(len(groups)) if ids is None else ids
+    names = [f"group {group}" if group else f"image {image}" for group, image in zip(groups, images, strict=True)]
     return np.unique(names, return_inverse=True)[1]
 
 
@@ -74,21 +80,29 @@ def group_bootstrap(
       `auroc`, `accuracy` and `balanced_accuracy`, each `(low, high)`, over the resamples that hold both classes; None
       where fewer than half do.
     """
-    numbers, rng = group_numbers(groups), np.random.default_rng(seed)
-    count = numbers.max() + 1
+    numbers = group_numbers(groups)
+    count, of_class = int(numbers.max()) + 1, np.stack([labels == 1, labels != 1], axis=1).astype(np.float64)
     drawn = {"auroc": [], "accuracy": [], "balanced_accuracy": []}
-    at_once = max(1, _CELLS // len(labels))
-    for start in range(0, resamples, at_once):
-        size = min(at_once, resamples - start)
-        weights = rng.multinomial(count, np.full(count, 1 / count), size=size)[:, numbers].astype(np.float64)
-        hits, positive = weights * correct[None, :], (labels == 1).astype(np.float64)
-        totals = weights @ np.stack([positive, 1 - positive], axis=1)
+    for times in draw_groups(count, count, resamples, seed, len(labels)):
+        weights = times[:, numbers].astype(np.float64)
+        totals, right = weights @ of_class, (weights * correct) @ of_class
         both = (totals > 0).all(1)
-        right = hits @ np.stack([positive, 1 - positive], axis=1)
         drawn["auroc"].append(weighted_auroc(labels, score, weights[both]))
         drawn["accuracy"].append(right[both].sum(1) / totals[both].sum(1))
         drawn["balanced_accuracy"].append((right[both] / totals[both]).mean(1))
     return {name: percentile_interval(np.concatenate(values), resamples, level) for name, values in drawn.items()}
+
+
+def draw_groups(
+    count: int, draws: int, resamples: int, seed: int, images: int
+) -> Iterator[Int[np.ndarray, "portion count"]]:
+    """How often each of `count` groups comes when `draws` are drawn with replacement, in portions of the resamples.
+
+    A portion is so small that a weight for each of its resamples and `images` fits into 32 MB.
+    """
+    rng, at_once = np.random.default_rng(seed), max(1, _CELLS // max(count, images))
+    for start in range(0, resamples, at_once):
+        yield rng.multinomial(draws, np.full(count, 1 / count), size=min(at_once, resamples - start))
 
 
 def weighted_auroc(
@@ -108,7 +122,7 @@ def weighted_auroc(
 def percentile_interval(
     values: Float[np.ndarray, " r"], resamples: int, level: float = 0.95
 ) -> tuple[float, float] | None:
-    """The middle share `level` of resampled figures; None where fewer than half of the resamples gave a figure."""
+    """The middle share `level` of resampled values; None where fewer than half of the resamples gave one."""
     if len(values) < resamples / 2:
         return None
     low, high = np.quantile(values, [(1 - level) / 2, (1 + level) / 2])

@@ -15,8 +15,6 @@ from .. import cams
 _NEIGHBOURS = tuple((di, dj, 1 / 6 if di * dj == 0 else 1 / 12) for di in (-1, 0, 1) for dj in (-1, 0, 1) if di or dj)
 _MAX_ITERATIONS = 300
 
-_PLACES = (-2, -1)
-
 
 def pixel_ranks(salience: Float[Array, "batch h w"], size: tuple[int, int]) -> Int[Array, "batch H W"]:
     """Rank of each pixel of an image of `size`, 0 for the most salient; the map is enlarged linearly.
@@ -71,16 +69,6 @@ def noisy_linear_imputation(
     matrix = lambda x: gone * (total * x - _neighbour_sum(gone * x))
     solution, _ = jax.scipy.sparse.linalg.cg(matrix, gone * _neighbour_sum(known), tol=1e-5, maxiter=_MAX_ITERATIONS)
     return known + gone * (solution + noise * jax.random.normal(key, images.shape, images.dtype))
-
-
-def fooling_gap(true_map: Float[Array, "*batch h w"], false_map: Float[Array, "*batch h w"]) -> Float[Array, "*batch"]:
-    """How much of the true-class map is decoration that the decision never sees: mean |N(T) - N(T - U)|, in [0, 1].
-
-    Where T and U differ by rounding alone, N(T - U) is 0, as in `losses.difference_loss`.
-    """
-    difference = cams.difference_salience(true_map, false_map)
-    normalized = cams.normalize(difference, cams.largest_magnitude(true_map, false_map))
-    return jnp.abs(cams.normalize(true_map) - normalized).mean(_PLACES)
 
 
 def rank_correlation(a: Float[Array, "batch h w"], b: Float[Array, "batch h w"]) -> Float[Array, " batch"]:

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import csv
 import dataclasses
-import os
+import io
 from pathlib import Path
 
 import numpy as np
 from jaxtyping import Float, Int
 from scipy.special import softmax
 
+from ..errors import UserError
+from ..run.files import write_text
 from .classification import binary_scores
 
 
-class ScoresError(ValueError):
+class ScoresError(UserError, ValueError):
     """A table of scores that can't be used."""
 
 
@@ -55,6 +57,10 @@ class Scores:
         pick = lambda column: column[rows] if isinstance(column, np.ndarray) else tuple(column[row] for row in rows)
         return Scores(**{field.name: pick(getattr(self, field.name)) for field in dataclasses.fields(self)})
 
+    def seen_domains(self) -> list[str]:
+        """The domains of these images that training had images of, sorted."""
+        return sorted({domain for domain, seen in zip(self.domains, self.seen, strict=True) if seen})
+
 
 def join_scores(parts: list[Scores]) -> Scores:
     """The rows of several tables below one another."""
@@ -68,28 +74,35 @@ def join_scores(parts: list[Scores]) -> Scores:
 
 
 def write_scores(path: Path, scores: Scores, class_names: tuple[str, ...]) -> None:
-    """Writes a CSV, whole or not at all.
+    """Writes a CSV, whole or not at all (see `run.files.write_bytes`).
 
     Columns: id, split, label, domain, group, seen (yes or no), a logit_CLASS for each class, p (softmax probability
     of class 1 for two classes, else of the predicted class), prediction; for two classes also margin (logit of class 1
-    less that of class 0) and sigmoid_logit_1, the older score. Floats are written so that they read back exactly.
+    minus that of class 0) and sigmoid_logit_1, the older score. Floats are written so that they read back exactly.
     """
     proba = softmax(np.asarray(scores.logits, np.float64), axis=-1)
-    predicted = scores.logits.argmax(-1)
     binary = binary_scores(scores.logits) if len(class_names) == 2 else {}
-    p = proba[:, 1] if binary else proba.max(-1)
-    header = ["id", "split", "label", "domain", "group", "seen", *(f"logit_{name}" for name in class_names)]
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    with partial.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow([*header, "p", "prediction", *binary])
-        for i, name in enumerate(scores.ids):
-            about = (scores.splits[i], class_names[scores.labels[i]], scores.domains[i], scores.groups[i])
-            floats = [repr(float(v)) for v in scores.logits[i]]
-            extra = [repr(float(column[i])) for column in binary.values()]
-            seen = "yes" if scores.seen[i] else "no"
-            writer.writerow([name, *about, seen, *floats, repr(float(p[i])), class_names[predicted[i]], *extra])
-    partial.replace(path)
+    named = lambda classes: [class_names[index] for index in classes]
+    columns = {
+        "id": scores.ids,
+        "split": scores.splits,
+        "label": named(scores.labels),
+        "domain": scores.domains,
+        "group": scores.groups,
+        "seen": ["yes" if seen else "no" for seen in scores.seen],
+        **{f"logit_{name}": _exact(column) for name, column in zip(class_names, scores.logits.T, strict=True)},
+        "p": _exact(proba[:, 1] if binary else proba.max(-1)),
+        "prediction": named(scores.logits.argmax(-1)),
+        **{name: _exact(column) for name, column in binary.items()},
+    }
+    text = io.StringIO(newline="")
+    csv.writer(text, lineterminator="\n").writerows([columns, *zip(*columns.values(), strict=True)])
+    write_text(path, text.getvalue())
+
+
+def _exact(column: Float[np.ndarray, " n"]) -> list[str]:
+    """Each value as the shortest text that reads back as its float64."""
+    return list(map(repr, np.asarray(column, np.float64).tolist()))
 
 
 def read_scores(path: Path) -> tuple[Scores, tuple[str, ...]]:

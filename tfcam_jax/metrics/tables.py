@@ -1,23 +1,72 @@
-"""Aligned tables of text."""
+"""Tables as rows of text: what a cell says of a figure, and how the rows are set."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
+import operator
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 
-def decimal(value: float | None) -> str:
-    """Four decimals, or a dash for a figure that does not exist."""
-    return "-" if value is None else f"{value:.4f}"
+def decimal(value: float | None, form: str = ".4f") -> str:
+    """Four decimals, or another format; a dash for a figure that does not exist."""
+    return "-" if value is None else format(value, form)
 
 
-def percent(value: float | None) -> str:
-    """A rate in [0, 1] in percent with one decimal, or a dash."""
-    return "-" if value is None else f"{100 * value:.1f}"
+def percent(value: float | None, form: str = ".1f") -> str:
+    """A rate in [0, 1] in percent, or a dash."""
+    return "-" if value is None else format(100 * value, form)
 
 
-def interval(bounds: Sequence[float] | None) -> str:
-    """Bounds with three decimals, or a dash."""
-    return "-" if bounds is None else f"{bounds[0]:.3f}..{bounds[1]:.3f}"
+def interval(bounds: Sequence[float] | None, form: str = ".3f") -> str:
+    """Bounds with three decimals, or another format; or a dash."""
+    return "-" if bounds is None else "..".join(format(bound, form) for bound in bounds)
+
+
+def probability(p: float | None) -> str:
+    """A p-value with two significant digits, down to 0.001; or a dash."""
+    if p is not None and p < 0.001:
+        return "< 0.001"
+    return decimal(p, ".2f" if p is None or p >= 0.0995 else ".3f")
+
+
+class Table(NamedTuple):
+    """Rows of text; the first column is a name, all others are figures."""
+
+    title: str
+    header: tuple[str, ...]
+    rows: list[tuple[str, ...]]
+
+    def text(self) -> str:
+        """Title and aligned rows."""
+        return "\n".join([self.title, *align([self.header, *self.rows])])
+
+
+Cell = Callable[[Any], str]
+
+
+def tabulate(title: str, first: str, items: Iterable[tuple[str, Any]], shown: Iterable[tuple[str, Cell]]) -> Table:
+    """A table with a row for each item.
+
+    Args:
+      title: above it.
+      first: head of the first column, which holds the items' names.
+      items: name and item.
+      shown: of each further column its head and what it says of an item; heads may repeat.
+    """
+    heads, cells = zip(*shown, strict=True)
+    return Table(title, (first, *heads), [(name, *(cell(item) for cell in cells)) for name, item in items])
+
+
+def columns(cell: Cell, heads: Mapping[str, str]) -> list[tuple[str, Cell]]:
+    """Columns that set what stands in an item in one way.
+
+    Args:
+      cell: from a value to its text.
+      heads: of each column, by the key of its value in the item; slashes lead deeper: `{"auroc/mean": "AUROC"}`.
+    """
+    value = lambda item, path: functools.reduce(operator.getitem, path.split("/"), item)
+    return [(head, lambda item, path=path: cell(value(item, path))) for path, head in heads.items()]
 
 
 def align(rows: list[tuple[str, ...]]) -> list[str]:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Float, Int
 
+from ..errors import UserError
 from .classification import binary_scores, equal_error, threshold_at_false_positive_rate
 
 # False positive rates (BPCER in attack detection) at which thresholds are set.
@@ -15,7 +16,7 @@ FALSE_POSITIVE_RATES = (0.001, 0.01, 0.05, 0.1)
 NAMES = {"eer": "EER"} | {f"fpr_{rate:g}": f"FPR {100 * rate:g} %" for rate in FALSE_POSITIVE_RATES}
 
 
-class SelectionError(ValueError):
+class SelectionError(UserError, ValueError):
     """A threshold or a checkpoint would be picked on data that serve to test it."""
 
 

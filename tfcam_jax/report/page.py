@@ -1,4 +1,4 @@
-"""The report as one HTML file that needs nothing else: figures, pictures, style and script are inside."""
+"""Pages as one HTML file that needs nothing else: figures, pictures, style and script are inside."""
 
 from __future__ import annotations
 
@@ -7,26 +7,33 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
+from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined, Template
 from markupsafe import Markup
 
 
+def template(name: str, package: str = "tfcam_jax.report") -> Template:
+    """A page of the templates of a package, which may extend and include those of this one."""
+    environment = Environment(
+        loader=ChoiceLoader([PackageLoader(package), PackageLoader("tfcam_jax.report")]),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    return environment.get_template(name)
+
+
 def write_page(path: Path, about: dict[str, Any], summary: dict[str, Any], chunks: list[Path]) -> None:
-    """Writes the page, one chunk after the other.
+    """Writes the page of a report on a run, one chunk after the other.
 
     Args:
       path: of the HTML file.
       about: title, run, strategy, model, epoch, class_names, images, image_size.
-      summary: of `report.summarize`.
+      summary: of `explanation.summarize`.
       chunks: JSON files with `entries` and `pictures`.
     """
-    environment = Environment(
-        loader=PackageLoader("tfcam_jax.report"), autoescape=True, undefined=StrictUndefined, trim_blocks=True
-    )
-    template = environment.get_template("report.html")
-    stream = template.stream(
+    stream = template("report.html").stream(
         about=about,
-        summary=summary,
         data=embed({"about": about, "summary": summary}),
         entries=(embed(chunk["entries"]) for chunk in _read(chunks)),
         pictures=(embed(chunk["pictures"]) for chunk in _read(chunks)),

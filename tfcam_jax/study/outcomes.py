@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,7 +13,7 @@ from scipy.special import softmax
 from ..data.protocol import split_by_protocol
 from ..metrics.classification import BETTER
 from ..metrics.scores import read_scores
-from ..run.files import write_json
+from ..run.files import read_json, write_json
 
 
 class Entry(NamedTuple):
@@ -39,7 +37,7 @@ class Entry(NamedTuple):
 
 
 class Outcome(NamedTuple):
-    """One run's figures on one set.
+    """What one run reached on one set.
 
     Attributes:
       arm, alpha, protocol, fold, seed: as in `Entry`; alpha is the one chosen on validation.
@@ -48,8 +46,8 @@ class Outcome(NamedTuple):
       groups: what must not be torn apart; "" if unknown.
       labels: class index.
       score: softmax probability of class 1, in [0, 1].
-      figures: auroc, accuracy, cross_entropy; cc_true, cc_false, cc_difference (mean correlation of T, U and T - U with
-        the human maps); fooling_gap (`faithfulness.fooling_gap`). None where there is none, as without human maps.
+      metrics: auroc, accuracy, cross_entropy; cc_true, cc_false, cc_difference (mean correlation of T, U and T - U with
+        the human maps); fooling_gap (`agreement.fooling_gap`). None where there is none, as without human maps.
     """
 
     arm: str
@@ -62,7 +60,7 @@ class Outcome(NamedTuple):
     groups: tuple[str, ...]
     labels: Int[np.ndarray, " n"]
     score: Float[np.ndarray, " n"]
-    figures: dict[str, float | None]
+    metrics: dict[str, float | None]
 
 
 def write_entries(workdir: Path, entries: Sequence[Entry], select_by: str) -> None:
@@ -71,8 +69,8 @@ def write_entries(workdir: Path, entries: Sequence[Entry], select_by: str) -> No
 
 
 def read_entries(workdir: Path) -> tuple[list[Entry], str]:
-    """The runs of a study, and the validation figure that selects."""
-    stored = json.loads((workdir / "runs.json").read_text(encoding="utf-8"))
+    """The runs of a study, and the validation metric that selects."""
+    stored = read_json(workdir / "runs.json")
     return [Entry(**entry) for entry in stored["runs"]], stored["select_by"]
 
 
@@ -80,50 +78,49 @@ def read_outcomes(workdir: str | Path) -> list[Outcome]:
     """Outcomes of the finished runs at their arm's chosen alpha, in the order of the plan, each run's sets in order."""
     workdir = Path(workdir)
     entries, _ = read_entries(workdir)
-    chosen = {
-        (arm, protocol): entry["chosen"]
-        for protocol, arms in read_selection(workdir).items()
-        for arm, entry in arms.items()
-    }
-    finished = [entry for entry in entries if (workdir / entry.folder / "results.json").is_file()]
+    chosen = read_selection(workdir)
     return [
         outcome
-        for entry in finished
-        if entry.alpha == chosen[entry.arm, entry.protocol]
+        for entry in entries
+        if _results(workdir, entry).is_file() and entry.alpha == chosen[entry.protocol][entry.arm]["chosen"]
         for outcome in _run_outcomes(workdir, entry)
     ]
+
+
+def _results(workdir: Path, entry: Entry) -> Path:
+    return workdir / entry.folder / "results.json"
 
 
 def read_selection(workdir: str | Path) -> dict[str, dict[str, Any]]:
     """The choice of alpha on validation, from the finished runs of a study.
 
-    The alpha with the best mean validation figure over seeds and folds is taken, the larger one on ties. One whose runs
+    The alpha with the best mean validation metric over seeds and folds is taken, the larger one on ties. One whose runs
     did not all end well (a loss that became NaN) comes after those with more finished runs.
 
     Returns:
       `{protocol: {arm: {"chosen": alpha, "select_by": name, "alphas": [{"alpha", "runs", "validation", "test"}]}}}`,
       JSON-able. `alphas` is in ascending order, one entry for each alpha with finished runs (a single one, None, for an
-      arm without guidance): how many, their mean validation figure, and `test`, `{set: {figure: mean over the runs}}`
-      with the figures of `Outcome`. The test figures of alphas that were not chosen took no part in the choice and are
+      arm without guidance): how many, their mean validation metric, and `test`, `{set: {metric: mean over the runs}}`
+      with the metrics of `Outcome`. The test metrics of alphas that were not chosen took no part in the choice and are
       exploration. An arm without a finished run is absent.
     """
     workdir = Path(workdir)
     entries, select_by = read_entries(workdir)
     found: dict[str, dict[str, dict[float | None, list[dict[str, Any]]]]] = {}
     for entry in entries:
-        path = workdir / entry.folder / "results.json"
+        path = _results(workdir, entry)
         if path.is_file():
-            sets = json.loads(path.read_text(encoding="utf-8"))["sets"]
             by_alpha = found.setdefault(entry.protocol, {}).setdefault(entry.arm, {})
-            by_alpha.setdefault(entry.alpha, []).append({name: outcome_figures(own) for name, own in sets.items()})
+            sets = read_json(path)["sets"]
+            by_alpha.setdefault(entry.alpha, []).append({name: outcome_metrics(own) for name, own in sets.items()})
     return {
         protocol: {arm: _choose(by_alpha, select_by) for arm, by_alpha in arms.items()}
         for protocol, arms in found.items()
     }
 
 
-def outcome_figures(entry: dict[str, Any]) -> dict[str, float | None]:
-    """The figures of `Outcome` from one set's entry in `results.json`."""
+def outcome_metrics(entry: dict[str, Any]) -> dict[str, float | None]:
+    """The metrics of `Outcome` from one set's entry in `results.json`."""
     agreement = {f"cc_{name}": entry["map_agreement"][name] for name in ("true", "false", "difference")}
     return {name: entry[name] for name in ("auroc", "accuracy", "cross_entropy", "fooling_gap")} | agreement
 
@@ -143,23 +140,20 @@ def _choose(by_alpha: dict[float | None, list[dict[str, Any]]], select_by: str) 
     return {"chosen": best["alpha"], "select_by": select_by, "alphas": alphas}
 
 
-def _means(figures: list[dict[str, float | None]]) -> dict[str, float | None]:
-    known = defaultdict(list)
-    for name, value in ((name, value) for entry in figures for name, value in entry.items()):
-        known[name] += [] if value is None else [value]
+def _means(runs: list[dict[str, float | None]]) -> dict[str, float | None]:
+    known = {name: [run[name] for run in runs if run[name] is not None] for name in runs[0]}
     return {name: float(np.mean(values)) if values else None for name, values in known.items()}
 
 
 def _run_outcomes(workdir: Path, entry: Entry) -> list[Outcome]:
-    figures = json.loads((workdir / entry.folder / "results.json").read_text(encoding="utf-8"))["sets"]
+    metrics = read_json(_results(workdir, entry))["sets"]
     scores, _ = read_scores(workdir / entry.folder / "scores.csv")
     splits = np.asarray(scores.splits)
-    test = np.flatnonzero(splits == "test")
-    seen = sorted({domain for domain, known in zip(scores.domains, scores.seen, strict=True) if known})
     rows = {"val": np.flatnonzero(splits == "val")}
+    test = np.flatnonzero(splits == "test")
     if len(test):
-        domains = [scores.domains[row] for row in test]
-        rows |= {name: test[own] for name, own in split_by_protocol(seen, domains, scores.labels[test]).items()}
+        parts = split_by_protocol(scores.seen_domains(), scores[test].domains, scores.labels[test])
+        rows |= {name: test[own] for name, own in parts.items()}
     probability = softmax(np.asarray(scores.logits, np.float64), axis=-1)[:, 1]
     return [
         Outcome(
@@ -169,7 +163,7 @@ def _run_outcomes(workdir: Path, entry: Entry) -> list[Outcome]:
             groups=scores[own].groups,
             labels=scores.labels[own],
             score=probability[own],
-            figures=outcome_figures(figures[name]),
+            metrics=outcome_metrics(metrics[name]),
         )
         for name, own in rows.items()
     ]

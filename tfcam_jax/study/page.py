@@ -1,4 +1,4 @@
-"""The report on a comparison study: figures, tables, plots and a page."""
+"""The report on a comparison study: tables, plots and a page."""
 
 from __future__ import annotations
 
@@ -8,25 +8,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
-
+from ..report.page import template
 from ..run.files import write_bytes, write_json, write_text
 from .outcomes import Outcome
 from .plots import Plot, draw_study
-from .statistics import StudyError, study_statistics
-from .tables import (
-    NOTES,
-    arms_csv,
-    as_markdown,
-    as_text,
-    comparisons_csv,
-    conclusions,
-    overview,
-    seeds_csv,
-    selection_table,
-    set_tables,
-)
-from .verdicts import heading, outcome_word, verdict
+from .statistics import StudyError, reading_order, study_statistics
+from .tables import NOTES, Contents, arms_csv, as_markdown, as_text, comparisons_csv, contents, seeds_csv
+from .verdicts import conclusions
 
 
 def write_study(
@@ -47,8 +35,8 @@ def write_study(
       out: folder, made if it is not there. `study.json`, `table.txt`, `table.md`, `table.csv`, `comparisons.csv`,
         `seeds.csv`, `index.html` (needs no other file) and the plots as PNG are written into it, over older ones;
         `study.json` last. Plots that an older report had and this one has not are removed.
-      outcomes: of the finished runs at each arm's chosen alpha, see `study_outcomes.read_outcomes`.
-      selection: of `study_outcomes.read_selection`; may be empty.
+      outcomes: of the finished runs at each arm's chosen alpha, see `outcomes.read_outcomes`.
+      selection: of `outcomes.read_selection`; may be empty.
       provenance: JSON-able; what is needed to redo the study (config, versions, commit, command). Shown as it is.
       reference: the arm that all others are tested against.
       placebos: of each arm its control arms.
@@ -69,16 +57,17 @@ def write_study(
     statistics = study_statistics(outcomes, reference, placebos, strategies, resamples)
     study = {"reference": reference, "placebos": placebos, "statistics": statistics}
     study |= {"selection": selection, "provenance": dict(provenance)}
-    study["conclusions"] = conclusions(study)
-    plots = draw_study(statistics, selection, placebos, reference)
+    ordered = study | {"statistics": reading_order(statistics)}
+    study["conclusions"] = ordered["conclusions"] = conclusions(ordered)
+    shown, plots = contents(ordered), draw_study(ordered["statistics"], selection, placebos, reference)
     runs = len({(o.arm, o.protocol, o.fold, o.seed) for o in outcomes})
     texts = {
-        "table.txt": as_text(study),
-        "table.md": as_markdown(study),
+        "table.txt": as_text(shown),
+        "table.md": as_markdown(shown),
         "table.csv": arms_csv(study),
         "comparisons.csv": comparisons_csv(study),
         "seeds.csv": seeds_csv(study),
-        "index.html": study_page(study, plots, runs),
+        "index.html": _page(ordered, shown, plots, runs),
     }
     json.dumps(study, allow_nan=False)  # what cannot be stored must be known before anything is written
     out.mkdir(parents=True, exist_ok=True)
@@ -93,42 +82,19 @@ def write_study(
     return study
 
 
-def study_page(study: dict[str, Any], plots: Sequence[Plot], runs: int) -> str:
-    """The page as HTML: plots, tables and style are inside.
-
-    Args:
-      study: as `write_study` returns it.
-      plots: of `study_plots.draw_study`.
-      runs: how many trained models stand behind it.
-    """
-    environment = Environment(
-        loader=PackageLoader("tfcam_jax.study"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    sections = [
-        {
-            "title": heading(entry),
-            "tables": set_tables(entry),
-            "verdicts": [(_mark(comparison), verdict(entry, comparison)) for comparison in entry["comparisons"]],
-        }
-        for entry in sorted(study["statistics"], key=_test_first)
-    ]
+def _page(study: dict[str, Any], shown: Contents, plots: Sequence[Plot], runs: int) -> str:
+    """The page as HTML: plots, tables and style are inside. `runs` trained models stand behind it."""
     uri = lambda content: f"data:image/svg+xml;base64,{base64.b64encode(content).decode()}"
-    return environment.get_template("study.html").render(
-        study=study,
+    plain = lambda value: " ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
+    provenance = study["provenance"].items()
+    return template("study.html", "tfcam_jax.study").render(
+        reference=study["reference"],
         tiles=_tiles(study, runs),
-        overview=overview(study),
-        sections=sections,
+        shown=shown,
         plots=[plot._asdict() | {"light": uri(plot.light), "dark": uri(plot.dark)} for plot in plots],
-        selection=selection_table(study),
         notes=NOTES,
-        facts={key: _plain(value) for key, value in study["provenance"].items() if not isinstance(value, dict)},
-        records={
-            key: json.dumps(value, indent=2) for key, value in study["provenance"].items() if isinstance(value, dict)
-        },
+        facts={key: plain(value) for key, value in provenance if not isinstance(value, dict)},
+        records={key: json.dumps(value, indent=2) for key, value in provenance if isinstance(value, dict)},
     )
 
 
@@ -139,10 +105,9 @@ def _tiles(study: dict[str, Any], runs: int) -> dict[str, str]:
     trained = sum(
         point["runs"] for arms in study["selection"].values() for own in arms.values() for point in own["alphas"]
     )
-    largest = {
-        name: max(entry["images"] for entry in entries if entry["set"] == name)
-        for name in dict.fromkeys(entry["set"] for entry in entries)
-    }
+    largest: dict[str, int] = {}
+    for entry in entries:
+        largest[entry["set"]] = max(entry["images"], largest.get(entry["set"], 0))
     return {
         "models": f"{runs} compared, {trained} trained" if trained > runs else str(runs),
         "arms": str(len({arm["arm"] for entry in entries for arm in entry["arms"]})),
@@ -151,16 +116,3 @@ def _tiles(study: dict[str, Any], runs: int) -> dict[str, str]:
         "images": ", ".join(f"{name} {number}" for name, number in largest.items()),
         "reference": study["reference"],
     }
-
-
-def _test_first(entry: dict[str, Any]) -> tuple[bool, bool]:
-    return entry["set"] == "val", entry["set"] != "open"
-
-
-def _mark(comparison: dict[str, Any]) -> str:
-    """Name of the style of a verdict."""
-    return outcome_word(comparison).removeprefix("significantly ").replace("not significant", "unclear")
-
-
-def _plain(value: Any) -> str:
-    return " ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)

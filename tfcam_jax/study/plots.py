@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import matplotlib
@@ -11,7 +12,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from .statistics import arrange
+from .statistics import arrange, beside_auroc
 from .verdicts import arm_label, place
 
 # Okabe and Ito, "Color universal design" (2008), without yellow and black, which one of the backgrounds swallows, and
@@ -98,26 +99,26 @@ def draw_study(
     """All plots of a study, those of each protocol together; a plot without anything to show is left out.
 
     Args:
-      statistics: of `study_statistics.study_statistics`.
-      selection: of `study_outcomes.read_selection`.
+      statistics: of `statistics.study_statistics`, in `reading_order`.
+      selection: of `outcomes.read_selection`.
       placebos: of each arm its controls.
       reference: its mean is drawn as a line across the arms.
     """
-    looks = arm_looks(list({arm["arm"]: arm for entry in statistics for arm in entry["arms"]}.values()), placebos)
-    plots = []
+    arms = {arm["arm"]: arm for entry in statistics for arm in entry["arms"]}
+    looks = arm_looks(list(arms.values()), placebos)
+    order, plots = arrange(list(looks), placebos), []
     for protocol in dict.fromkeys(entry["protocol"] for entry in statistics):
         entries = _shown(statistics, protocol)
-        if any(arm["figures"]["auroc"]["mean"] is not None for entry in entries for arm in entry["arms"]):
-            order = arrange(list(looks), placebos)
-            draw = lambda theme, e=entries, o=order: draw_auroc(e, o, looks, reference, theme)
+        here = [arm for entry in entries for arm in entry["arms"]]
+        if any(arm["figures"]["auroc"]["mean"] is not None for arm in here):
+            draw = partial(draw_auroc, entries, order, looks, reference)
             plots.append(_render(f"auroc_{protocol}", f"AUROC by arm: {protocol}", _AUROC_TEXT, draw))
         chosen = {arm: own for arm, own in selection.get(protocol, {}).items() if arm in looks and looks[arm].filled}
         if any(len(own["alphas"]) > 1 for own in chosen.values()):
-            draw = lambda theme, c=chosen, e=entries: draw_alpha(c, e, looks, theme)
+            draw = partial(draw_alpha, chosen, entries, looks)
             plots.append(_render(f"alpha_{protocol}", f"AUROC by guidance weight: {protocol}", _ALPHA_TEXT, draw))
-        if any(_points(arm, "cc_difference") or _points(arm, "cc_true") for e in entries for arm in e["arms"]):
-            draw = lambda theme, e=entries: draw_agreement(e, looks, theme)
-            title = f"AUROC by agreement with the human maps: {protocol}"
+        if any(beside_auroc(arm, name) for arm in here for name in ("cc_true", "cc_difference")):
+            draw, title = partial(draw_agreement, entries, looks), f"AUROC by agreement with the human maps: {protocol}"
             plots.append(_render(f"agreement_{protocol}", title, _AGREEMENT_TEXT, draw))
     return plots
 
@@ -138,10 +139,9 @@ _AGREEMENT_TEXT = (
 
 
 def _shown(statistics: Sequence[dict[str, Any]], protocol: str) -> list[dict[str, Any]]:
-    """The sets of the test, the open one first; validation only where there is no test."""
+    """The sets of the test; validation only where there is no test."""
     own = [entry for entry in statistics if entry["protocol"] == protocol]
-    tests = [entry for entry in own if entry["set"] != "val"]
-    return sorted(tests or own, key=lambda entry: entry["set"] != "open")
+    return [entry for entry in own if entry["set"] != "val"] or own
 
 
 def _render(name: str, title: str, text: str, draw: Callable[[Theme], Figure]) -> Plot:
@@ -175,26 +175,29 @@ def draw_auroc(
                 _draw_arm(axis, row, by_arm[name]["figures"]["auroc"], looks[name], theme)
         axis.set_title(f"{place(entry)}: {entry['images']} images, {entry['groups']} groups", fontsize=10)
         axis.set_xlabel("AUROC")
-        axis.text(1.01, -0.7, "mean", transform=axis.get_yaxis_transform(), color=theme.soft, fontsize=8)
+        _note(axis, 1.01, -0.7, "mean", theme)
         axis.grid(axis="x", color=theme.line, linewidth=0.7)
     axes[0][0].set_yticks(range(len(arms)), [looks[name].label for name in arms])
     axes[0][0].set_ylim(len(arms) - 0.45, -0.55)
     return figure
 
 
-def _draw_arm(axis: Axes, row: int, figures: dict[str, Any], look: Look, theme: Theme) -> None:
-    values = np.array([value for value in figures["values"] if value is not None])
+def _draw_arm(axis: Axes, row: int, area: dict[str, Any], look: Look, theme: Theme) -> None:
+    values = np.array([value for value in area["values"] if value is not None])
     if not len(values):
-        axis.text(0.5, row, "none", transform=axis.get_yaxis_transform(), color=theme.soft, va="center", fontsize=8)
+        _note(axis, 0.5, row, "none", theme, va="center")
         return
     width = np.diff(axis.get_xlim())[0]
     axis.scatter(values, row - 0.1 + _spread(values, width), s=22, linewidths=0.9, zorder=3, **look.marks(theme))
-    bounds = _bounds(figures)
+    bounds = _bounds(area)
     if bounds:
         axis.plot(bounds, [row + 0.28] * 2, color=look.color, linewidth=1.8, solid_capstyle="butt", zorder=2)
-    axis.plot([figures["mean"]] * 2, [row + 0.17, row + 0.39], color=theme.ink, linewidth=2, zorder=4)
-    text = f"{figures['mean']:.3f}"
-    axis.text(1.01, row, text, transform=axis.get_yaxis_transform(), color=theme.soft, va="center", fontsize=8)
+    axis.plot([area["mean"]] * 2, [row + 0.17, row + 0.39], color=theme.ink, linewidth=2, zorder=4)
+    _note(axis, 1.01, row, f"{area['mean']:.3f}", theme, va="center")
+
+
+def _note(axis: Axes, x: float, row: float, text: str, theme: Theme, **options: Any) -> None:
+    axis.text(x, row, text, transform=axis.get_yaxis_transform(), color=theme.soft, fontsize=8, **options)
 
 
 def _spread(values: np.ndarray, width: float) -> np.ndarray:
@@ -207,9 +210,9 @@ def _spread(values: np.ndarray, width: float) -> np.ndarray:
     return np.clip(offsets, -0.33, 0.22)
 
 
-def _bounds(figures: Mapping[str, Any]) -> Sequence[float]:
+def _bounds(area: Mapping[str, Any]) -> Sequence[float]:
     """The interval that is drawn; () without one."""
-    return figures["bootstrap"] or figures["interval"] or ()
+    return area["bootstrap"] or area["interval"] or ()
 
 
 def _limits(values: Sequence[float | None]) -> tuple[float, float]:
@@ -270,7 +273,7 @@ def draw_agreement(entries: Sequence[dict[str, Any]], looks: Mapping[str, Look],
     for line, entry in zip(axes, entries, strict=True):
         for axis, key, name in zip(line, ("cc_true", "cc_difference"), ("T", "D = T - U"), strict=True):
             for arm in entry["arms"]:
-                points = _points(arm, key)
+                points = beside_auroc(arm, key)
                 if points:
                     x, y = zip(*points, strict=True)
                     look = looks[arm["arm"]]
@@ -284,11 +287,6 @@ def draw_agreement(entries: Sequence[dict[str, Any]], looks: Mapping[str, Look],
     shown = {arm["arm"] for entry in entries for arm in entry["arms"]}
     _legend(figure, {arm: look for arm, look in looks.items() if arm in shown}, theme)
     return figure
-
-
-def _points(arm: dict[str, Any], key: str) -> list[tuple[float, float]]:
-    pairs = zip(arm["figures"][key]["values"], arm["figures"]["auroc"]["values"], strict=True)
-    return [pair for pair in pairs if None not in pair]
 
 
 def _panels(

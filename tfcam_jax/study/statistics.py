@@ -1,11 +1,11 @@
-"""Statistics of a comparison study: a figure per arm and seed, intervals, and paired tests between arms.
+"""Statistics of a comparison study: every metric of each arm and seed, intervals, and paired tests between arms.
 
-How the parts of a protocol become one figure per seed:
+How the parts of a protocol become one value per seed:
 
 - `k_fold`: the folds' AUROCs weighted by their numbers of (positive, negative) pairs, so that every pair of images that
   one model scored counts once. Scores of different folds come from different models and are never compared: pooling
   them mixes their calibrations, and pooling their ranks is biased where folds differ in their share of positives
-  (Forman and Scholz, "Apples-to-apples in cross-validation studies", 2010). Other figures: mean over images.
+  (Forman and Scholz, "Apples-to-apples in cross-validation studies", 2010). Other metrics: mean over images.
 - `leave_one_domain_out`: plain mean over the domains left out; each counts once.
 
 What each p-value generalises over:
@@ -27,20 +27,19 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Float, Int
 
-from ..metrics.intervals import percentile_interval, weighted_auroc
+from ..errors import UserError
+from ..metrics.intervals import draw_groups, group_numbers, percentile_interval, weighted_auroc
 from ..strategies import STRATEGIES
 from .outcomes import Outcome
 from .paired_tests import exchange_contributions, holm, paired_effect_size, share_won, sign_flip_test, t_interval
 
-FIGURES = ("auroc", "accuracy", "cross_entropy", "cc_true", "cc_false", "cc_difference", "fooling_gap")
+METRICS = ("auroc", "accuracy", "cross_entropy", "cc_true", "cc_false", "cc_difference", "fooling_gap")
 LEVEL = 0.05
 # The strategies that stand for the paper's methods, of which no equation could be read.
 RECONSTRUCTIONS = ("opposed", "difference", "contrast")
-# Weights of this many images times resamples are held at a time (32 MB).
-_CELLS = 4_000_000
 
 
-class StudyError(ValueError):
+class StudyError(UserError, ValueError):
     """Outcomes that do not belong to one study."""
 
 
@@ -79,7 +78,7 @@ def study_statistics(
     resamples: int = 1000,
     seed: int = 0,
 ) -> list[dict[str, Any]]:
-    """Figures and comparisons of every protocol and set, JSON-able.
+    """Metrics and comparisons of every protocol and set, JSON-able.
 
     Args:
       outcomes: of the runs at each arm's chosen alpha.
@@ -111,6 +110,11 @@ def study_statistics(
     return entries
 
 
+def reading_order(statistics: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The entries of `study_statistics` as every form of the report shows them: open sets first, validation last."""
+    return sorted(statistics, key=lambda entry: (entry["set"] == "val", entry["set"] != "open"))
+
+
 def _name_kinds(entry: dict[str, Any], placebos: Mapping[str, Sequence[str]], strategies: Mapping[str, str]) -> None:
     """Adds to each arm its `strategy` and its `kind`: `reconstruction`, `placebo` or "". To comparisons both kinds."""
     controls = {control for own in placebos.values() for control in own}
@@ -134,7 +138,7 @@ def _statistics(
         common = sorted(cell.runs.get(arm, {}).keys() & cell.runs.get(other, {}).keys())
         if not common:
             missing.append(f"{arm} - {other} could not be compared: they have no finished seed in common.")
-        elif any(figure is None for figure in _values(cell, arm, "auroc", common)):
+        elif None in _values(cell, arm, "auroc", common):
             missing.append(f"{arm} - {other} could not be compared: this set has no AUROC, as it lacks a class.")
         else:
             comparisons.append(_compare(cell, (arm, other), common, drawn, seed) | {"against": against})
@@ -175,8 +179,8 @@ def _gather(outcomes: Sequence[Outcome]) -> _Cell:
         if outcome.fold in by_fold:
             raise StudyError(f"{_place(outcome)}: this run is there twice")
         by_fold[outcome.fold] = _aligned(outcome, first)
-    names = [f"group {g}" if g else f"image {i}" for o in folds.values() for i, g in zip(o.ids, o.groups, strict=True)]
-    numbers = np.unique(names, return_inverse=True)[1]
+    joined = lambda field: [value for outcome in folds.values() for value in getattr(outcome, field)]
+    numbers = group_numbers(joined("groups"), joined("ids"))
     ends = np.cumsum([len(outcome.ids) for outcome in folds.values()])[:-1]
     # A seed that lacks a fold would compare a mean over other folds.
     complete = {arm: {s: by for s, by in seeds.items() if by.keys() == folds.keys()} for arm, seeds in runs.items()}
@@ -195,7 +199,7 @@ def _gather(outcomes: Sequence[Outcome]) -> _Cell:
 
 def _pairs(outcome: Outcome) -> int:
     counts = np.bincount(outcome.labels, minlength=2)
-    return int(counts[0] * counts[1]) if len(counts) == 2 and outcome.figures["auroc"] is not None else 0
+    return int(counts[0] * counts[1]) if len(counts) == 2 and outcome.metrics["auroc"] is not None else 0
 
 
 def _place(outcome: Outcome) -> str:
@@ -238,21 +242,17 @@ def arrange(arms: Sequence[str], placebos: Mapping[str, Sequence[str]]) -> list[
     return [arm for arm in dict.fromkeys([*own, *arms]) if arm in arms]
 
 
-def _values(cell: _Cell, arm: str, figure: str, seeds: Sequence[int]) -> list[float | None]:
-    """One figure of each seed, its folds combined as the module's docstring says."""
-    return [_figure(cell, figure, cell.runs[arm][seed]) for seed in seeds]
+def _values(cell: _Cell, arm: str, metric: str, seeds: Sequence[int]) -> list[float | None]:
+    """One metric of each seed, its folds combined as the module's docstring says."""
+    return [_over_folds(cell, metric, cell.runs[arm][seed]) for seed in seeds]
 
 
-def _figure(cell: _Cell, figure: str, by_fold: Mapping[str, Outcome]) -> float | None:
-    if figure == "auroc" and cell.ranked:
-        areas = {fold: _auroc(by_fold[fold]) for fold in cell.ranked}
-        return float(sum(weight * areas[fold] for fold, weight in cell.ranked.items()))
-    known = [
-        (len(outcome.labels) if cell.protocol == "k_fold" else 1, outcome.figures[figure])
-        for outcome in by_fold.values()
-        if outcome.figures[figure] is not None
-    ]
-    return sum(weight * value for weight, value in known) / sum(weight for weight, _ in known) if known else None
+def _over_folds(cell: _Cell, metric: str, by_fold: Mapping[str, Outcome]) -> float | None:
+    if metric == "auroc" and cell.ranked:
+        return float(sum(weight * _auroc(by_fold[fold]) for fold, weight in cell.ranked.items()))
+    known = [outcome for outcome in by_fold.values() if outcome.metrics[metric] is not None]
+    weights = [len(outcome.labels) if cell.protocol == "k_fold" else 1 for outcome in known]
+    return sum(w * o.metrics[metric] for w, o in zip(weights, known, strict=True)) / sum(weights) if known else None
 
 
 def _auroc(outcome: Outcome) -> float:
@@ -263,16 +263,15 @@ def _summarize(cell: _Cell, arm: str, drawn: Mapping[tuple[str, int], np.ndarray
     """One arm on one set.
 
     Returns:
-      `arm`, `alpha`, `seeds`, `incomplete` (seeds that lack a fold and count nowhere) and `figures`: of each figure
+      `arm`, `alpha`, `seeds`, `incomplete` (seeds that lack a fold and count nowhere) and `figures`: of each metric
       `values` by seed, `mean`, sample `deviation`, `interval` (Student's, over seeds) and for the AUROC `bootstrap`,
-      the 95 % interval over seeds and groups. None stands for a figure that does not exist.
+      the 95 % interval over seeds and groups. None stands for a value that does not exist.
     """
     seeds = sorted(cell.runs[arm])
     alpha = next((run.alpha for by_fold in cell.runs[arm].values() for run in by_fold.values()), None)
-    figures = {name: describe(_values(cell, arm, name, seeds)) for name in FIGURES}
-    rows = [drawn[arm, s] for s in seeds if (arm, s) in drawn]
-    figures["auroc"]["bootstrap"] = _two_level(np.stack(rows), seed) if rows else None
-    return {"arm": arm, "alpha": alpha, "seeds": seeds, "incomplete": cell.incomplete[arm], "figures": figures}
+    metrics = {name: describe(_values(cell, arm, name, seeds)) for name in METRICS}
+    metrics["auroc"]["bootstrap"] = _two_level([drawn[arm, s] for s in seeds if (arm, s) in drawn], seed)
+    return {"arm": arm, "alpha": alpha, "seeds": seeds, "incomplete": cell.incomplete[arm], "figures": metrics}
 
 
 def describe(values: Sequence[float | None]) -> dict[str, Any]:
@@ -290,7 +289,7 @@ def describe(values: Sequence[float | None]) -> dict[str, Any]:
 def _compare(
     cell: _Cell, arms: tuple[str, str], seeds: list[int], drawn: Mapping[tuple[str, int], np.ndarray], seed: int
 ) -> dict[str, Any]:
-    """The AUROC of the first arm less that of the second, seed by seed.
+    """The AUROC of the first arm minus that of the second, seed by seed.
 
     Returns:
       `arm`, `other`, `seeds` in common, `unpaired` seeds that one of both lacks, `difference` (as `describe`, with
@@ -307,8 +306,7 @@ def _compare(
         "other": arms[1],
         "seeds": seeds,
         "unpaired": sorted(cell.runs[arms[0]].keys() ^ cell.runs[arms[1]].keys()),
-        "difference": describe(differences.tolist())
-        | {"bootstrap": _two_level(np.stack(rows), seed) if rows else None},
+        "difference": describe(differences.tolist()) | {"bootstrap": _two_level(rows, seed)},
         "p_seeds": over_seeds.p,
         "smallest_p_seeds": over_seeds.smallest,
         "p_groups": p_groups,
@@ -338,24 +336,22 @@ def _bootstrap(cell: _Cell, resamples: int, seed: int) -> dict[tuple[str, int], 
     """
     if cell.number_of_groups < 2 or not cell.ranked:
         return {}
-    rng, count = np.random.default_rng(seed), cell.number_of_groups
-    of = {(arm, s): by_fold for arm, seeds in cell.runs.items() for s, by_fold in seeds.items()}
-    drawn = {run: np.zeros(resamples) for run in of}
-    at_once = max(1, _CELLS // max(count, *(len(fold.labels) for fold in cell.folds.values())))
-    for start in range(0, resamples, at_once):
-        rows = slice(start, min(start + at_once, resamples))
-        times = rng.multinomial(count - 1, np.full(count, 1 / count), size=rows.stop - rows.start)
-        shares = {name: _resampled_share(cell, name, times) for name in cell.ranked}
-        total = sum(shares.values())
-        for name, share in shares.items():
-            fold, some = cell.folds[name], share > 0
-            weights = times[some][:, fold.groups].astype(np.float64)
-            for run, by_fold in of.items():
-                area = weighted_auroc(fold.labels, by_fold[name].score, weights)
-                drawn[run][rows][some] += area * share[some] / total[some]
-        lost = total == 0 if cell.protocol == "k_fold" else np.any([share == 0 for share in shares.values()], axis=0)
-        for values in drawn.values():
-            values[rows][lost] = np.nan
+    count, images = cell.number_of_groups, max(len(fold.labels) for fold in cell.folds.values())
+    portions = [_areas(cell, times) for times in draw_groups(count, count - 1, resamples, seed, images)]
+    return {run: np.concatenate([portion[run] for portion in portions]) for run in portions[0]}
+
+
+def _areas(cell: _Cell, times: Int[np.ndarray, "r groups"]) -> dict[tuple[str, int], Float[np.ndarray, " r"]]:
+    shares = {name: _resampled_share(cell, name, times) for name in cell.ranked}
+    total = sum(shares.values())
+    lost = total == 0 if cell.protocol == "k_fold" else np.any([share == 0 for share in shares.values()], axis=0)
+    drawn = {(arm, s): np.where(lost, np.nan, 0.0) for arm, seeds in cell.runs.items() for s in seeds}
+    for name, share in shares.items():
+        fold, some = cell.folds[name], share > 0
+        weights = times[some][:, fold.groups].astype(np.float64)
+        for (arm, s), values in drawn.items():
+            area = weighted_auroc(fold.labels, cell.runs[arm][s][name].score, weights)
+            values[some] += area * share[some] / total[some]
     return drawn
 
 
@@ -367,13 +363,16 @@ def _resampled_share(cell: _Cell, name: str, times: Int[np.ndarray, "r groups"])
     return pairs if cell.protocol == "k_fold" else (pairs > 0).astype(np.float64)
 
 
-def _two_level(values: Float[np.ndarray, "seeds resamples"], seed: int) -> list[float] | None:
-    """95 % percentile interval of the mean over resampled seeds of figures on resampled groups.
+def _two_level(rows: Sequence[Float[np.ndarray, " resamples"]], seed: int) -> list[float] | None:
+    """95 % percentile interval of the mean over resampled seeds of AUROCs on resampled groups; None without a seed.
 
     Of S seeds S - 1 are drawn, as with the groups; a single seed stays, and the interval is over groups alone. Drawing
     both crossed levels is on the safe side: what differs by seed and image alike counts more than once (Owen, "The
     pigeonhole bootstrap", 2007).
     """
+    if not rows:
+        return None
+    values = np.stack(rows)
     seeds, resamples = values.shape
     draws = max(1, seeds - 1)
     times = np.random.default_rng(seed).multinomial(draws, np.full(seeds, 1 / seeds), size=resamples)
@@ -388,22 +387,17 @@ def _correlations(arms: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """
     found = {}
     for name in ("cc_true", "cc_difference"):
-        pairs = [
-            np.array(
-                [
-                    pair
-                    for pair in zip(*(arm["figures"][key]["values"] for key in (name, "auroc")), strict=True)
-                    if None not in pair
-                ],
-                np.float64,
-            ).reshape(-1, 2)
-            for arm in arms
-        ]
-        pairs = [points for points in pairs if len(points)]
-        inside = np.concatenate([points - points.mean(0) for points in pairs]) if pairs else np.zeros((0, 2))
-        means = np.array([points.mean(0) for points in pairs]).reshape(-1, 2)
+        by_arm = [np.array(points) for points in (beside_auroc(arm, name) for arm in arms) if points]
+        inside = np.array([point for points in by_arm for point in points - points.mean(0)]).reshape(-1, 2)
+        means = np.array([points.mean(0) for points in by_arm]).reshape(-1, 2)
         found[name] = {"runs": len(inside), "within_arms": _pearson(inside), "across_arms": _pearson(means)}
     return found
+
+
+def beside_auroc(arm: dict[str, Any], name: str) -> list[tuple[float, float]]:
+    """A metric and the AUROC of each seed that has both."""
+    pairs = zip(arm["figures"][name]["values"], arm["figures"]["auroc"]["values"], strict=True)
+    return [pair for pair in pairs if None not in pair]
 
 
 def _pearson(points: Float[np.ndarray, "n 2"]) -> float | None:

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
-from ..metrics.tables import align, decimal, interval
-from .statistics import FIGURES
-from .verdicts import arm_label, heading, outcome_word, place, probability, summary, verdict
+from ..metrics.tables import Table, columns, decimal, interval, probability, tabulate
+from .statistics import METRICS
+from .verdicts import arm_label, heading, mark, outcome_word, place, verdict
 
-_OTHER_FIGURES = {
+_OTHER_METRICS = {
     "accuracy": "accuracy",
     "cross_entropy": "cross-entropy",
     "cc_true": "CC T",
@@ -37,171 +38,153 @@ NOTES = (
 )
 
 
-class Table(NamedTuple):
-    """Rows of text; the first column is a name, all others are figures."""
+class Section(NamedTuple):
+    """What is known of one protocol and set.
+
+    Attributes:
+      title: names both.
+      tables: of the arms, of the comparisons (where there are any), and last of each seed.
+      verdicts: of each comparison `verdicts.mark` and `verdicts.verdict`.
+    """
 
     title: str
-    header: tuple[str, ...]
-    rows: list[tuple[str, ...]]
+    tables: list[Table]
+    verdicts: list[tuple[str, str]]
+
+
+class Contents(NamedTuple):
+    """What the report shows in every form, in this order."""
+
+    conclusions: dict[str, list[str]]
+    overview: list[Table]
+    sections: list[Section]
+    selection: Table | None
+
+
+def contents(study: dict[str, Any]) -> Contents:
+    """Tables and sentences of a study as `page.write_study` returns it, its statistics in `reading_order`."""
+    return Contents(
+        study["conclusions"],
+        overview(study),
+        [
+            Section(heading(entry), _set_tables(entry), [(mark(c), verdict(entry, c)) for c in entry["comparisons"]])
+            for entry in study["statistics"]
+        ],
+        _selection_table(study),
+    )
 
 
 def overview(study: dict[str, Any]) -> list[Table]:
     """A table for each protocol that tests anything, a row for each arm.
 
     AUROC on every test set, the open one last; of the last set the comparison with the reference, the maps' agreement
-    with human maps and the fooling gap too.
+    with human maps and the fooling gap too. The study's statistics stand in `reading_order`.
     """
     tested = [entry for entry in study["statistics"] if entry["set"] != "val"]
-    protocols = {protocol: [] for protocol in dict.fromkeys(entry["protocol"] for entry in tested)}
-    for entry in sorted(tested, key=lambda entry: (entry["set"] == "open", entry["set"])):
-        protocols[entry["protocol"]].append(entry)
-    return [_overview_table(entries, study["reference"]) for entries in protocols.values()]
+    protocols = dict.fromkeys(entry["protocol"] for entry in tested)
+    of = lambda protocol: [entry for entry in reversed(tested) if entry["protocol"] == protocol]
+    return [_overview_table(of(protocol), study["reference"]) for protocol in protocols]
 
 
 def _overview_table(entries: Sequence[dict[str, Any]], reference: str) -> Table:
     last = entries[-1]
-    areas = [{arm["arm"]: arm["figures"]["auroc"] for arm in entry["arms"]} for entry in entries]
+    areas = {e["set"]: {arm["arm"]: arm["figures"]["auroc"] for arm in e["arms"]} for e in entries}
     against = {c["arm"]: c for c in last["comparisons"] if c["against"] == "reference"}
-    compared = (f"less {reference} ({last['set']})", "95 %", "p seeds", "p groups", "Holm")
-    sets = (f"{entry['set']} AUROC" for entry in entries)
-    rows = [
-        (
-            arm_label(arm["arm"], arm["kind"]),
-            _alpha(arm),
-            *(_with_deviation(area.get(arm["arm"])) for area in areas),
-            *(_compared(against[arm["arm"]]) if arm["arm"] in against else ("-",) * len(compared)),
-            *(_short(arm["figures"][name]["mean"]) for name in ("cc_true", "cc_difference", "fooling_gap")),
-        )
-        for arm in last["arms"]
+    compared = [
+        *columns(partial(decimal, form="+.3f"), {"difference/mean": f"minus {reference} ({last['set']})"}),
+        *columns(partial(interval, form="+.3f"), {"difference/bootstrap": "95 %"}),
+        *columns(probability, {"p_seeds": "p seeds", "p_groups": "p groups", "p_holm": "Holm"}),
+    ]
+    agreement = {"cc_true": "CC T", "cc_difference": "CC D", "fooling_gap": "gap"}
+    of_last = lambda cell: lambda arm: cell(against[arm["arm"]]) if arm["arm"] in against else "-"
+    shown = [
+        *_ALPHA,
+        *((f"{name} AUROC", lambda arm, own=own: _with_deviation(own.get(arm["arm"]))) for name, own in areas.items()),
+        *((head, of_last(cell)) for head, cell in compared),
+        *columns(partial(decimal, form="z.2f"), {f"figures/{name}/mean": head for name, head in agreement.items()}),
     ]
     title = f"At a glance: mean and deviation over seeds; comparison and maps on the {heading(last).lower()}"
-    return Table(title, ("arm", "alpha", *sets, *compared, "CC T", "CC D", "gap"), rows)
+    return tabulate(title, "arm", _labelled(last), shown)
 
 
-def _compared(comparison: dict[str, Any]) -> tuple[str, ...]:
-    bounds = comparison["difference"]["bootstrap"]
-    return (
-        f"{comparison['difference']['mean']:+.3f}",
-        "-" if bounds is None else f"{bounds[0]:+.3f}..{bounds[1]:+.3f}",
-        probability(comparison["p_seeds"]),
-        _p_groups(comparison),
-        probability(comparison["p_holm"]),
-    )
+_ALPHA = columns(partial(decimal, form="g"), {"alpha": "alpha"})
 
 
-def _alpha(arm: dict[str, Any]) -> str:
-    return "-" if arm["alpha"] is None else f"{arm['alpha']:g}"
-
-
-def _p_groups(comparison: dict[str, Any]) -> str:
-    return "-" if comparison["p_groups"] is None else probability(comparison["p_groups"])
+def _labelled(entry: dict[str, Any], of: str = "arms") -> list[tuple[str, dict[str, Any]]]:
+    return [(arm_label(item["arm"], item["kind"]), item) for item in entry[of]]
 
 
 def _with_deviation(area: dict[str, Any] | None) -> str:
-    if area is None or area["mean"] is None:
+    if area is None:
         return "-"
-    return f"{area['mean']:.3f}" + ("" if area["deviation"] is None else f" ± {area['deviation']:.3f}")
+    return decimal(area["mean"], ".3f") + ("" if area["deviation"] is None else f" ± {area['deviation']:.3f}")
 
 
-def _short(value: float | None) -> str:
-    return "-" if value is None else f"{value:z.2f}"
-
-
-def set_tables(entry: dict[str, Any]) -> list[Table]:
-    """Arms, comparisons (where there are any) and the figure of each seed, of one entry of `study_statistics`."""
-    tables = [_arm_table(entry)]
-    if entry["comparisons"]:
-        tables.append(_comparison_table(entry))
-    return [*tables, _seed_table(entry)]
+def _set_tables(entry: dict[str, Any]) -> list[Table]:
+    compared = [_comparison_table(entry)] if entry["comparisons"] else []
+    return [_arm_table(entry), *compared, _seed_table(entry)]
 
 
 def _arm_table(entry: dict[str, Any]) -> Table:
-    header = (
-        "arm",
-        "alpha",
-        "seeds",
-        "AUROC",
-        "deviation",
-        "95 % seeds",
-        "95 % seeds, groups",
-        *_OTHER_FIGURES.values(),
-    )
-    rows = []
-    for arm in entry["arms"]:
-        area = arm["figures"]["auroc"]
-        rows.append(
-            (
-                arm_label(arm["arm"], arm["kind"]),
-                _alpha(arm),
-                str(len(arm["seeds"])),
-                decimal(area["mean"]),
-                decimal(area["deviation"]),
-                interval(area["interval"]),
-                interval(area["bootstrap"]),
-                *(decimal(arm["figures"][name]["mean"]) for name in _OTHER_FIGURES),
-            )
-        )
+    shown = [
+        *_ALPHA,
+        ("seeds", lambda arm: str(len(arm["seeds"]))),
+        *columns(decimal, {"figures/auroc/mean": "AUROC", "figures/auroc/deviation": "deviation"}),
+        *columns(interval, {"figures/auroc/interval": "95 % seeds", "figures/auroc/bootstrap": "95 % seeds, groups"}),
+        *columns(decimal, {f"figures/{name}/mean": head for name, head in _OTHER_METRICS.items()}),
+    ]
     folds = f", {len(entry['folds'])} folds" if len(entry["folds"]) > 1 else ""
-    return Table(f"{place(entry)}: {entry['images']} images, {entry['groups']} groups{folds}", header, rows)
+    title = f"{place(entry)}: {entry['images']} images, {entry['groups']} groups{folds}"
+    return tabulate(title, "arm", _labelled(entry), shown)
 
 
 def _comparison_table(entry: dict[str, Any]) -> Table:
-    header = ("AUROC of", "less that of", "difference", "95 % seeds, groups", "outcome", "after Holm")
-    header += ("p (seeds)", "p (groups)", "effect", "won", "seeds")
-    rows = [
-        (
-            arm_label(c["arm"], c["kind"]),
-            arm_label(c["other"], c["other_kind"]),
-            f"{c['difference']['mean']:+.4f}",
-            interval(c["difference"]["bootstrap"]),
-            outcome_word(c),
-            probability(c["p_holm"]),
-            probability(c["p_seeds"]),
-            _p_groups(c),
-            "-" if c["effect_size"] is None else f"{c['effect_size']:.2f}",
-            f"{100 * c['seeds_won']:.0f} %",
-            str(len(c["seeds"])),
-        )
-        for c in entry["comparisons"]
+    shown = [
+        ("minus that of", lambda c: arm_label(c["other"], c["other_kind"])),
+        *columns(partial(decimal, form="+.4f"), {"difference/mean": "difference"}),
+        *columns(interval, {"difference/bootstrap": "95 % seeds, groups"}),
+        ("outcome", outcome_word),
+        *columns(probability, {"p_holm": "after Holm", "p_seeds": "p (seeds)", "p_groups": "p (groups)"}),
+        *columns(partial(decimal, form=".2f"), {"effect_size": "effect"}),
+        ("won", lambda c: f"{100 * c['seeds_won']:.0f} %"),
+        ("seeds", lambda c: str(len(c["seeds"]))),
     ]
-    return Table(f"{place(entry)}: paired comparisons, a family of {len(rows)}", header, rows)
+    title = f"{place(entry)}: paired comparisons, a family of {len(entry['comparisons'])}"
+    return tabulate(title, "AUROC of", _labelled(entry, "comparisons"), shown)
 
 
 def _seed_table(entry: dict[str, Any]) -> Table:
     seeds = sorted({seed for arm in entry["arms"] for seed in arm["seeds"]})
-    rows = []
-    for arm in entry["arms"]:
-        values = dict(zip(arm["seeds"], arm["figures"]["auroc"]["values"], strict=True))
-        rows.append((arm_label(arm["arm"], arm["kind"]), *(decimal(values.get(seed)) for seed in seeds)))
-    return Table(f"{place(entry)}: AUROC of each seed", ("arm", *(f"seed {seed}" for seed in seeds)), rows)
+    of = lambda arm: dict(zip(arm["seeds"], arm["figures"]["auroc"]["values"], strict=True))
+    shown = [(f"seed {seed}", lambda arm, seed=seed: decimal(of(arm).get(seed))) for seed in seeds]
+    return tabulate(f"{place(entry)}: AUROC of each seed", "arm", _labelled(entry), shown)
 
 
-def selection_table(study: dict[str, Any]) -> Table | None:
+def _selection_table(study: dict[str, Any]) -> Table | None:
     """Which alpha each arm got and why; None where nobody had a choice."""
     kinds = {arm["arm"]: arm["kind"] for entry in study["statistics"] for arm in entry["arms"]}
-    rows = [
-        (
-            arm_label(arm, kinds.get(arm, "")),
-            protocol,
-            "-" if own["chosen"] is None else f"{own['chosen']:g}",
-            own["select_by"],
-            ", ".join(f"{point['alpha']:g}: {point['validation']:.4f}" for point in own["alphas"]),
-        )
+    items = [
+        (arm_label(arm, kinds.get(arm, "")), own | {"protocol": protocol})
         for protocol, arms in study["selection"].items()
         for arm, own in arms.items()
         if len(own["alphas"]) > 1
     ]
-    header = ("arm", "protocol", "alpha", "chosen by validation", "mean on validation by alpha")
-    return Table("Choice of alpha: equal budget, validation alone", header, rows) if rows else None
+    points = lambda alphas: ", ".join(f"{point['alpha']:g}: {point['validation']:.4f}" for point in alphas)
+    shown = [
+        *columns(str, {"protocol": "protocol"}),
+        *columns(partial(decimal, form="g"), {"chosen": "alpha"}),
+        *columns(str, {"select_by": "chosen by validation"}),
+        *columns(points, {"alphas": "mean on validation by alpha"}),
+    ]
+    return tabulate("Choice of alpha: equal budget, validation alone", "arm", items, shown) if items else None
 
 
-def as_text(study: dict[str, Any]) -> str:
+def as_text(shown: Contents) -> str:
     """All tables and sentences as aligned text."""
-    block = lambda table: "\n".join([table.title, *align([table.header, *table.rows])])
-    return _document(study, block, lambda text: f"{text}\n{'=' * len(text)}")
+    return _document(shown, Table.text, lambda text: f"{text}\n{'=' * len(text)}")
 
 
-def as_markdown(study: dict[str, Any]) -> str:
+def as_markdown(shown: Contents) -> str:
     """All tables and sentences as Markdown."""
     line = lambda row: f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in row)} |"
 
@@ -209,75 +192,76 @@ def as_markdown(study: dict[str, Any]) -> str:
         rule = "| --- |" + " ---: |" * (len(table.header) - 1)
         return "\n".join([f"### {table.title}", "", line(table.header), rule, *map(line, table.rows)])
 
-    return _document(study, block, lambda text: f"## {text}")
+    return _document(shown, block, lambda text: f"## {text}")
 
 
-def _document(study: dict[str, Any], block: Callable[[Table], str], title: Callable[[str], str]) -> str:
+def _document(shown: Contents, block: Callable[[Table], str], title: Callable[[str], str]) -> str:
     bullets = lambda items: "\n".join(f"- {item}" for item in items)
     parts = [title("What was found")]
-    for name, sentences in conclusions(study).items():
+    for name, sentences in shown.conclusions.items():
         parts += [f"{name}:", bullets(sentences)]
-    parts += map(block, overview(study))
-    for entry in study["statistics"]:
-        parts += [title(heading(entry)), *map(block, set_tables(entry))]
-        if entry["comparisons"]:
-            parts.append(bullets([verdict(entry, comparison) for comparison in entry["comparisons"]]))
-    chosen = selection_table(study)
-    parts += [block(chosen)] if chosen else []
+    parts += map(block, shown.overview)
+    for section in shown.sections:
+        parts += [title(section.title), *map(block, section.tables)]
+        parts += [bullets(sentence for _, sentence in section.verdicts)] if section.verdicts else []
+    parts += [block(shown.selection)] if shown.selection else []
     return "\n\n".join([*parts, title("How to read this"), bullets(NOTES)]) + "\n"
-
-
-def conclusions(study: dict[str, Any]) -> dict[str, list[str]]:
-    """The summary of every set of the test by its heading, the open ones first."""
-    entries = sorted(study["statistics"], key=lambda entry: entry["set"] != "open")
-    found = {heading(entry): summary(entry, study["reference"]) for entry in entries if entry["set"] != "val"}
-    nothing = ["Nothing could be compared: no two arms of the study were to be compared on a set of the test."]
-    return {name: sentences or nothing for name, sentences in found.items()} or {"No test": nothing}
 
 
 def arms_csv(study: dict[str, Any]) -> str:
     """A row for each protocol, set and arm, in full precision; an empty cell is a figure that does not exist."""
-    moments = [f"{figure}_{moment}" for figure in FIGURES for moment in ("mean", "deviation", "low", "high")]
-    first = ("protocol", "set", "arm", "kind", "alpha", "seeds", "images", "groups")
-    rows = [(*first, *moments, "auroc_bootstrap_low", "auroc_bootstrap_high")]
-    for entry in study["statistics"]:
-        for arm in entry["arms"]:
-            seeds = " ".join(map(str, arm["seeds"]))
-            name = (entry["protocol"], entry["set"], arm["arm"], arm["kind"])
-            cells = [*name, arm["alpha"], seeds, entry["images"], entry["groups"]]
-            for figure in FIGURES:
-                own = arm["figures"][figure]
-                cells += [own["mean"], own["deviation"], *(own["interval"] or (None, None))]
-            rows.append((*cells, *(arm["figures"]["auroc"]["bootstrap"] or (None, None))))
-    return _csv(rows)
+    shown = [*_raw("protocol", "set", "arm", "kind", "alpha"), _SEEDS, *_raw("images", "groups")]
+    for name in METRICS:
+        shown += columns(_same, {f"figures/{name}/{moment}": f"{name}_{moment}" for moment in ("mean", "deviation")})
+        shown += _bounds(f"figures/{name}/interval", f"{name}_")
+    shown += _bounds("figures/auroc/bootstrap", "auroc_bootstrap_")
+    return _csv(shown, (entry | arm for entry in study["statistics"] for arm in entry["arms"]))
 
 
 def comparisons_csv(study: dict[str, Any]) -> str:
     """A row for each comparison, in full precision."""
-    keys = ("p_seeds", "smallest_p_seeds", "p_groups", "p", "p_holm", "effect_size", "seeds_won", "significant")
-    first = ("protocol", "set", "arm", "other", "against", "seeds", "difference", "deviation")
-    rows = [(*first, "low", "high", "bootstrap_low", "bootstrap_high", *keys)]
-    for entry in study["statistics"]:
-        for c in entry["comparisons"]:
-            own = c["difference"]
-            bounds = [*(own["interval"] or (None, None)), *(own["bootstrap"] or (None, None))]
-            name = (entry["protocol"], entry["set"], c["arm"], c["other"], c["against"], " ".join(map(str, c["seeds"])))
-            rows.append((*name, own["mean"], own["deviation"], *bounds, *(c[key] for key in keys)))
-    return _csv(rows)
+    shown = [
+        *_raw("protocol", "set", "arm", "other", "against"),
+        _SEEDS,
+        *columns(_same, {"difference/mean": "difference", "difference/deviation": "deviation"}),
+        *_bounds("difference/interval", ""),
+        *_bounds("difference/bootstrap", "bootstrap_"),
+        *_raw("p_seeds", "smallest_p_seeds", "p_groups", "p", "p_holm", "effect_size", "seeds_won", "significant"),
+    ]
+    return _csv(shown, (entry | comparison for entry in study["statistics"] for comparison in entry["comparisons"]))
 
 
 def seeds_csv(study: dict[str, Any]) -> str:
     """A row for each protocol, set, arm and seed: the figures behind every mean, in full precision."""
-    rows = [("protocol", "set", "arm", "alpha", "seed", *FIGURES)]
-    for entry in study["statistics"]:
-        for arm in entry["arms"]:
-            for number, seed in enumerate(arm["seeds"]):
-                values = (arm["figures"][figure]["values"][number] for figure in FIGURES)
-                rows.append((entry["protocol"], entry["set"], arm["arm"], arm["alpha"], seed, *values))
-    return _csv(rows)
+    rows = (
+        entry | arm | {"seed": seed} | {name: arm["figures"][name]["values"][number] for name in METRICS}
+        for entry in study["statistics"]
+        for arm in entry["arms"]
+        for number, seed in enumerate(arm["seeds"])
+    )
+    return _csv(_raw("protocol", "set", "arm", "alpha", "seed", *METRICS), rows)
 
 
-def _csv(rows: Sequence[Sequence[Any]]) -> str:
+_Column = tuple[str, Callable[[Any], Any]]
+_SEEDS: _Column = ("seeds", lambda item: " ".join(map(str, item["seeds"])))
+
+
+def _same(value: Any) -> Any:
+    return value
+
+
+def _raw(*keys: str) -> list[_Column]:
+    return columns(_same, {key: key for key in keys})
+
+
+def _bounds(path: str, prefix: str) -> list[_Column]:
+    ((_, pair),) = columns(_same, {path: ""})
+    bound = lambda index: lambda item: (pair(item) or (None, None))[index]
+    return [(f"{prefix}low", bound(0)), (f"{prefix}high", bound(1))]
+
+
+def _csv(shown: Iterable[_Column], items: Iterable[dict[str, Any]]) -> str:
+    heads, cells = zip(*shown, strict=True)
     buffer = io.StringIO()
-    csv.writer(buffer, lineterminator="\n").writerows(rows)
+    csv.writer(buffer, lineterminator="\n").writerows([heads, *([cell(item) for cell in cells] for item in items)])
     return buffer.getvalue()

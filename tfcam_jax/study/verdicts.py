@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from ..metrics.tables import probability
 from .statistics import LEVEL
 
 
@@ -16,13 +17,6 @@ def arm_label(arm: str, kind: str) -> str:
 def signed(value: float) -> str:
     """A number with three decimals and its sign, the minus as a true one; what rounds to zero keeps its side."""
     return f"{value:+.3f}".replace("-", "\u2212")
-
-
-def probability(p: float) -> str:
-    """A p-value with two significant digits, down to 0.001."""
-    if p < 0.001:
-        return "< 0.001"
-    return f"{p:.3f}" if p < 0.0995 else f"{p:.2f}"
 
 
 def verdict(entry: dict[str, Any], comparison: dict[str, Any]) -> str:
@@ -42,11 +36,16 @@ def verdict(entry: dict[str, Any], comparison: dict[str, Any]) -> str:
     )
 
 
+def mark(comparison: dict[str, Any]) -> str:
+    """`higher` or `lower` where the difference is significant, else `unclear`."""
+    if not comparison["significant"]:
+        return "unclear"
+    return "higher" if comparison["difference"]["mean"] > 0 else "lower"
+
+
 def outcome_word(comparison: dict[str, Any]) -> str:
     """`significantly higher`, `significantly lower` or `not significant`."""
-    if not comparison["significant"]:
-        return "not significant"
-    return "significantly higher" if comparison["difference"]["mean"] > 0 else "significantly lower"
+    return f"significantly {mark(comparison)}" if comparison["significant"] else "not significant"
 
 
 def place(entry: dict[str, Any]) -> str:
@@ -57,6 +56,13 @@ def place(entry: dict[str, Any]) -> str:
 def heading(entry: dict[str, Any]) -> str:
     """`Open set`, with the protocol where it is not the published one."""
     return f"{entry['set'].capitalize()} set" + (f" ({entry['protocol']})" if entry["protocol"] != "published" else "")
+
+
+def conclusions(study: dict[str, Any]) -> dict[str, list[str]]:
+    """The summary of every set of the test by its heading."""
+    found = {heading(e): summary(e, study["reference"]) for e in study["statistics"] if e["set"] != "val"}
+    nothing = ["Nothing could be compared: no two arms of the study were to be compared on a set of the test."]
+    return {name: sentences or nothing for name, sentences in found.items()} or {"No test": nothing}
 
 
 def summary(entry: dict[str, Any], reference: str) -> list[str]:

@@ -2,6 +2,7 @@
 
 import csv
 import dataclasses
+import resource
 
 import numpy as np
 import pytest
@@ -9,9 +10,11 @@ from sklearn.metrics import roc_auc_score
 
 from tfcam_jax.data.protocol import split_by_domain
 from tfcam_jax.metrics.classification import equal_error
-from tfcam_jax.metrics.per_protocol import leave_one_domain_out, protocol_figures, set_figures
+from tfcam_jax.metrics.per_protocol import leave_one_domain_out, per_protocol_metrics, set_metrics
+from tfcam_jax.metrics.protocol_tables import format_evaluation
 from tfcam_jax.metrics.scores import Scores, ScoresError, join_scores, read_scores, write_scores
 from tfcam_jax.metrics.thresholds import choose_thresholds
+from tfcam_jax.run.files import WorkdirError
 
 
 def make_scores(split="test", n=40, seed=0, unseen=("lens",), classes=2):
@@ -64,6 +67,28 @@ def test_csv_holds_both_scores_and_the_prediction(tmp_path):
     assert list(rows[0])[:6] == ["id", "split", "label", "domain", "group", "seen"]
 
 
+def test_a_table_that_can_not_be_written_leaves_the_old_one(tmp_path):
+    path, before = tmp_path / "scores.csv", resource.getrlimit(resource.RLIMIT_FSIZE)
+    write_scores(path, make_scores(n=2), ("live", "attack"))
+    old = path.read_bytes()
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1000, before[1]))
+        with pytest.raises(WorkdirError, match=r"scores\.csv can't be written"):
+            write_scores(path, make_scores(), ("live", "attack"))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert path.read_bytes() == old and list(tmp_path.iterdir()) == [path]
+
+
+def test_a_class_may_be_called_as_a_column_is():
+    metrics = per_protocol_metrics(make_scores("val"), {})
+    evaluation = {"class_names": ("images", "accuracy"), "thresholds": {}, "thresholds_from": "val", **metrics}
+    agreement = {"all": {"maps": 0, "fooling_gap": 0.25}}
+    lines = format_evaluation({**evaluation, "map_agreement": agreement, "faithfulness": {}}).splitlines()
+    assert lines[1].split()[:6] == ["set", "images", "groups", "images", "accuracy", "cross-entropy"]
+    assert lines[2].split()[:5] == ["all", "40", "10", "20", "20"] and lines[-1].endswith("all 0.2500.")
+
+
 @pytest.mark.parametrize(
     "text",
     [
@@ -93,7 +118,7 @@ def test_logits_that_are_not_finite_are_named():
 def test_figures_of_a_set():
     val, test = make_scores("val", seed=3), make_scores()
     thresholds = choose_thresholds(val.splits, val.labels, val.logits)
-    found = protocol_figures(test, thresholds)
+    found = per_protocol_metrics(test, thresholds)
     assert list(found["sets"]) == ["all", "closed", "open"] and list(found["domains"]) == ["lens", "live", "print"]
     whole, opened = found["sets"]["all"], found["sets"]["open"]
     assert (whole["images"], whole["groups"], whole["classes"]) == (40, 10, [20, 20])
@@ -106,14 +131,14 @@ def test_figures_of_a_set():
     assert at["apcer"]["lens"] == pytest.approx(missed.mean())
     low, high = whole["scores"]["margin"]["bootstrap"]["auroc"]
     assert low < whole["scores"]["margin"]["auroc"] < high
-    assert list(protocol_figures(val, thresholds)["sets"]) == ["all"]
+    assert list(per_protocol_metrics(val, thresholds)["sets"]) == ["all"]
 
 
 def test_more_than_two_classes_and_one_class_alone_have_what_exists_for_them():
-    three = set_figures(make_scores(classes=3), {})
+    three = set_metrics(make_scores(classes=3), {})
     assert "scores" not in three and three["accuracy"] > 0.4
     scores = make_scores()
-    alone = set_figures(
+    alone = set_metrics(
         scores[np.flatnonzero(scores.labels == 1)], choose_thresholds(("val",) * 40, scores.labels, scores.logits)
     )
     assert alone["auroc"] is None and "auroc" not in alone["scores"]["margin"]
