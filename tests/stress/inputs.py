@@ -18,7 +18,7 @@ from absl import logging
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
-from tests.stress.runs import hush
+from stress.runs import hush
 from tfcam_jax import training as train
 from tfcam_jax.data.source import DataError
 from tfcam_jax.evaluation import evaluate
@@ -71,7 +71,7 @@ def damage_inputs(
     Args:
       config: of a short run on the data in `folder / "data"`.
       folder: for the copies and the processes' output.
-      context: of `fault_runs.start_server`.
+      context: of `runs.start_server`.
       count: damaged files.
       rng: decides the damage.
       until: of `time.monotonic`.
