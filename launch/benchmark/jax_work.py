@@ -23,6 +23,7 @@ from launch.benchmark.cases import (
     random_batch,
     running_step,
 )
+from launch.benchmark.reference_networks import build_reference, numpy_state_dict
 from tfcam_jax import cams
 from tfcam_jax.devices.compilation import compiler_options
 from tfcam_jax.models import MODEL_CARDS
@@ -35,10 +36,7 @@ Work = Callable[[], dict[str, float] | None]
 
 def reference_variables(case: Case) -> Any:
     """The weights that `torch_work` starts from, converted."""
-    from tests.parity.parity import build_reference
-
-    network = build_reference(case.model, seed=0, num_classes=NUM_CLASSES)
-    state_dict = {key: value.numpy().copy() for key, value in network.state_dict().items()}
+    state_dict = numpy_state_dict(build_reference(case.model, seed=0, num_classes=NUM_CLASSES))
     empty = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), abstract_variables(case))
     return merge(convert(state_dict, MODEL_CARDS[case.model].torch_names), empty, keep_head=True)
 

@@ -16,13 +16,13 @@ import time
 from pathlib import Path
 from typing import Any
 
-# The processes that are started run this file's head again, so it stays cheap once `start_server` has imported the rest.
-REPO = Path(__file__).resolve().parents[2]
-sys.path[:0] = [path for path in (str(REPO), str(REPO / "tests")) if path not in sys.path]
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from stress.inputs import FAILURES, KINDS, OUTCOMES, damage_inputs
 from stress.kills import Kills, describe, kill_runs
 from stress.runs import draw_data, small_config, start_server
+
 from tfcam_jax.metrics.tables import align
 from tfcam_jax.run.workdir import write_json, write_text
 

@@ -16,9 +16,9 @@ from typing import Any
 
 from absl import logging
 from ml_collections import ConfigDict
+from stress.runs import hush
 from tqdm import tqdm
 
-from stress.runs import hush
 from tfcam_jax import training as train
 from tfcam_jax.data.source import DataError
 from tfcam_jax.evaluation import evaluate

@@ -16,9 +16,9 @@ import jax
 import numpy as np
 from absl import logging
 from ml_collections import ConfigDict
+from stress.runs import hush
 from tqdm import tqdm
 
-from stress.runs import hush
 from tfcam_jax import training as train
 from tfcam_jax.experiment import build_experiment
 from tfcam_jax.run.checkpoints import Checkpoints

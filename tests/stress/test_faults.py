@@ -1,4 +1,4 @@
-"""The fault command: real kills and damaged files, few of each in every run of the suite; what it calls by which name."""
+"""The fault command: real kills and damaged files, few of each in every run of the suite; what has which name."""
 
 import json
 import os
