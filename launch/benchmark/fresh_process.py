@@ -32,8 +32,8 @@ def call_afresh(module: str, call: str, environment: Mapping[str, str]) -> Any:
       RuntimeError: the process failed; with the end of what it said.
     """
     code = f"import time; begin = time.perf_counter(); import json; from {module} import *; print(json.dumps({call}))"
-    process = start_python(code, environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-    said, errors = process.communicate()
+    with start_python(code, environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        said, errors = process.communicate()
     if process.returncode:
         raise RuntimeError(f"{call} failed:\n{errors[-3000:]}")
     return json.loads(said.splitlines()[-1])
