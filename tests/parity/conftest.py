@@ -11,7 +11,6 @@ def originals():
     """Skips where the libraries are not installed; elsewhere lets XLA optimise, as the suite does not."""
     if gone := missing(PYTORCH):
         pytest.skip(f"not installed: {', '.join(gone)}; pip install -e '.[parity]'")
-    fast = jax.config.jax_disable_most_optimizations
     jax.config.update("jax_disable_most_optimizations", False)
     yield
-    jax.config.update("jax_disable_most_optimizations", fast)
+    jax.config.update("jax_disable_most_optimizations", True)
