@@ -4,10 +4,10 @@
     python launch/benchmark.py --out=benchmark.json
     python launch/benchmark.py --parts=reference --models=densenet121,resnet50 --batch_size=8 --image_size=224
 
-Parts: `guided` (every strategy's step by the plain one), `reference` (train steps beside PyTorch's), `maps` (maps after
-training beside pytorch-grad-cam's), `start` (from a command to the first step, with and without the compilation cache),
-`memory`. Without the extra, what needs PyTorch is left out. It takes 9 to 13 minutes on two CPU cores; name parts and
-models for less. On a GPU the same command takes bfloat16, batch 128 and each backbone's own image size;
+Parts: `guided` (every strategy's step beside the plain one), `reference` (train steps beside PyTorch's), `maps` (maps
+after training beside pytorch-grad-cam's), `start` (from a command to the first step, with and without the compilation
+cache), `memory`. Without the extra, what needs PyTorch is left out. It takes 9 to 13 minutes on two CPU cores; name
+parts and models for less. On a GPU the same command takes bfloat16, batch 128 and each backbone's own image size;
 `--batch_size=256` for more.
 """
 
@@ -19,7 +19,7 @@ os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # contestants i
 import command_line
 from absl import flags
 
-from launch.benchmark.run import PARTS, Settings, run
+from launch.benchmark import PARTS
 
 CHOSEN = flags.DEFINE_list("parts", list(PARTS), "Parts to run.")
 MODELS = flags.DEFINE_list("models", None, "Backbones; default: each part's own.")
@@ -33,6 +33,8 @@ OUT = flags.DEFINE_string("out", None, "File for all figures, with machine and v
 
 
 def main() -> None:
+    from launch.benchmark.run import Settings, check_settings, run  # here: --help and a misspelt flag answer at once
+
     settings = Settings(
         models=MODELS.value,
         strategies=STRATEGIES.value,
@@ -43,9 +45,10 @@ def main() -> None:
         seconds=SECONDS.value,
     )
     try:
-        run(CHOSEN.value, settings, OUT.value)
+        check_settings(CHOSEN.value, settings)
     except ValueError as error:
         sys.exit(f"error: {error}")
+    run(CHOSEN.value, settings, OUT.value)
 
 
 if __name__ == "__main__":

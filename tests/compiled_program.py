@@ -1,4 +1,4 @@
-"""What a compiled program says of itself: which collectives it runs and how much they send."""
+"""What a compiled program says of itself: which collectives it runs, and of what."""
 
 from __future__ import annotations
 
@@ -24,26 +24,13 @@ class Collective(NamedTuple):
 
     Attributes:
       operation: its name in HLO, such as `all-reduce`.
-      result_bytes: of its result, on each device.
+      shapes: of its results, on each device.
+      result_bytes: of all of them together.
     """
 
     operation: str
+    shapes: list[list[int]]
     result_bytes: int
-
-    def sent_bytes(self, devices: int) -> float:
-        """What each device sends by the ring algorithm, which sends the least.
-
-        A reduction of n bytes over d devices sends `2 n (d - 1) / d`, a gathering of a result of n bytes
-        `n (d - 1) / d` (Patarasuk and Yuan, 2009); a reduce-scatter's result is the d-th part of what is reduced.
-        """
-        share = (devices - 1) / devices
-        if self.operation == "all-reduce":
-            return 2 * self.result_bytes * share
-        if self.operation == "reduce-scatter":
-            return self.result_bytes * devices * share
-        if self.operation in ("all-gather", "all-to-all", "ragged-all-to-all"):
-            return self.result_bytes * share
-        return float(self.result_bytes)  # permute and broadcast hand the whole on
 
 
 def find_collectives(hlo: str) -> list[Collective]:
@@ -54,15 +41,16 @@ def find_collectives(hlo: str) -> list[Collective]:
     """
     found = []
     for match in _INSTRUCTION.finditer(hlo):
-        arrays = [_bytes(array["dtype"], array["dims"]) for array in _ARRAY.finditer(match["type"])]
+        arrays = _ARRAY.findall(match["type"])
         # An asynchronous start yields its operands, then its results; all-reduce's yields the results alone.
         if match["start"] and match["operation"] != "all-reduce":
             arrays = arrays[len(arrays) // 2 :]
-        found.append(Collective(match["operation"], sum(arrays)))
+        shapes = [[int(size) for size in dims.split(",") if size] for _, dims in arrays]
+        sizes = [_bytes(dtype) * math.prod(shape) for (dtype, _), shape in zip(arrays, shapes, strict=True)]
+        found.append(Collective(match["operation"], shapes, sum(sizes)))
     return found
 
 
-def _bytes(dtype: str, dims: str) -> int:
-    """Size of an array; types of less than a byte take one."""
-    bits = 8 if dtype == "pred" else int(re.search(r"\d+", dtype)[0])
-    return math.prod(int(size) for size in dims.split(",") if size) * max(1, bits // 8)
+def _bytes(dtype: str) -> int:
+    """Size of an element; types of less than a byte take one."""
+    return 1 if dtype == "pred" else max(1, int(re.search(r"\d+", dtype)[0]) // 8)

@@ -19,6 +19,8 @@ CORE = ("tfcam_jax.cams", "tfcam_jax.divergences", "tfcam_jax.saliency", "tfcam_
 # A pytree's class is also rebuilt around leaves that are no arrays or carry a device axis (by jax.tree.map, by pmap);
 # its fields' shapes cannot be enforced.
 UNCHECKED = ("tfcam_jax.models.head",)
+# What these markers mark takes minutes or libraries that the rest does without; it runs where `-m` names the marker.
+ONLY_BY_NAME = ("parity", "stress")
 
 
 def _modules() -> list[str]:
@@ -40,6 +42,14 @@ def _enforce_signatures() -> None:
     for name in CORE:
         importlib.import_module(name)
     typing.TYPE_CHECKING = False
+
+
+def pytest_collection_modifyitems(config, items):
+    unasked = {name for name in ONLY_BY_NAME if name not in config.getoption("markexpr")}
+    left_out = [item for item in items if any(mark.name in unasked for mark in item.iter_markers())]
+    if left_out:
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = [item for item in items if item not in left_out]
 
 
 matplotlib.use("Agg")

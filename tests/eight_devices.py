@@ -3,17 +3,17 @@
 XLA_FLAGS=--xla_force_host_platform_device_count=8 PYTHONPATH=. python tests/eight_devices.py OUT.npz
 
 Writes the parameters and batch statistics after five steps of each case as an .npz, and beside it as JSON the metrics,
-and the collectives of the compiled program: `[operation, [shape, ...]]` each.
+and the collectives of the compiled program: `[operation, [shape, ...], bytes]` each.
 """
 
 import functools
 import json
-import re
 import sys
 from pathlib import Path
 
 import jax
 import numpy as np
+from compiled_program import find_collectives
 from flax.traverse_util import flatten_dict
 
 from tfcam_jax import steps
@@ -40,10 +40,6 @@ CASES = {
 }
 # Compiled with all of XLA's passes, so that the collectives are those of real runs; the others fast.
 OPTIMIZED = ("mesh 8", "mesh 8 sharded", "pmap 8")
-COLLECTIVE = re.compile(
-    r"= (?P<shapes>.*?) (?P<op>all-reduce|all-gather|reduce-scatter|all-to-all|collective-permute"
-    r"|collective-broadcast|ragged-all-to-all)(-start)?\("
-)
 
 
 def make_batches():
@@ -61,15 +57,6 @@ def make_batches():
             "mask": mask,
             "weight": rng.uniform(0.5, 1.5, BATCH).astype(np.float32) * mask,
         }
-
-
-def collectives(text):
-    """The collective operations of a compiled program, with the shapes that they yield."""
-    sizes = lambda shape: [int(size) for size in shape.split(",") if size]
-    return [
-        [match["op"], [sizes(shape) for shape in re.findall(r"\w\[([\d,]*)\]", match["shapes"])]]
-        for match in COLLECTIVE.finditer(text)
-    ]
 
 
 def run_case(mode, devices, shard_state):
@@ -101,7 +88,7 @@ def run_case(mode, devices, shard_state):
         "terms": [[float(v) for total in entry.terms.values() for v in total] for entry in metrics],
         "correct": [[float(v) for v in entry.correct] for entry in metrics],
         "grad_norm": [float(entry.grad_norm) for entry in metrics],
-        "collectives": collectives(compiled.as_text()),
+        "collectives": find_collectives(compiled.as_text()),
         "smallest_share_of_a_parameter": min(shares),
     }
     trees = {"params": state.params, "batch_stats": state.batch_stats}

@@ -33,6 +33,9 @@ CORE = frozenset(LAYERS[1])
 # Where configs are read and unpacked into plain values.
 EDGE = frozenset({"experiment", "inference", "training", "study"})
 
+# What launch scripts call.
+VERBS = frozenset({"training", "evaluation", "explanation", "export", "study", "data", "experiment"})
+
 # What a module may import of the package, where that is less than all that comes before it.
 WITHIN = dict.fromkeys(CORE, CORE) | {
     "data": frozenset({"data", "errors", "saliency"}),
@@ -153,11 +156,37 @@ def test_no_default_hides_in_a_get(path):
             assert not re.search(r"\bconfig\b", owner), f"{path.relative_to(REPO)}:{node.lineno}: {ast.unparse(node)}"
 
 
-@pytest.mark.parametrize("path", sources("launch"), ids=lambda path: path.name)
-def test_launch_scripts_call_the_edge(path):
-    """Besides it they know only the errors that a user can cause, to print them without a traceback."""
-    names = {name for name in imports_of(path) if not name.endswith("Error")}
-    assert inside(names) <= EDGE | {"parity", "distributed"}
+@pytest.mark.parametrize("path", sorted((REPO / "launch").glob("*.py")), ids=lambda path: path.name)
+def test_launch_scripts_call_one_verb(path):
+    """Besides it they know only the base of the errors that a user can mend, to print them without a traceback."""
+    own = {"tfcam_jax.errors.UserError", "tfcam_jax.devices.distributed.initialize"}
+    own |= {"tfcam_jax.devices.distributed.end_with_others"} if path.name == "command_line.py" else set()
+    called = {name for name in imports_of(path) if name.startswith(f"{PACKAGE}.")} - own
+    assert inside(called) <= VERBS and len(called) <= 2, f"{path.name}: {sorted(called)}"
+
+
+@pytest.mark.parametrize("folder", [PACKAGE, "launch", "configs"])
+def test_what_is_shipped_knows_no_tests(folder):
+    for path in sources(folder):
+        others = {"tests"} | ({"launch", "configs"} if folder == PACKAGE else set())
+        wrong = {name.split(".")[0] for name in imports_of(path)} & others
+        assert not wrong, f"{path.relative_to(REPO)} imports from {sorted(wrong)}"
+
+
+@pytest.mark.parametrize("folder", [PACKAGE, "launch", "configs", "tests"])
+def test_other_frameworks_are_for_comparison_alone(folder):
+    for path in sources(folder):
+        if path.is_relative_to(REPO / "launch/benchmark") or path.is_relative_to(REPO / "tests/parity"):
+            continue
+        wrong = libraries(imports_of(path)) & {"torch", "torchvision", "timm", "tensorflow", "tensorboardX"}
+        assert not wrong, f"{path.relative_to(REPO)} imports {sorted(wrong)}"
+
+
+def test_the_root_holds_the_method_and_the_verbs_alone():
+    root = sorted(path.name for path in (REPO / PACKAGE).glob("*.py"))
+    assert len(root) <= 17, f"new features live in a room, not in the package's root: {root}"
+    rooms = {path.name for path in (REPO / PACKAGE).iterdir() if path.is_dir() and path.name != "__pycache__"}
+    assert rooms == ROOMS
 
 
 def test_nothing_is_named_after_nothing():

@@ -7,11 +7,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from compiled_program import find_collectives
 from flax import traverse_util
 from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import TypeCheckError
 
-from tests.compiled_program import find_collectives
 from tfcam_jax import losses
 from tfcam_jax.cams import class_activation_maps, split_true_false
 from tfcam_jax.models import (

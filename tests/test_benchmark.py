@@ -1,5 +1,6 @@
 """Turns, ratios and their intervals; the parts run small, with their notices where PyTorch is not installed."""
 
+import importlib.util
 import json
 import pathlib
 import subprocess
@@ -10,14 +11,21 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from launch.benchmark import jax_work, parts, timing, torch_work, worker
+from launch.benchmark import PARTS, cases, data, jax_work, parts, timing, torch_work, worker
 from launch.benchmark.cases import Case, abstract_variables, loss_of, random_batch, random_variables
-from launch.benchmark.run import PARTS, Settings, choose_case
+from launch.benchmark.run import Settings, choose_case
 from launch.benchmark.timing import Ratio
+from tfcam_jax import steps
 from tfcam_jax.strategies import STRATEGIES
 
 REPO = pathlib.Path(__file__).parent.parent
 TINY = Case("small_cnn", 2, 32)
+
+
+@pytest.fixture(autouse=True)
+def processes_compile_fast(monkeypatch):
+    """As this one does, by tests/conftest.py."""
+    monkeypatch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 
 
 def scripted(log, name, values):
@@ -115,6 +123,32 @@ def test_guided_steps_are_timed_beside_the_plain_one_twice():
     both = np.mean([plain["seconds"], again["seconds"]], axis=0)
     assert difference["ratio"]["median"] == pytest.approx(np.median(difference["seconds"] / both))
     assert again["ratio"]["median"] == pytest.approx(np.median(np.divide(again["seconds"], plain["seconds"])))
+
+
+def test_flops_of_evaluation_are_those_of_the_convolutions_and_guidance_adds_little():
+    case, size, channels, flops = Case("small_cnn", 4, 32), 32, 3, 0
+    for i, width in enumerate((16, 32, 64, 128)):
+        stride = 2 if i < 3 else 1
+        taps = sum(0 <= start + tap < size for start in range(-1, size - 1, stride) for tap in range(3))
+        flops += case.batch_size * 2 * channels * width * taps**2
+        size, channels = size // stride, width
+    evaluate = jax.jit(steps.make_eval_step(cases.build_model(case), cases.preprocess(case)))
+    state = cases.abstract_state(case)
+    lowered = evaluate.lower(state.params, state.batch_stats, cases.abstract_batch(case))
+    evaluation = lowered.cost_analysis()["flops"]
+    step = {name: cases.lower_train_step(case, name).cost_analysis()["flops"] for name in parts.PAPER_STRATEGIES}
+    plain = step.pop("cross_entropy")
+    assert 1 < evaluation / flops < 1.1
+    assert 2.5 < plain / evaluation < 3.1, "the backward pass is two forward passes"
+    assert all(1 < guided / plain < 1.03 for guided in step.values())
+
+
+def test_images_are_read_by_each_library_in_a_process_of_its_own():
+    lines = data.benchmark(rounds=1, seconds=0.05, kinds=("png",)).splitlines()
+    wall, processor = lines[2:4]
+    assert wall.split()[:3] == processor.split()[:3] == ["256", "px", "png"] and int(wall.split()[5]) > 0
+    absent = [name for name, (_, library) in data.PIPELINES.items() if importlib.util.find_spec(library) is None]
+    assert [line.split(":")[0] for line in lines[4:]] == absent
 
 
 def test_a_worker_steps_on_the_given_weights_and_tells_its_memory():

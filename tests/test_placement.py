@@ -12,7 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from eight_devices import CASES, OPTIMIZED, WIDTHS, collectives
+from compiled_program import find_collectives
+from eight_devices import CASES, OPTIMIZED, WIDTHS
 from jax.sharding import PartitionSpec
 from test_steps import BATCH, PREPROCESS, SIZE, make_batch, make_model, make_state, run_steps
 from tiny_manifest import write_manifest
@@ -73,8 +74,9 @@ def test_only_gradients_statistics_and_metrics_are_sent(eight, case):
     params = [value.shape for key, value in arrays.items() if key.startswith("jit 1:params")]
     allowed = {squeezed(shape) for shape in params} | {squeezed((width,)) for width in WIDTHS} | {()}
     sent = {"all-reduce": [], "all-gather": []}
-    for operation, shapes in collected[case]["collectives"]:
+    for operation, shapes, size in collected[case]["collectives"]:
         sent[operation] += shapes
+        assert size == 4 * sum(map(math.prod, shapes)), "of four bytes an element"
     assert all(squeezed(shape) in allowed for shapes in sent.values() for shape in shapes)
     elements = sum(map(math.prod, sent["all-reduce"]))
     gradient, head = sum(map(math.prod, params)), WIDTHS[-1] * 2
@@ -105,9 +107,9 @@ def test_sharded_parameters_travel_rather_than_features():
     text = where.compile_train_step(step, state).lower(state, placed).compile().as_text()
     squeezed = lambda shape: tuple(sorted(size for size in shape if size > 1))
     allowed = {squeezed(leaf.shape) for leaf in jax.tree.leaves(state.params)} | {(width,) for width in widths} | {()}
-    found = collectives(text)
-    assert {operation for operation, _ in found} == {"all-reduce", "all-gather"}
-    assert all(squeezed(shape) in allowed for _, shapes in found for shape in shapes)
+    found = find_collectives(text)
+    assert {operation for operation, _, _ in found} == {"all-reduce", "all-gather"}
+    assert all(squeezed(shape) in allowed for _, shapes, _ in found for shape in shapes)
 
 
 def test_modes_and_devices():

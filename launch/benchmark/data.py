@@ -8,13 +8,12 @@ float32 maps. Each library runs in a process of its own, all on the same number 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import importlib.util
 import json
 import os
 import resource
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -23,11 +22,12 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from tfcam_jax.data.checks.report import align
+from launch.benchmark.fresh_process import call_afresh
 from tfcam_jax.data.listing import MapReader, Row, RowsSource
 from tfcam_jax.data.pipeline import train_batches
 from tfcam_jax.data.source import Records, Subset
 from tfcam_jax.data.transforms import Augment
+from tfcam_jax.metrics.tables import align
 
 KINDS = ("jpeg", "png")
 STORED, SIZE, BATCH = 256, 224, 32  # pixels, pixels, images
@@ -133,15 +133,14 @@ class PillowFiles:
     folder: Path
 
     def __len__(self) -> int:
-        return len(self._names())
+        return len(self.names)
 
-    def _names(self) -> list[str]:
-        if "names" not in self.__dict__:
-            object.__setattr__(self, "names", sorted(path.name for path in (self.folder / "images").iterdir()))
-        return self.__dict__["names"]
+    @functools.cached_property
+    def names(self) -> list[str]:
+        return sorted(path.name for path in (self.folder / "images").iterdir())
 
     def __getitem__(self, index: int) -> tuple[np.ndarray, np.ndarray]:
-        name = self._names()[index]
+        name = self.names[index]
         image = Image.open(self.folder / "images" / name).convert("RGB")
         saliency = Image.fromarray(
             np.asarray(Image.open(self.folder / f"maps/{Path(name).stem}.png"), np.float32) / 255
@@ -216,21 +215,13 @@ def _rounds(
     found: dict[str, list[tuple[float, float]]] = {name: [] for name in names}
     for _ in range(rounds):
         for name in names:
-            found[name].append(_measure_apart(name, folder, cores, seconds))
+            call = f"measure({name!r}, Path({str(folder)!r}), {cores}, {seconds})"
+            found[name].append(tuple(call_afresh(__name__, call, {})))
     return found
 
 
 def _median_and_range(rates: Sequence[float]) -> str:
     return f"{statistics.median(rates):.0f} ({min(rates):.0f}-{max(rates):.0f})"
-
-
-def _measure_apart(name: str, folder: Path, cores: int, seconds: float) -> tuple[float, float]:
-    code = f"from {__name__} import *; print(*measure({name!r}, Path({str(folder)!r}), {cores}, {seconds}))"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise RuntimeError(f"{name} failed:\n{done.stderr[-3000:]}")
-    wall, processor = map(float, done.stdout.split()[-2:])
-    return wall, processor
 
 
 def stream(images: int) -> str:

@@ -1,4 +1,4 @@
-"""Calls in a process of their own: with other settings of the environment, or to be measured from its start."""
+"""Python processes of their own: with other settings of the environment, or to be measured from their start."""
 
 from __future__ import annotations
 
@@ -10,6 +10,19 @@ from collections.abc import Mapping
 from typing import Any
 
 
+def start_python(code: str, environment: Mapping[str, str], **pipes: Any) -> subprocess.Popen[str]:
+    """Starts a process that finds what this one can import and then runs `code`.
+
+    Args:
+      code: a program.
+      environment: what changes of this process's.
+      pipes: `stdin`, `stdout`, `stderr` of `subprocess.Popen`.
+    """
+    path = os.pathsep.join(path for path in sys.path if path)
+    environment = {**os.environ, "PYTHONPATH": path, **environment}
+    return subprocess.Popen([sys.executable, "-c", code], env=environment, text=True, **pipes)
+
+
 def call_afresh(module: str, call: str, environment: Mapping[str, str]) -> Any:
     """What `call`, an expression in the names of `module`, gives in a new process; JSON-able.
 
@@ -19,9 +32,8 @@ def call_afresh(module: str, call: str, environment: Mapping[str, str]) -> Any:
       RuntimeError: the process failed; with the end of what it said.
     """
     code = f"import time; begin = time.perf_counter(); import json; from {module} import *; print(json.dumps({call}))"
-    path = os.pathsep.join(path for path in sys.path if path)
-    environment = {**os.environ, "PYTHONPATH": path, **environment}
-    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise RuntimeError(f"{call} failed:\n{done.stderr[-3000:]}")
-    return json.loads(done.stdout.splitlines()[-1])
+    with start_python(code, environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        said, errors = process.communicate()
+    if process.returncode:
+        raise RuntimeError(f"{call} failed:\n{errors[-3000:]}")
+    return json.loads(said.splitlines()[-1])

@@ -23,11 +23,11 @@ from launch.benchmark.cases import (
     random_batch,
     running_step,
 )
+from launch.benchmark.reference_networks import build_reference, numpy_state_dict
 from tfcam_jax import cams
 from tfcam_jax.devices.compilation import compiler_options
 from tfcam_jax.models import MODEL_CARDS
 from tfcam_jax.models.weights import convert, merge
-from tfcam_jax.report.decomposition import decompose
 from tfcam_jax.strategies import STRATEGIES
 
 Work = Callable[[], dict[str, float] | None]
@@ -35,10 +35,7 @@ Work = Callable[[], dict[str, float] | None]
 
 def reference_variables(case: Case) -> Any:
     """The weights that `torch_work` starts from, converted."""
-    from tests.parity.parity import build_reference
-
-    network = build_reference(case.model, seed=0, num_classes=NUM_CLASSES)
-    state_dict = {key: value.numpy().copy() for key, value in network.state_dict().items()}
+    state_dict = numpy_state_dict(build_reference(case.model, seed=0, num_classes=NUM_CLASSES))
     empty = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), abstract_variables(case))
     return merge(convert(state_dict, MODEL_CARDS[case.model].torch_names), empty, keep_head=True)
 
@@ -67,7 +64,7 @@ def maps(case: Case, variables: Any, image_size: bool = False) -> Work:
 
     def explain(variables: Any, images: jax.Array, labels: jax.Array) -> tuple[jax.Array, ...]:
         output = model.apply(variables, prepare(images), train=False)
-        parts = decompose(output.features, output.kernel, output.bias, labels)
+        parts = cams.decompose_margin(output.features, output.kernel, output.bias, labels)
         found = (parts.true_map, parts.false_map, parts.difference)
         return tuple(like_grad_cam(each, case.image_size) for each in found) if image_size else found
 

@@ -14,9 +14,9 @@ import jax.numpy as jnp
 
 from launch.benchmark import startup
 from launch.benchmark.cases import Case, compile_step, lower_train_step, random_variables, running_step
+from launch.benchmark.reference_networks import REFERENCES
 from launch.benchmark.timing import Ratio, clocked, median, ratio, take_turns
 from launch.benchmark.worker import Worker, start_workers
-from tests.parity.parity import REFERENCES
 from tfcam_jax.devices.compilation import available_cores
 from tfcam_jax.metrics.tables import align
 
@@ -66,7 +66,7 @@ def _lacks(section: Section, cases: Sequence[Case], libraries: Iterable[str]) ->
 def guided(cases: Mapping[Case, Sequence[str]], seconds: float, peak_flops: float) -> Section:
     """What guidance adds to a train step: every strategy against plain cross-entropy, all in this process.
 
-    A second plain step takes part, by the ratio of which to the first the noise shows. Guided steps are divided by the
+    A second plain step takes part, whose ratio to the first shows the noise. Guided steps are divided by the
     mean of both in their round, as noise in what all are divided by would move all ratios together.
 
     Args:
@@ -78,13 +78,13 @@ def guided(cases: Mapping[Case, Sequence[str]], seconds: float, peak_flops: floa
         "backbone",
         "strategy",
         "step ms",
-        "by plain",
+        "ratio to plain",
         "95 % interval",
         f"goal {GOAL}",
-        "FLOPs by plain",
+        "FLOPs to plain",
         "of peak",
     )
-    section = Section("1. A guided train step by the plain one", [heading], [], [])
+    section = Section("1. A guided train step beside the plain one", [heading], [], [])
     for case, strategies in cases.items():
         flops, contestants = _compile_strategies(case, strategies)
         times = take_turns(contestants, seconds)
@@ -136,7 +136,7 @@ def _compile_strategies(
 
 def reference(cases: Sequence[Case], contestants: Sequence[str], seconds: float) -> Section:
     """Train steps of the same network, weights and images here and in PyTorch, each in a process of its own."""
-    heading = ("backbone", "contestant", "step ms", "by its plain", "jax by this", "95 % interval", "first loss")
+    heading = ("backbone", "contestant", "step ms", "ratio to plain", "jax / this", "95 % interval", "first loss")
     section = Section("2. Train steps beside PyTorch's", [heading], [], [])
     if _lacks(section, cases, PYTORCH):
         return section
@@ -159,7 +159,7 @@ def reference(cases: Sequence[Case], contestants: Sequence[str], seconds: float)
             section.rows.append((case.model, name, *cells))
             section.figures.append({**case._asdict(), "contestant": name, "seconds": values, "loss": losses[name]})
         section.notes.append(f"{case}: {len(next(iter(times.values())))} rounds")
-    section.notes.append("jax by this: jax cyborg, or jax cross_entropy for a plain step; below 1 jax is faster.")
+    section.notes.append("jax / this: jax cyborg, or for a plain step jax cross_entropy; below 1 jax is faster.")
     section.notes.append("as described: guides the predicted class's map, so its second term is another one.")
     return section
 
@@ -172,7 +172,7 @@ def plain_of(name: str) -> str:
 
 def posthoc(cases: Sequence[Case], contestants: Sequence[str], seconds: float) -> Section:
     """T, U and D of a batch of images, here, in plain PyTorch and by pytorch-grad-cam."""
-    heading = ("backbone", "contestant", "images/s", "jax by this", "95 % interval")
+    heading = ("backbone", "contestant", "images/s", "jax / this", "95 % interval")
     section = Section("3. True-class, false-class and difference maps after training", [heading], [], [])
     if _lacks(section, cases, (*PYTORCH, *GRAD_CAM)):
         return section
@@ -186,7 +186,7 @@ def posthoc(cases: Sequence[Case], contestants: Sequence[str], seconds: float) -
             section.figures.append({**case._asdict(), "contestant": name, "seconds": values})
         section.notes.append(f"{case}: {len(next(iter(times.values())))} rounds")
     section.notes.append(
-        "jax by this: time, below 1 jax is faster; for pytorch-grad-cam jax resizes to the image too. Its maps are "
+        "jax / this: time, below 1 jax is faster; for pytorch-grad-cam jax resizes to the image too. Its maps are "
         "positive parts, so that the sign of D is lost."
     )
     return section

@@ -5,22 +5,21 @@ from __future__ import annotations
 import importlib.metadata
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 
-from launch.benchmark import jax_work, parts, torch_work
+from launch.benchmark import PARTS, jax_work, parts, torch_work
 from launch.benchmark.cases import Case
-from tests.parity.parity import REFERENCES
+from launch.benchmark.reference_networks import REFERENCES
 from tfcam_jax.devices.compilation import available_cores
 from tfcam_jax.models import MODEL_CARDS, MODELS
 from tfcam_jax.run.files import write_json
 from tfcam_jax.run.provenance import collect_provenance, processor
 from tfcam_jax.strategies import STRATEGIES
 
-PARTS = ("guided", "reference", "maps", "start", "memory")
 # Of these all strategies are timed, of the others the paper's, which saves minutes of compilation.
 FULLY_TIMED = ("small_cnn", "resnet18")
 COMPARED = ("resnet50", "densenet121")
@@ -55,15 +54,21 @@ class Settings(NamedTuple):
     seconds: float = 15.0
 
 
-def check_known(kind: str, values: Sequence[str], known: Sequence[str] | Mapping[str, Any]) -> None:
+def check_settings(names: Sequence[str], settings: Settings) -> None:
     """Refuses a name that means nothing.
 
     Raises:
-      ValueError: names it and what is known.
+      ValueError: an unknown part, backbone, strategy or contestant; names it and what is known.
     """
-    for value in values:
-        if value not in known:
-            raise ValueError(f"unknown {kind} {value!r}; known: {'; '.join(known)}")
+    for kind, values, known in (
+        ("part", names, PARTS),
+        ("backbone", settings.models, MODELS),
+        ("strategy", settings.strategies, STRATEGIES),
+        ("contestant", settings.steps, (*jax_work.STEPS, *torch_work.STEPS)),
+    ):
+        for value in values or ():
+            if value not in known:
+                raise ValueError(f"unknown {kind} {value!r}; known: {'; '.join(known)}")
 
 
 def choose_case(model: str, settings: Settings, on_cpu: bool) -> Case:
@@ -81,13 +86,11 @@ def choose_case(model: str, settings: Settings, on_cpu: bool) -> Case:
 def run(names: Sequence[str], settings: Settings, out: str | Path | None = None) -> None:
     """Runs the parts, prints each table as soon as it is there and the whole as JSON to `out`.
 
-    Raises:
-      ValueError: an unknown part, backbone, strategy or contestant.
+    Args:
+      names: of the parts, in their order.
+      settings: that `check_settings` has let pass.
+      out: the file.
     """
-    check_known("part", names, PARTS)
-    check_known("backbone", settings.models or (), MODELS)
-    check_known("strategy", settings.strategies or (), STRATEGIES)
-    check_known("contestant", settings.steps or (), (*jax_work.STEPS, *torch_work.STEPS))
     start, on_cpu = time.perf_counter(), jax.default_backend() == "cpu"
     dtype = choose_case("resnet18", settings, on_cpu).dtype
     peak = parts.measure_peak_flops(dtype)

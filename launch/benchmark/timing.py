@@ -15,7 +15,7 @@ FEWEST_ROUNDS, MOST_ROUNDS = 6, 1000  # with fewer than six, no interval of a me
 
 
 class Ratio(NamedTuple):
-    """Median over rounds of one contestant's time by another's in the same round, and its interval."""
+    """Median over rounds of one contestant's time divided by another's in the same round, and its interval."""
 
     median: float
     low: float

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from launch.benchmark.cases import LEARNING_RATE, NUM_CLASSES, Case, random_batch
-from tests.parity.parity import REFERENCES, build_reference, import_torch
+from launch.benchmark.reference_networks import REFERENCES, build_reference, import_torch
 from tfcam_jax.models import MODEL_CARDS
 
 ALPHA = 0.5

@@ -16,6 +16,7 @@ from types import TracebackType
 from typing import Any
 
 from launch.benchmark.cases import Case, random_variables
+from launch.benchmark.fresh_process import start_python
 
 
 class Worker:
@@ -34,14 +35,8 @@ class Worker:
           weights: for JAX: `reference` are those of PyTorch's network, `random` needs no PyTorch.
         """
         code = f"from {__name__} import *; serve({name!r}, Case(*{tuple(case)!r}), {weights!r})"
-        environment = {
-            **os.environ,
-            "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),
-            "XLA_PYTHON_CLIENT_PREALLOCATE": "false",  # others are on the same card
-        }
-        self._process = subprocess.Popen(
-            [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment, text=True
-        )
+        shared = {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"}  # others are on the same card
+        self._process = start_python(code, shared, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
         self._name = name
         try:
             self.loss: dict[str, float] | None = self._answer()

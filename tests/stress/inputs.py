@@ -16,16 +16,12 @@ from typing import Any
 
 from absl import logging
 from ml_collections import ConfigDict
+from stress.runs import hush
 from tqdm import tqdm
 
-from tests.stress.runs import hush
 from tfcam_jax import training as train
-from tfcam_jax.data.source import DataError
+from tfcam_jax.errors import UserError
 from tfcam_jax.evaluation import evaluate
-from tfcam_jax.experiment import ConfigError
-from tfcam_jax.run.checkpoints import CheckpointError
-from tfcam_jax.run.files import WorkdirError
-from tfcam_jax.run.metrics_log import MetricsError
 
 KINDS = ("image", "map", "manifest", "config", "checkpoint")
 OUTCOMES = {
@@ -43,7 +39,6 @@ OUTCOMES = {
 FAILURES = ("unnamed", "hang", "wrong")
 
 _LONGEST = 60.0
-_EXPECTED = (CheckpointError, ConfigError, DataError, MetricsError, WorkdirError)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,7 +66,7 @@ def damage_inputs(
     Args:
       config: of a short run on the data in `folder / "data"`.
       folder: for the copies and the processes' output.
-      context: of `fault_runs.start_server`.
+      context: of `runs.start_server`.
       count: damaged files.
       rng: decides the damage.
       until: of `time.monotonic`.
@@ -154,7 +149,7 @@ def serve(config: ConfigDict, folder: Path, connection: Connection) -> None:
             answer["result"] = _run(case.action, config, folder / "case")
         except Exception as error:  # all are answers
             answer["error"] = f"{type(error).__name__}: {error}"
-            answer["traceback"] = "" if isinstance(error, _EXPECTED) else traceback.format_exc()
+            answer["traceback"] = "" if isinstance(error, UserError) else traceback.format_exc()
         connection.send(answer | {"warnings": list(warnings)})
 
 

@@ -16,11 +16,11 @@ import jax
 import numpy as np
 from absl import logging
 from ml_collections import ConfigDict
+from stress.runs import hush
 from tqdm import tqdm
 
-from tests.stress.runs import hush
 from tfcam_jax import training as train
-from tfcam_jax.experiment import build_experiment
+from tfcam_jax.experiment import build_experiment, resolve
 from tfcam_jax.run.checkpoints import Checkpoints
 from tfcam_jax.run.interruption import StoppedError
 
@@ -59,6 +59,11 @@ class Kills:
     phases: dict[str, int] = dataclasses.field(default_factory=lambda: dict.fromkeys(PHASES, 0))
     notes: list[str] = dataclasses.field(default_factory=list)
 
+    @property
+    def sound(self) -> bool:
+        """Whether every kill was followed by an exact resume and nothing else came of any."""
+        return self.exact == self.kills and not (self.lost or self.damaged or self.hangs or self.notes)
+
 
 def train_marked(config: ConfigDict, workdir: Path, phase: Any, log: Path, cold: bool) -> None:
     """What a killed process runs: training that says in shared memory what it is at. Exits as launch/train.py does."""
@@ -94,7 +99,7 @@ def kill_runs(config: ConfigDict, folder: Path, context: Any, count: int, rng: r
     Args:
       config: of a short run.
       folder: for the workdirs and the processes' output.
-      context: of `fault_runs.start_server`.
+      context: of `runs.start_server`.
       count: kills.
       rng: decides the moments.
       until: of `time.monotonic`.
@@ -105,7 +110,7 @@ def kill_runs(config: ConfigDict, folder: Path, context: Any, count: int, rng: r
     process.join()
     if process.exitcode:
         raise RuntimeError(f"the undisturbed run failed; its output is in {log}")
-    expected, state = _outcome(folder / "whole"), build_experiment(config).random_state()
+    expected, state = _outcome(folder / "whole"), build_experiment(resolve(config)).random_state()
     whole = _arrays(folder / "whole", state)
     with tqdm(total=count, desc="kills", disable=None) as bar:
         while found.kills < count and time.monotonic() < until:

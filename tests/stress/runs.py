@@ -5,12 +5,18 @@ from __future__ import annotations
 import csv
 import multiprocessing
 import os
+from multiprocessing import forkserver
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 from ml_collections import ConfigDict
 from PIL import Image
+
+from configs import default
+
+REPO = Path(__file__).resolve().parents[2]
 
 SIZE = 32
 CLASSES = ("dark", "bright")
@@ -42,8 +48,9 @@ def draw_data(folder: Path, seed: int = 0) -> Path:
     return path
 
 
-def small_config(config: ConfigDict, manifest: Path, epochs: int) -> ConfigDict:
+def small_config(manifest: Path, epochs: int) -> ConfigDict:
     """The default config with a tiny network on the drawn data: five steps an epoch, checkpoints within it too."""
+    config = default.get_config()
     config.data.source, config.data.manifest, config.data.labels = "manifest", str(manifest), CLASSES
     config.data.image_size, config.model.name = SIZE, "small_cnn"
     config.batch_size, config.epochs, config.log_every_steps, config.checkpoint_every_steps = 4, epochs, 2, 3
@@ -53,10 +60,23 @@ def small_config(config: ConfigDict, manifest: Path, epochs: int) -> ConfigDict:
     return config
 
 
-def start_server() -> Any:
-    """A context whose processes are forked off one that has imported everything and run nothing: they start fast."""
+def start_server(compiled: Path) -> Any:
+    """A context whose processes are forked off one that has imported everything and run nothing: they start fast.
+
+    Args:
+      compiled: folder in which they keep each compiled program.
+    """
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["tests.stress.kills", "tests.stress.inputs"])
+    context.set_forkserver_preload(["stress.kills", "stress.inputs"])
+    environment = {
+        # The server itself looks for what it imports along this path only.
+        "PYTHONPATH": os.pathsep.join([str(REPO), str(REPO / "tests"), os.environ.get("PYTHONPATH", "")]),
+        "JAX_PLATFORMS": "cpu",
+        "JAX_COMPILATION_CACHE_DIR": str(compiled),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+    }
+    with mock.patch.dict(os.environ, environment):
+        forkserver.ensure_running()
     return context
 
 

@@ -1,36 +1,47 @@
-"""The fault script: real kills and damaged files, few of each; what it calls by which name."""
+"""The fault command: real kills and damaged files, few of each in every run of the suite; what has which name."""
 
 import json
+import os
 import pathlib
 import random
-import time
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 from PIL import Image
+from stress import faults, inputs, kills
+from stress.inputs import Case
 
-from configs import default
-from tests.stress import faults
-from tests.stress import inputs as fault_inputs
-from tests.stress import kills as fault_kills
-from tests.stress import runs as fault_runs
-from tests.stress.inputs import Case
-
-REPO = pathlib.Path(__file__).parent.parent
+SCRIPT = pathlib.Path(__file__).with_name("faults.py")
 SOUND = {"train": {"auroc": 0.5}, "continue": {"auroc": 0.6}, "evaluate": {"auroc": 0.7}}
 
 
 @pytest.mark.end_to_end
-def test_kills_and_damages_of_real_processes(tmp_path, monkeypatch):
-    monkeypatch.setenv("PYTHONPATH", str(REPO))
-    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path / "compiled"))
-    monkeypatch.setenv("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
-    config = fault_runs.small_config(default.get_config(), fault_runs.draw_data(tmp_path / "data"), epochs=2)
-    context, until = fault_runs.start_server(), time.monotonic() + 200
-    found = fault_kills.kill_runs(config, tmp_path, context, 2, random.Random(3), until)
-    assert found.kills == found.exact >= 1 and not found.notes
-    counts, notes = fault_inputs.damage_inputs(config, tmp_path, context, 5, random.Random(0), until)
-    assert [sum(counts[kind].values()) for kind in fault_inputs.KINDS] == [1] * 5 and not notes
+@pytest.mark.parametrize(
+    ("number", "damaged", "minutes"),
+    [(2, 5, 3), pytest.param(20, 50, 8, marks=[pytest.mark.stress, pytest.mark.timeout(600)])],
+)
+def test_kills_and_damages_of_real_processes(tmp_path, number, damaged, minutes):
+    """As a user calls it: from another folder, with nothing on the path."""
+    asked = [f"--kills={number}", f"--inputs={damaged}", "--seed=3", f"--minutes={minutes}", f"--out={tmp_path}"]
+    environment = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "XLA_FLAGS")}
+    environment["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"  # they compile much and compute little
+    command = [sys.executable, SCRIPT, *asked]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=environment, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout == (tmp_path / "faults.txt").read_text()
+    study = json.loads((tmp_path / "faults.json").read_text())
+    assert study["kills"]["kills"] == study["kills"]["exact"] >= 1 and not study["kills"]["notes"]
+    counts = study["inputs"]["outcomes"]
+    assert [sum(counts[kind].values()) for kind in inputs.KINDS] == [damaged / 5] * 5 and not study["inputs"]["notes"]
+
+
+def test_a_wrong_number_is_told_before_anything_runs(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", [str(SCRIPT), "--out=nowhere", "--kills=-1"])
+    with pytest.raises(SystemExit):
+        faults.main()
+    assert "--kills: '-1' is not a number of 0 or more" in capsys.readouterr().err
 
 
 @pytest.fixture
@@ -69,7 +80,7 @@ WARNED = ["/run/checkpoints/9/state is damaged: ..."]
     ],
 )
 def test_outcomes_have_their_names(folder, kind, file, action, answer, outcome):
-    assert fault_inputs._judge(folder, Case(kind, file, "damaged", action), SOUND, answer)[0] == outcome
+    assert inputs._judge(folder, Case(kind, file, "damaged", action), SOUND, answer)[0] == outcome
 
 
 @pytest.mark.parametrize("kind", ["image", "manifest"])
@@ -77,22 +88,22 @@ def test_a_damage_is_of_one_file_and_of_the_copy(folder, kind):
     content = lambda name: {p.relative_to(folder / name): p.read_bytes() for p in (folder / name).rglob("*.*")}
     sound = content("sound")
     for seed in range(20):
-        case = fault_inputs._damage(folder, kind, random.Random(seed))
+        case = inputs._damage(folder, kind, random.Random(seed))
         damaged = content("case")
         differing = [str(path) for path in sound if damaged.get(path) != sound[path]]
         assert differing == [case.file] and content("sound") == sound
 
 
 def test_the_tables_show_every_figure_and_failure():
-    kills = fault_kills.Kills(kills=7, runs=3, exact=6, notes=["parameters differ after SIGKILL at step"])
-    counts = {kind: dict.fromkeys(fault_inputs.OUTCOMES, 0) for kind in fault_inputs.KINDS}
+    found = kills.Kills(kills=7, runs=3, exact=6, notes=["parameters differ after SIGKILL at step"])
+    counts = {kind: dict.fromkeys(inputs.OUTCOMES, 0) for kind in inputs.KINDS}
     counts["map"]["wrong"] = 4
     study = {
         "asked": {"kills": 9, "inputs": 5},
         "seconds": 61.2,
         "inputs": {"outcomes": counts, "notes": ["wrong: train on x.png"]},
     }
-    text = faults.format_faults(study, kills)
+    text = faults.format_faults(study, found)
     assert text.startswith("7 of 9 kills, 4 of 5 damaged inputs, 61 s")
     assert ["wrong", "0", "4", "0", "0", "0", "4"] in [line.split() for line in text.splitlines()]
     assert "  ! parameters differ after SIGKILL at step" in text and "  ! wrong: train on x.png" in text

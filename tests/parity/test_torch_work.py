@@ -1,4 +1,4 @@
-"""PyTorch's side of the benchmark does the same work. Runs where the extra `parity` is installed."""
+"""PyTorch's side of the benchmark does the same work."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -6,8 +6,10 @@ import pytest
 
 from launch.benchmark import jax_work, torch_work
 from launch.benchmark.cases import NUM_CLASSES, Case, random_batch
+from launch.benchmark.reference_networks import import_torch
+from tfcam_jax import cams
 
-torch = pytest.importorskip("torch")
+pytestmark = pytest.mark.parity
 CASE = Case("resnet18", 4, 64)
 
 
@@ -36,11 +38,11 @@ def test_the_described_step_differs_in_its_map_alone(model):
 
 
 def test_densenet_is_run_twice_as_described():
-    counts = {}
+    counts, watched = {}, import_torch().nn.modules.module
     for name, make in {"described": torch_work.described_step, "tidy": torch_work.tidy_step}.items():
         step, seen = make(CASE._replace(model="densenet121")), []
         watch = lambda module, *_, seen=seen: seen.append(getattr(module, "in_channels", None) == 3)
-        handle = torch.nn.modules.module.register_module_forward_hook(watch)
+        handle = watched.register_module_forward_hook(watch)
         step()
         handle.remove()
         counts[name] = sum(seen)
@@ -57,7 +59,7 @@ def test_grad_cam_finds_the_positive_part_of_the_same_maps(variables):
     theirs = cam(input_tensor=setting.images, targets=targets)
     images = jax_work.preprocess(CASE)(jnp.asarray(random_batch(CASE)["image"]))
     output = jax_work.build_model(CASE).apply(variables, images, train=False)
-    parts = jax_work.decompose(output.features, output.kernel, output.bias, jnp.asarray(labels))
+    parts = cams.decompose_margin(output.features, output.kernel, output.bias, jnp.asarray(labels))
     ours = jax_work.like_grad_cam(parts.difference, CASE.image_size)
     assert theirs.max() > 0.9
     np.testing.assert_allclose(theirs, ours, atol=1e-3)

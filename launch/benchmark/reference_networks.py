@@ -1,0 +1,92 @@
+"""The backbones' originals in PyTorch, from torchvision and timm, with random weights.
+
+Needs the extra `parity` (torch, torchvision, timm), which are imported only when something here is called.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping
+from types import MappingProxyType, ModuleType
+from typing import Any, NamedTuple
+
+import numpy as np
+
+
+class Reference(NamedTuple):
+    """A PyTorch network.
+
+    Attributes:
+      module: where it is built,
+      constructor: by which function,
+      options: and which options.
+      pooled: the module whose output, after ReLU, is pooled.
+      compared_at: (pattern, replacement) for layers whose output here is that of another module there.
+    """
+
+    module: str
+    constructor: str
+    pooled: str
+    options: Mapping[str, Any] = MappingProxyType({})
+    compared_at: tuple[str, str] = ("^$", "")
+
+
+REFERENCES = {
+    # Transitions pool before they convolve here, and after it there, which is the same.
+    "densenet121": Reference(
+        "torchvision.models", "densenet121", "features", compared_at=(r"(transition\d)\.conv$", r"\1.pool")
+    ),
+    "inception_v3": Reference(
+        "torchvision.models", "inception_v3", "Mixed_7c", {"aux_logits": False, "init_weights": False}
+    ),
+    "resnet18": Reference("torchvision.models", "resnet18", "layer4"),
+    "resnet34": Reference("torchvision.models", "resnet34", "layer4"),
+    "resnet50": Reference("torchvision.models", "resnet50", "layer4"),
+    "xception": Reference("timm.models.xception", "legacy_xception", "act4"),
+}
+
+
+def import_torch() -> ModuleType:
+    """PyTorch, with torchvision importable.
+
+    torchvision registers its operators when its compiled part loads. Where that part was built for another PyTorch it
+    does not load, and then registering their meta functions fails; the networks here use none of these operators, so
+    declaring the two that it asks for is enough.
+    """
+    torch = importlib.import_module("torch")
+    try:
+        importlib.import_module("torchvision")
+    except RuntimeError as error:
+        if "torchvision::nms does not exist" not in str(error):
+            raise
+        library = torch.library.Library("torchvision", "DEF")
+        for operator in ("nms", "qnms"):
+            library.define(f"{operator}(Tensor boxes, Tensor scores, float threshold) -> Tensor")
+        importlib.import_module("torchvision")
+    return torch
+
+
+def build_reference(name: str, seed: int, num_classes: int = 1000) -> Any:
+    """The PyTorch network with random weights, random BatchNorm statistics and no dropout."""
+    torch = import_torch()
+    entry = REFERENCES[name]
+    torch.manual_seed(seed)  # the constructor draws the head
+    network = getattr(importlib.import_module(entry.module), entry.constructor)(
+        num_classes=num_classes, **entry.options
+    )
+    for module in network.modules():
+        if isinstance(module, torch.nn.Conv2d):
+            torch.nn.init.kaiming_normal_(module.weight, mode="fan_in")
+        elif isinstance(module, torch.nn.BatchNorm2d):
+            torch.nn.init.uniform_(module.weight, 0.5, 1.5)
+            torch.nn.init.normal_(module.bias, std=0.2)
+            torch.nn.init.normal_(module.running_mean, std=0.2)
+            torch.nn.init.uniform_(module.running_var, 0.5, 1.5)
+        elif isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+    return network.eval()
+
+
+def numpy_state_dict(network: Any) -> dict[str, np.ndarray]:
+    """A copy of a network's parameters and statistics by PyTorch's names."""
+    return {key: value.numpy().copy() for key, value in network.state_dict().items()}
