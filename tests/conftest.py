@@ -37,7 +37,6 @@ def _enforce_signatures() -> None:
     """
     importlib.import_module("typechecker")
     jaxtyping.install_import_hook([name for name in _modules() if name not in UNCHECKED], "typechecker.check")
-    importlib.import_module("tfcam_jax")  # its names for type checkers are those of the whole package
     typing.TYPE_CHECKING = True
     for name in CORE:
         importlib.import_module(name)

@@ -1,0 +1,26 @@
+# The public names for type checkers, as `__init__.py` hands them out at run time.
+from .cams import class_activation_maps as class_activation_maps
+from .cams import decompose_margin as decompose_margin
+from .cams import difference_salience as difference_salience
+from .cams import grad_cam_difference as grad_cam_difference
+from .cams import is_constant as is_constant
+from .cams import normalize as normalize
+from .cams import split_true_false as split_true_false
+from .cams import true_false_maps as true_false_maps
+from .evaluation import evaluate as evaluate
+from .explanation import explain as explain
+from .inference import Trained as Trained
+from .inference import restore as restore
+from .losses import contrast_loss as contrast_loss
+from .losses import cyborg_loss as cyborg_loss
+from .losses import difference_loss as difference_loss
+from .losses import energy_loss as energy_loss
+from .losses import entropy_loss as entropy_loss
+from .losses import hard_negative_loss as hard_negative_loss
+from .losses import input_gradient_loss as input_gradient_loss
+from .losses import opposed_loss as opposed_loss
+from .losses import outside_loss as outside_loss
+from .losses import sham_loss as sham_loss
+from .saliency import border_ring as border_ring
+from .saliency import to_cam_resolution as to_cam_resolution
+from .training import train as train
