@@ -10,6 +10,7 @@ from absl import flags
 from ml_collections import config_flags
 
 from tfcam_jax.data.checks.prepare import prepare
+from tfcam_jax.experiment import check_values, data_recipe
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "Config file; override with --config.key=value.")
 CHECK = flags.DEFINE_bool("check", False, "Open every file first and report what is there and what is wrong.")
@@ -18,8 +19,9 @@ flags.mark_flags_as_required(["config"])
 
 
 def main() -> None:
-    if not prepare(CONFIG.value, CHECK.value, OUT.value):
-        sys.exit("error: the data can't be trained on; mend the problems listed above")
+    check_values(CONFIG.value)
+    if not prepare(data_recipe(CONFIG.value), CHECK.value, OUT.value):
+        sys.exit("error: the data can't be trained on; put right the problems listed above")
 
 
 if __name__ == "__main__":

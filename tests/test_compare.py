@@ -15,7 +15,7 @@ from tiny_manifest import write_manifest
 from tiny_run import tiny_config
 from tqdm import tqdm
 
-from tfcam_jax.data.in_memory import hold_splits
+from tfcam_jax.data.in_memory import keep_in_memory
 from tfcam_jax.experiment import build_experiment, open_dataset
 from tfcam_jax.run.interruption import StoppedError
 from tfcam_jax.run.workdir import WorkdirError, load_config, write_json
@@ -181,7 +181,7 @@ def test_held_examples_are_those_of_the_source(manifest, augment):
     config.data.image_size = 20
     config.augment.update(augment)
     dataset = open_dataset(config)
-    held = hold_splits(dataset, ("train", "val", "test"), 20)
+    held = keep_in_memory(dataset, ("train", "val", "test"), 20)
     for _ in range(2):
         for batches in (lambda e: e.train_epoch(3), lambda e: e.eval_epoch(e.dataset.splits["test"])):
             pairs = zip(

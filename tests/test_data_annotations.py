@@ -10,8 +10,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from tfcam_jax.data.annotations import Marks, decode_rle, find_marks, read_picture, read_table, render
+from tfcam_jax.data.annotations.formats import find_marks, read_picture, read_table
+from tfcam_jax.data.annotations.marks import Marks, render
+from tfcam_jax.data.annotations.rle import decode_rle
 from tfcam_jax.data.listing import MapReader, Row, split_map_cell
+from tfcam_jax.data.source import DataError
 
 # Written by pycocotools 2.0 from two overlapping rectangles and a point.
 COCO_COUNTS = "X8?f00000000000000000000000000000000000`0@0000000:F000000000000000000K\\OId0<00000000000000000P3"
@@ -216,9 +219,9 @@ def test_faults_of_a_csv_are_collected_with_their_rows(tmp_path):
         ("a", 1, "two", 3, 4),
         ("a", 1, 2, 3, 4),
     )
-    with pytest.raises(ValueError) as caught:
+    with pytest.raises(DataError) as caught:
         read_table(path)
-    lines = str(caught.value).splitlines()
+    lines = caught.value.problems
     assert len(lines) == 3
     assert "row 2: no image named" in lines[0]
     assert "row 3: incomplete: only x, y, height given" in lines[1]

@@ -10,9 +10,10 @@ import pytest
 from scipy import ndimage
 from sklearn.metrics import roc_auc_score
 
-from tfcam_jax.data import eval_batches, open_demo
 from tfcam_jax.data.builders import demo
 from tfcam_jax.data.builders import demo_images as drawing
+from tfcam_jax.data.builders.demo import open_demo
+from tfcam_jax.data.pipeline import eval_batches
 
 SIZES = {"num_train": 300, "num_val": 40, "num_test": 100}
 
@@ -215,7 +216,7 @@ def test_a_disk_fault_is_not_mistaken_for_another_process(tmp_path, monkeypatch)
 def test_tensorflow_is_never_imported(tmp_path):
     program = (
         "import sys\n"
-        "from tfcam_jax.data import open_demo\n"
+        "from tfcam_jax.data.builders.demo import open_demo\n"
         f"source = open_demo(data_dir={str(tmp_path)!r}, num_train=2, num_val=2, num_test=2).splits['train']\n"
         "assert 'tensorflow' not in sys.modules\n"
         "print(source[0].image.shape)"

@@ -12,8 +12,7 @@ from tiny_manifest import write_manifest
 
 from configs import default
 from tfcam_jax import training as train
-from tfcam_jax.data.evaluation_sets import choose_rows
-from tfcam_jax.data.source import DataError
+from tfcam_jax.data.source import DataError, choose_rows
 from tfcam_jax.evaluation import Predictions, evaluate, evaluate_source
 from tfcam_jax.experiment import ConfigError, build_experiment
 from tfcam_jax.metrics.scores import read_scores

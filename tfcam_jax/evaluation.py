@@ -14,13 +14,11 @@ from jaxtyping import Bool, Float, Int
 from tqdm import tqdm
 
 from .cams import difference_salience, is_constant, largest_magnitude
-from .data.evaluation_sets import open_manifest_split
-from .data.manifest import read_rows
 from .data.protocol import split_by_protocol
 from .data.source import DataError, Records, Source
 from .devices.distributed import is_first
 from .devices.placement import fetch
-from .experiment import Experiment, open_dataset
+from .experiment import Experiment, data_recipe, open_dataset
 from .inference import TrainedModel, restore_trained
 from .metrics import agreement
 from .metrics.classification import classification
@@ -229,11 +227,10 @@ def open_sources(
       DataError: no such split, other classes, broken files.
     """
     if data:
-        classes, channels = trained.class_names, trained.config.data.channels
-        if split is None:
-            split = "test" if any(row.split == "test" for row in read_rows(Path(data))) else "val"
-        tested = open_manifest_split(data, split, classes, channels)
-        return open_manifest_split(data, "val", classes, channels) if thresholds == "data" else None, split, tested
+        recipe, classes = data_recipe(trained.config), trained.class_names
+        opened = recipe.open_split(data, split, classes)
+        validation = recipe.open_split(data, "val", classes).source if thresholds == "data" else None
+        return validation, opened.split, opened.source
     dataset = open_dataset(trained.config)
     if tuple(dataset.class_names) != trained.class_names:
         raise DataError(

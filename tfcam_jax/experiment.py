@@ -18,12 +18,14 @@ from ml_collections import ConfigDict
 
 from . import steps
 from .data import SOURCES
-from .data.human_maps import PLACEBOS, Smooth, process_maps
+from .data.human_maps import PLACEBOS, Smooth
 from .data.pipeline import BALANCES, eval_batches, train_batches, watch_workers
-from .data.protocol import apply_protocol, check_options
+from .data.protocol import ProtocolOptions
+from .data.recipe import DataRecipe
 from .data.source import Dataset, Source
 from .data.transforms import Augment
 from .devices.placement import MODES, Placement, PlacementError, make_placement
+from .errors import ConfigError
 from .metrics.classification import BETTER
 from .models import MODEL_CARDS, MODELS, cam_size
 from .models.weights import load_pretrained
@@ -31,10 +33,6 @@ from .optimizers import make_optimizer, make_schedule
 from .strategies import make_strategy
 
 BATCH_NORM = ("synchronized", "local")
-
-
-class ConfigError(ValueError):
-    """A config value that can't be used."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -212,7 +210,7 @@ def check_values(config: ConfigDict) -> None:
     if config.data.source == "manifest" and not config.data.manifest:
         raise ConfigError("config.data.manifest is empty: give --config.data.manifest=PATH of the CSV.")
     try:  # built again once the data are known; here for what they say of their options
-        check_options(**config.data.protocol)
+        ProtocolOptions(**config.data.protocol)
         Smooth(config.data.maps.blur, config.data.maps.threshold)
         make_strategy(config.strategy, **config.guidance)
         _optimizer(config, steps_per_epoch=1)
@@ -228,14 +226,27 @@ def open_dataset(config: ConfigDict) -> Dataset:
 
 def open_source(config: ConfigDict) -> Dataset:
     """The same as the owner splits it, with the maps as they are."""
-    return SOURCES[config.data.source](channels=config.data.channels, **source_options(config))
+    return data_recipe(config).open()
 
 
 def arrange_dataset(dataset: Dataset, config: ConfigDict) -> Dataset:
     """Splits what `open_source` gave by the config's protocol and gives it the maps that the config asks for."""
-    dataset = apply_protocol(dataset, **config.data.protocol)
+    return data_recipe(config).arrange(dataset)
+
+
+def data_recipe(config: ConfigDict) -> DataRecipe:
+    """What a config says of its data."""
     maps = config.data.maps
-    return process_maps(dataset, blur=maps.blur, threshold=maps.threshold, placebo=maps.placebo, seed=config.seed)
+    return DataRecipe(
+        source=config.data.source,
+        options=source_options(config),
+        channels=config.data.channels,
+        protocol=dict(config.data.protocol),
+        blur=maps.blur,
+        threshold=maps.threshold,
+        placebo=maps.placebo,
+        seed=config.seed,
+    )
 
 
 def source_options(config: ConfigDict) -> dict[str, Any]:

@@ -22,9 +22,9 @@ from jaxtyping import UInt8
 from scipy.special import softmax
 from tqdm import tqdm
 
-from .data.evaluation_sets import open_image_folder, open_manifest_split
+from .data.image_folder import open_image_folder
 from .data.source import DataError, Records, Source, Subset
-from .experiment import open_dataset
+from .experiment import data_recipe, open_dataset
 from .inference import TrainedModel, restore_trained
 from .report.decomposition import Explanation, is_cosmetic, make_explain_step, margin_regions
 from .report.map_grid import Panel, Row, draw_panels
@@ -125,12 +125,11 @@ def write_report(
 def _open(
     trained: TrainedModel, images: str | Path | None, split: str | None, data: str | Path | None
 ) -> tuple[Source, str]:
-    channels = trained.config.data.channels
     if images:
-        return open_image_folder(images, channels), Path(images).name
+        return open_image_folder(images, trained.config.data.channels), Path(images).name
     if data:
-        split = split or "test"
-        return open_manifest_split(data, split, trained.class_names, channels), f"{Path(data).name}, {split}"
+        opened = data_recipe(trained.config).open_split(data, split, trained.class_names)
+        return opened.source, f"{Path(data).name}, {opened.split}"
     dataset = open_dataset(trained.config)
     split = split or ("test" if "test" in dataset.splits else "val")
     if split not in dataset.splits:

@@ -12,6 +12,7 @@ import numpy as np
 from jaxtyping import Float, UInt8
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from ..errors import ConfigError
 from .source import pixels
 
 _SIXTEEN_BIT = 65535
@@ -21,9 +22,9 @@ _INTEGER_MODES = ("I", "I;16", "I;16B", "I;16L", "I;16N")
 
 
 def check_channels(channels: int) -> None:
-    """Raises ValueError unless images of that many channels can be had."""
+    """Raises ConfigError unless images of that many channels can be had."""
     if channels not in (1, 3):
-        raise ValueError(f"channels must be 1 (grey) or 3 (RGB); got {channels}")
+        raise ConfigError(f"channels must be 1 (grey) or 3 (RGB); got {channels}")
 
 
 def decode_image(encoded: bytes, channels: int) -> UInt8[np.ndarray, "H W channels"]:

@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import Float, UInt8
 from PIL import Image, ImageEnhance
 
+from ..errors import ConfigError
 from .source import Example, pixels
 
 _BILINEAR = Image.Resampling.BILINEAR
@@ -30,7 +31,7 @@ class Augment:
       saturation: largest change of the colours' distance from grey, as a share, either way, 0..1.
 
     Raises:
-      ValueError: a value beyond its limits.
+      ConfigError: a value beyond its limits.
     """
 
     flip: float = 0.0
@@ -49,7 +50,7 @@ class Augment:
         limits |= {"brightness": 0.5, "contrast": 0.9, "saturation": 1}
         for name, limit in limits.items():
             if not 0 <= getattr(self, name) <= limit:
-                raise ValueError(f"augment.{name} must be in [0, {limit}]; got {getattr(self, name)}")
+                raise ConfigError(f"augment.{name} must be in [0, {limit}]; got {getattr(self, name)}")
 
 
 IDENTITY = Augment()

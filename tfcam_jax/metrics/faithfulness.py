@@ -11,8 +11,7 @@ import numpy as np
 from tqdm import tqdm
 
 from .. import cams
-from ..data.evaluation_sets import choose_rows
-from ..data.source import Source, Subset
+from ..data.source import Source, Subset, choose_rows
 from ..devices.distributed import is_first
 from ..devices.placement import fetch
 from ..inference import TrainedModel

@@ -11,10 +11,9 @@ import jax
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
-from ..data.evaluation_sets import choose_rows
 from ..data.human_maps import deal_maps
 from ..data.protocol import apply_protocol, split_by_protocol
-from ..data.source import Dataset, Subset
+from ..data.source import Dataset, Subset, choose_rows
 from ..devices.compilation import available_cores
 from ..devices.placement import fetch
 from ..evaluation import evaluate_source

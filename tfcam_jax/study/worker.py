@@ -17,7 +17,7 @@ from ml_collections import ConfigDict
 from tqdm import tqdm
 
 from ..data.human_maps import process_maps
-from ..data.in_memory import held_bytes, hold_splits
+from ..data.in_memory import bytes_in_memory, keep_in_memory
 from ..data.source import Dataset
 from ..devices.compilation import available_cores
 from ..experiment import Experiment, arrange_dataset, build_experiment, open_source, preprocessing
@@ -76,9 +76,9 @@ class Worker:
 
     def _hold(self, dataset: Dataset, config: ConfigDict, splits: tuple[str, ...]) -> Dataset:
         size = preprocessing(config)[0]
-        fits = held_bytes(dataset, size, config.data.channels) <= self._held_megabytes * 2**20
+        fits = bytes_in_memory(dataset, size, config.data.channels) <= self._held_megabytes * 2**20
         # Grain's own processes would each have to decode everything all the same.
-        return hold_splits(dataset, splits, size) if fits and not config.data.num_workers else dataset
+        return keep_in_memory(dataset, splits, size) if fits and not config.data.num_workers else dataset
 
     def _keep(self, kind: str, key: Any, make: Callable[[], Any]) -> Any:
         if kind not in self._kept or self._kept[kind][0] != key:

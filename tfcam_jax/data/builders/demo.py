@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import io
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
 import tensorflow_datasets as tfds
-from PIL import Image
 
+from ...errors import ConfigError
+from ..checks.outcomes import Outcome
 from ..decode import check_channels
 from ..source import Dataset
-from ..tfds_source import TfdsSource, features
 from .demo_images import CLASS_NAMES, Drawing, draw
+from .tfds_source import features, open_prepared, png
 
 AGREES, RANDOM = "shortcut_agrees", "shortcut_random"
 # Exceptions are rare enough that a classifier can do well without ever looking at the marks.
@@ -35,9 +35,9 @@ class DemoConfig(tfds.core.BuilderConfig):
 
     def __post_init__(self):
         if self.seed < 0 or min(self.num_train, self.num_val, self.num_test) < 2:
-            raise ValueError(f"the demo needs a seed >= 0 and at least 2 images, one per class, in each part: {self}")
+            raise ConfigError(f"the demo needs a seed >= 0 and at least 2 images, one per class, in each part: {self}")
         if not 0 <= self.shortcut_agreement <= 1:
-            raise ValueError(f"shortcut_agreement must be in [0, 1]; got {self.shortcut_agreement}")
+            raise ConfigError(f"shortcut_agreement must be in [0, 1]; got {self.shortcut_agreement}")
         sizes = f"{self.num_train}_{self.num_val}_{self.num_test}"
         self.name = f"seed{self.seed}_{sizes}_agree{self.shortcut_agreement}"
 
@@ -109,20 +109,14 @@ def _agreeing(rng: np.random.Generator, count: int, agreement: float) -> np.ndar
 def _features(drawing: Drawing, label: int, domain: str, name: str) -> dict:
     has_map = drawing.saliency is not None
     return {
-        "image": _png(drawing.image),
-        "saliency": _png(drawing.saliency if has_map else np.zeros((1, 1), np.uint8)),
+        "image": png(drawing.image),
+        "saliency": png(drawing.saliency if has_map else np.zeros((1, 1), np.uint8)),
         "has_map": has_map,
         "label": label,
         "domain": domain,
         "group": "",
         "id": name,
     }
-
-
-def _png(pixels: np.ndarray) -> bytes:
-    file = io.BytesIO()
-    Image.fromarray(pixels).save(file, "PNG")
-    return file.getvalue()
 
 
 def open_demo(
@@ -134,6 +128,7 @@ def open_demo(
     num_test: int = 400,
     shortcut_agreement: float = SHORTCUT_AGREEMENT,
     channels: int = 3,
+    known: Mapping[str, Outcome] | None = None,
 ) -> Dataset:
     """Opens the demo data, drawing it first if these settings are not on disk yet (seconds).
 
@@ -145,10 +140,10 @@ def open_demo(
       num_test: images of each of the two test parts.
       shortcut_agreement: share of images, outside the open-set test, where the light fits the class.
       channels: 3 for RGB, 1 for grey (which hides the shortcut).
+      known: makes no difference, as there are no files to check.
 
     Returns:
-      The data set; `Demo` describes it. Both test parts are in split "test", told apart by their domain. A set is
-      drawn aside and moved into place when whole: one cut short is never read, and two processes may draw at once.
+      The data set; `Demo` describes it. Both test parts are in split "test", told apart by their domain.
     """
     check_channels(channels)
     config = DemoConfig(
@@ -158,12 +153,4 @@ def open_demo(
     builder = Demo(
         data_dir=data_dir or None, config=Demo.builder_configs.get(config.name, config), file_format="array_record"
     )
-    try:
-        builder.download_and_prepare()
-    except OSError:
-        # Another process may have been first with the last step, a rename; then its set is whole and ours is gone.
-        if not builder.data_path.exists():
-            raise
-    prepared = tfds.builder_from_directory(builder.data_dir)
-    sources = {split: TfdsSource.open(prepared, split, channels) for split in ("train", "val", "test")}
-    return Dataset("demo", tuple(prepared.info.features["label"].names), sources)
+    return open_prepared(builder, channels)

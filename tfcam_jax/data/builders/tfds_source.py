@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 from collections.abc import Mapping, Sequence
@@ -10,9 +11,10 @@ from pathlib import Path
 
 import numpy as np
 import tensorflow_datasets as tfds
+from PIL import Image
 
-from .decode import decode_map, decode_picture
-from .source import Example, Records
+from ..decode import decode_map, decode_picture
+from ..source import SPLITS, Dataset, Example, Records
 
 _METADATA = ("id", "label", "domain", "group", "has_map")
 
@@ -34,6 +36,35 @@ def features(class_names: Sequence[str]) -> tfds.features.FeaturesDict:
             "id": tfds.features.Text(),
         }
     )
+
+
+def open_prepared(builder: tfds.core.DatasetBuilder, channels: int, manual_dir: str | os.PathLike = "") -> Dataset:
+    """Opens a builder's set, preparing it first if it isn't on disk yet.
+
+    A set is prepared aside and moved into place when whole: one cut short is never read, and two processes may prepare
+    at once.
+    """
+    try:
+        builder.download_and_prepare(download_config=tfds.download.DownloadConfig(manual_dir=manual_dir or None))
+    except OSError:
+        # Another process may have been first with the last step, a rename; then its set is whole and ours is gone.
+        if not builder.data_path.exists():
+            raise
+    return open_directory(builder.data_dir, channels)
+
+
+def open_directory(folder: str | os.PathLike, channels: int) -> Dataset:
+    """Opens the prepared set in a folder."""
+    prepared = tfds.builder_from_directory(folder)
+    sources = {split: TfdsSource.open(prepared, split, channels) for split in SPLITS if split in prepared.info.splits}
+    return Dataset(prepared.name, tuple(prepared.info.features["label"].names), sources)
+
+
+def png(pixels: np.ndarray) -> bytes:
+    """Pixels, 8 bits each, as a file."""
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "PNG")
+    return file.getvalue()
 
 
 @dataclass(frozen=True)

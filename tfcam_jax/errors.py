@@ -1,0 +1,35 @@
+"""Errors that a user can mend, and how a wrong name is told."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class UserError(Exception):
+    """What a user can put right: a wrong value, file or folder, a full disk. Its message says which, and how.
+
+    Launch scripts print the message of these and no traceback.
+
+    Attributes:
+      exit_code: of the process that ends with it.
+    """
+
+    exit_code = 1
+
+
+class ConfigError(UserError, ValueError):
+    """A value, of a config key or an argument, that names nothing, lies outside its range or does not fit others."""
+
+
+def check_known(kind: str, value: object, known: Iterable[object]) -> None:
+    """Raises ConfigError, with the nearest known name, unless `value` is among `known`."""
+    names = [str(each) for each in known]
+    if str(value) not in names:
+        raise ConfigError(f"{kind} is {value!r}.{did_you_mean(str(value), names)} Known: {', '.join(names)}.")
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """` Did you mean 'x'?` for the nearest of the known names; "" if none is near."""
+    nearest = difflib.get_close_matches(name, list(known), n=1)
+    return f" Did you mean {nearest[0]!r}?" if nearest else ""
