@@ -14,6 +14,7 @@ from jaxtyping import Bool
 
 # Pixels of a mask: a file of a few bytes may claim any number. Pillow stops at about as many.
 _LARGEST = 2**27
+_MOST_DIGITS = 6  # of 5 bits, of a run
 
 
 def decode_rle(mask: Mapping[str, Any]) -> Bool[np.ndarray, "h w"]:
@@ -56,6 +57,8 @@ def _decompress(counts: str | bytes) -> list[int]:
             raise ValueError(f"a compressed RLE holds {chr(digit + 48)!r}, which stands for no digit")
         number |= (digit & 31) << (5 * place)
         place += 1
+        if place > _MOST_DIGITS:
+            raise ValueError("a compressed RLE holds a run that is longer than any mask")
         if digit & 32:  # More digits follow.
             continue
         if digit & 16:  # The sign bit of the highest digit.
