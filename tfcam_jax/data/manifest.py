@@ -67,11 +67,11 @@ def open_manifest(
       DataError: with every problem found, each naming file, row and remedy.
     """
     check_channels(channels)
-    inspection = inspect(list_manifest(manifest, labels=labels, **reading), known, progress)
-    listing, outcomes, skipped = usable_rows(inspection, skip_unreadable)
-    _log_maps(manifest, listing.rows, outcomes)
-    sources = listed_sources(listing, outcomes, channels)
-    return Dataset(listing.name, listing.class_names, sources, skipped, inspection.checked)
+    listing = list_manifest(manifest, labels=labels, **reading)
+    usable, skipped = usable_rows(inspect(listing, known, progress), skip_unreadable)
+    _log_maps(manifest, usable.listing.rows, usable.outcomes)
+    sources = listed_sources(usable.listing, usable.outcomes, channels)
+    return Dataset(listing.name, listing.class_names, sources, skipped, usable.checked)
 
 
 def open_manifest_split(

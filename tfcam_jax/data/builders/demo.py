@@ -24,7 +24,15 @@ _SPLIT_CODES = {"train": 0, "val": 1, "test": 2}
 
 @dataclass(eq=False)
 class DemoConfig(tfds.core.BuilderConfig):
-    """What a prepared set depends on. The name holds all of it, so that different settings lie side by side."""
+    """What a prepared set depends on. The name holds all of it, so that different settings lie side by side.
+
+    Attributes:
+      seed: of the drawing, >= 0.
+      num_train: training images.
+      num_val: validation images.
+      num_test: images of each of the two test parts.
+      shortcut_agreement: share of images, outside the open-set test, where the light fits the class.
+    """
 
     name: str = ""
     seed: int = 0
@@ -120,36 +128,24 @@ def _features(drawing: Drawing, label: int, domain: str, name: str) -> dict:
 
 
 def open_demo(
-    *,
-    data_dir: str = "",
-    seed: int = 0,
-    num_train: int = 1200,
-    num_val: int = 300,
-    num_test: int = 400,
-    shortcut_agreement: float = SHORTCUT_AGREEMENT,
-    channels: int = 3,
-    known: Mapping[str, Outcome] | None = None,
+    *, data_dir: str = "", channels: int = 3, known: Mapping[str, Outcome] | None = None, **options: float
 ) -> Dataset:
     """Opens the demo data, drawing it first if these settings are not on disk yet (seconds).
 
     Args:
       data_dir: folder for prepared data sets; "" means TFDS's own default.
-      seed: of the drawing, >= 0.
-      num_train: training images.
-      num_val: validation images.
-      num_test: images of each of the two test parts.
-      shortcut_agreement: share of images, outside the open-set test, where the light fits the class.
       channels: 3 for RGB, 1 for grey (which hides the shortcut).
       known: makes no difference, as there are no files to check.
+      **options: fields of `DemoConfig`, but for the name.
 
     Returns:
       The data set; `Demo` describes it. Both test parts are in split "test", told apart by their domain.
+
+    Raises:
+      ConfigError: settings that can't be.
     """
     check_channels(channels)
-    config = DemoConfig(
-        seed=seed, num_train=num_train, num_val=num_val, num_test=num_test,
-        shortcut_agreement=shortcut_agreement,
-    )  # fmt: skip
+    config = DemoConfig(**options)
     builder = Demo(
         data_dir=data_dir or None, config=Demo.builder_configs.get(config.name, config), file_format="array_record"
     )

@@ -7,7 +7,7 @@ import io
 import os
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -31,9 +31,7 @@ class ListedConfig(tfds.core.BuilderConfig):
     """Options that every such builder has; what is prepared depends on all of them.
 
     Attributes:
-      combine: several annotators' maps into one: "mean", "majority" or an annotator's name.
-      sigma: of fixations' Gaussians, pixels of the image, or degrees if `pixels_per_degree` is given.
-      pixels_per_degree: pixels of the image in a degree of the visual field; 0: sigma is in pixels.
+      combine, sigma, pixels_per_degree: how maps are read, see `listing.MapReader`.
       skip_unreadable: leave out rows whose files can't be read, instead of stopping.
     """
 
@@ -45,9 +43,8 @@ class ListedConfig(tfds.core.BuilderConfig):
 
     def options(self) -> dict:
         """The options by name, without what TFDS adds."""
-        ours = {name for kind in type(self).__mro__ for name in vars(kind).get("__annotations__", ())}
-        theirs = set(tfds.core.BuilderConfig.__annotations__)
-        return {name: value for name, value in asdict(self).items() if name in ours - theirs}
+        theirs = {field.name for field in fields(tfds.core.BuilderConfig)}
+        return {field.name: getattr(self, field.name) for field in fields(self) if field.name not in theirs}
 
 
 class ListedBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
@@ -129,11 +126,11 @@ class ListedBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
 
     def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Iterator]:
         listing = find_listing(type(self), dl_manager.manual_dir, self.builder_config)
-        listing, outcomes, skipped = usable_rows(inspect(listing), self.builder_config.skip_unreadable)
+        usable, skipped = usable_rows(inspect(listing), self.builder_config.skip_unreadable)
         folder = Path(self.data_path)
         (folder / _SKIPPED).write_text("\n".join(skipped), encoding="utf-8")
         examples = {}
-        for split, rows, found in by_split(listing.rows, outcomes):
+        for split, rows, found in by_split(usable.listing.rows, usable.outcomes):
             save_records(columns_path(folder, split), listed_records(rows, found, listing.class_names))
             examples[split] = self._generate_examples(listing.reader, rows, found)
         return examples

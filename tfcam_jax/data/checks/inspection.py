@@ -5,7 +5,7 @@ A problem names the list, the row and a remedy. All are collected.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from ...errors import did_you_mean
@@ -42,33 +42,31 @@ def inspect(
     kind: type[Outcome] = Outcome,
 ) -> Inspection:
     """Checks the lists, opens every file, looks for leakage; raises nothing. Arguments as of `check_files`."""
-    outcomes, checked = check_files(listing, known, progress, kind)
-    unreadable = [problem for outcome in outcomes for problem in outcome.problems]
-    problems = [*listing.problems, *check_table(listing), *unreadable, *check_leakage(listing.rows, outcomes)]
-    return Inspection(listing, tuple(outcomes), tuple(problems), tuple(unreadable), checked)
+    return _judge(listing, *check_files(listing, known, progress, kind))
 
 
-def usable_rows(inspection: Inspection, skip_unreadable: bool) -> tuple[Listing, list[Outcome], tuple[str, ...]]:
-    """The rows to go on with.
+def _judge(listing: Listing, outcomes: Sequence[Outcome], checked: Mapping[str, Outcome]) -> Inspection:
+    unreadable = tuple(problem for outcome in outcomes for problem in outcome.problems)
+    problems = (*listing.problems, *check_table(listing), *unreadable, *check_leakage(listing.rows, outcomes))
+    return Inspection(listing, tuple(outcomes), problems, unreadable, checked)
 
-    Returns:
-      The listing without unreadable rows, the outcomes of what is left, and a line for each row left out.
+
+def usable_rows(inspection: Inspection, skip_unreadable: bool) -> tuple[Inspection, tuple[str, ...]]:
+    """What to go on with, free of problems, and a line for each unreadable row left out.
 
     Raises:
       DataError: any problem; with `skip_unreadable`, any but those of single rows' files.
     """
-    if not skip_unreadable or not inspection.unreadable:
-        if inspection.problems:
-            raise DataError(inspection.problems)
-        return inspection.listing, list(inspection.outcomes), ()
-    kept = [i for i, outcome in enumerate(inspection.outcomes) if not outcome.problems]
-    listing = replace(inspection.listing, rows=tuple(inspection.listing.rows[i] for i in kept))
-    outcomes = [inspection.outcomes[i] for i in kept]
-    # Once more, as a split may have lost a class.
-    problems = [*listing.problems, *check_table(listing), *check_leakage(listing.rows, outcomes)]
-    if problems:
-        raise DataError([*problems, *inspection.unreadable])
-    return listing, outcomes, inspection.unreadable
+    skipped = inspection.unreadable if skip_unreadable else ()
+    if skipped:
+        listing, outcomes = inspection.listing, inspection.outcomes
+        rows = tuple(row for row, outcome in zip(listing.rows, outcomes, strict=True) if not outcome.problems)
+        sound = tuple(outcome for outcome in outcomes if not outcome.problems)
+        # Judged once more, as a split may have lost a class.
+        inspection = _judge(replace(listing, rows=rows), sound, inspection.checked)
+    if inspection.problems:
+        raise DataError([*inspection.problems, *skipped])
+    return inspection, skipped
 
 
 def check_table(listing: Listing) -> list[str]:
