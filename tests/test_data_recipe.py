@@ -104,10 +104,11 @@ def test_a_recipe_opens_every_source(tmp_path):
 
 
 def test_arranging_is_protocol_and_then_maps(manifest):
-    recipe = make(manifest, protocol={"name": "open", "domains": ("new",)}, placebo="other_image", seed=3)
+    recipe = make(manifest, protocol={"name": "k_fold", "num_folds": 3}, placebo="other_image", seed=3)
     dataset = recipe.open()
     arranged = recipe.arrange(dataset)
-    assert set(arranged.splits["train"].records.domains) == {"old"} and arranged.checked == dataset.checked
+    assert arranged.checked == dataset.checked
+    assert {name.split("/")[1][:3] for name in arranged.splits["val"].records.ids} == {"tra", "val", "tes"}
     maps = lambda source: [source[i].saliency.tobytes() for i in range(len(source)) if source.records.has_map[i]]
     plain = make(manifest, protocol=recipe.protocol).arrange(dataset)
     assert maps(arranged.splits["val"]) == maps(plain.splits["val"])

@@ -78,15 +78,9 @@ def read_table(
 
 
 def read_list(path: Path, lengths: Iterable[int], wanted: str) -> tuple[list[Line], list[str]]:
-    """Lines of a list without a header.
+    """Lines of a list without a header, and a problem for each that has not one of these numbers of cells.
 
-    Args:
-      path: of the file.
-      lengths: numbers of cells that a line may have.
-      wanted: what a line holds, for the message.
-
-    Returns:
-      The lines, and a problem for each that has another number of cells, or for the whole file.
+    A file that can't be read is a single problem. `wanted` says what a line holds.
     """
     try:
         lines = read_lines(path)

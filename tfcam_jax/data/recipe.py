@@ -58,9 +58,7 @@ class DataRecipe:
     def listing(self) -> Listing:
         """The source's files, no image opened.
 
-        Raises:
-          ConfigError: the source has no files.
-          DataError: no such files, or lists that can't be read.
+        Raises ConfigError where the source has none, DataError where they aren't there or can't be read.
         """
         if self.source not in LISTINGS:
             raise ConfigError(
@@ -71,19 +69,15 @@ class DataRecipe:
     def open(self, known: Mapping[str, Outcome] | None = None) -> Dataset:
         """The data set as its owner splits it, checked, with the maps as they are.
 
-        Args:
-          known: outcomes of an earlier opening (`Dataset.checked`): unchanged files are not decoded again.
-
-        Raises:
-          DataError: with every problem found.
+        Of an earlier opening `known` are the outcomes (`Dataset.checked`): unchanged files are not decoded again.
+        Raises DataError with every problem found.
         """
         return SOURCES[self.source](channels=self.channels, known=known, **self.options)
 
     def arrange(self, dataset: Dataset) -> Dataset:
         """Splits what `open` gave by the protocol, and gives it the maps that are asked for.
 
-        Raises:
-          DataError: what the protocol refuses, or a placebo that can't be had.
+        Raises DataError for what the protocol refuses, and for a placebo that can't be had.
         """
         maps = {"blur": self.blur, "threshold": self.threshold, "placebo": self.placebo, "seed": self.seed}
         return process_maps(apply_protocol(dataset, **self.protocol), **maps)
@@ -97,14 +91,7 @@ class DataRecipe:
     ) -> OpenedSplit:
         """One split of another manifest, its maps read and smoothed as this recipe's; placebos are for training.
 
-        Args:
-          manifest: path of the CSV.
-          split: its name; None is `test`, or `val` where no row tests.
-          class_names: of the model.
-          known: outcomes of an earlier opening.
-
-        Raises:
-          DataError: as `open_manifest_split`.
+        `class_names` are the model's; arguments and errors otherwise as of `open_manifest_split`.
         """
         reading = {name: self.options[name] for name in _READING if name in self.options}
         opened = open_manifest_split(manifest, split, class_names, self.channels, known=known, **reading)

@@ -36,7 +36,7 @@ def prepare(recipe: DataRecipe, check: bool, out: str | Path | None = None) -> b
         print(report.text)
         if out is not None:
             _write(report, inspection, Path(out))
-        refused = inspection.unreadable if recipe.options["skip_unreadable"] else ()
+        refused = inspection.unreadable if recipe.options.get("skip_unreadable") else ()
         if set(report.problems) - set(refused):
             return False
         known = inspection.checked
@@ -69,10 +69,9 @@ def _protocol_problems(recipe: DataRecipe, inspection: Inspection) -> list[str]:
     if not sound:
         return []
     rows, outcomes = zip(*sound, strict=True)
+    records = listed_records(rows, outcomes, listing.class_names)
     try:
-        assign_splits(
-            listed_records(rows, outcomes, listing.class_names), [row.split for row in rows], **recipe.protocol
-        )
+        assign_splits(records, [row.split for row in rows], **recipe.protocol)
     except DataError as error:
         # What is wrong with the splits as published has been told with its rows.
         return error.problems if recipe.protocol.get("name", "published") != "published" else []
