@@ -29,14 +29,14 @@ def read_lines(path: Path) -> list[Line]:
       DataError: not UTF-8, or not CSV; says where.
       OSError: no such file.
     """
-    try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            reader = csv.reader(file, strict=True)
+    with path.open(encoding="utf-8-sig", newline="") as file:
+        reader = csv.reader(file, strict=True)
+        try:
             lines = [Line(reader.line_num, tuple(cell.strip() for cell in cells)) for cells in reader]
-    except UnicodeDecodeError as error:
-        raise DataError([f"{path}: not UTF-8 ({error.reason} at byte {error.start}); save it as UTF-8"]) from error
-    except csv.Error as error:
-        raise DataError([f"{path}, row {reader.line_num}: not CSV ({error}); correct the quotes"]) from error
+        except UnicodeDecodeError as error:
+            raise DataError([f"{path}: not UTF-8 ({error.reason} at byte {error.start}); save it as UTF-8"]) from error
+        except csv.Error as error:
+            raise DataError([f"{path}, row {reader.line_num}: not CSV ({error}); correct the quotes"]) from error
     return [line for line in lines if any(line.cells)]
 
 

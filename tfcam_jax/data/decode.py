@@ -89,7 +89,7 @@ def _open_dicom(encoded: bytes) -> Image.Image:
     """The first frame with its window applied, brought to 8 bits, dark = 0 also where the file has it the other way."""
     try:
         import pydicom
-        from pydicom.pixels import apply_modality_lut, apply_voi_lut
+        from pydicom.pixels.processing import apply_modality_lut, apply_voi_lut
     except ModuleNotFoundError as error:
         raise ValueError("a DICOM file; reading it needs pydicom: pip install pydicom") from error
     try:

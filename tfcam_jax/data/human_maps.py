@@ -215,6 +215,8 @@ def mean_maps(source: Source) -> dict[int, Float[np.ndarray, "112 112"]]:
     counts: dict[int, int] = {}
     for row in np.flatnonzero(source.records.has_map):
         saliency, label = source[int(row)].saliency, int(source.records.labels[row])
+        if saliency is None:
+            continue
         scaled = _resize(saliency / max(saliency.max(), 1e-12), (_PLACEBO_SIDE, _PLACEBO_SIDE))
         sums[label] = sums.get(label, 0) + scaled
         counts[label] = counts.get(label, 0) + 1
@@ -232,4 +234,4 @@ def _resize(saliency: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     if saliency.shape == tuple(shape):
         return saliency
     picture = Image.fromarray(np.asarray(saliency, np.float32))
-    return np.asarray(picture.resize(shape[::-1], Image.Resampling.BILINEAR))
+    return np.asarray(picture.resize((shape[1], shape[0]), Image.Resampling.BILINEAR))

@@ -202,7 +202,7 @@ def by_split(
     for split in SPLITS:
         members = [pair for pair in zip(rows, outcomes, strict=True) if pair[0].split == split]
         if members:
-            yield split, *zip(*members, strict=True)
+            yield split, tuple(row for row, _ in members), tuple(outcome for _, outcome in members)
 
 
 def listed_records(rows: Sequence[Row], outcomes: Sequence[Outcome], class_names: Sequence[str]) -> Records:

@@ -10,7 +10,7 @@ import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from absl import logging
 
@@ -43,7 +43,7 @@ def open_manifest(
     progress: bool = True,
     skip_unreadable: bool = False,
     known: Mapping[str, Outcome] | None = None,
-    **reading: str | float,
+    **reading: Any,
 ) -> Dataset:
     """Opens and checks a manifest.
 
@@ -82,7 +82,7 @@ def open_manifest_split(
     *,
     progress: bool = True,
     known: Mapping[str, Outcome] | None = None,
-    **reading: str | float,
+    **reading: Any,
 ) -> OpenedSplit:
     """Opens one split of a manifest for a model whose classes are fixed; it needs no train or validation split.
 
@@ -115,7 +115,7 @@ def open_manifest_split(
 
 
 def list_manifest(
-    manifest: str, *, labels: tuple[str, ...] = (), skip_unreadable: bool = False, **reading: str | float
+    manifest: str, *, labels: tuple[str, ...] = (), skip_unreadable: bool = False, **reading: Any
 ) -> Listing:
     """The manifest's rows, no image opened; arguments as in `open_manifest` (`skip_unreadable` makes no difference).
 

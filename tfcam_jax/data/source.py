@@ -102,15 +102,18 @@ class Records:
 
     def __getitem__(self, rows: Sequence[int] | Int[np.ndarray, " m"]) -> Records:
         rows = [int(row) for row in rows]
-        pick = lambda column: column[rows] if isinstance(column, np.ndarray) else tuple(column[row] for row in rows)
-        return Records(**{name: None if column is None else pick(column) for name, column in vars(self).items()})
+        pick = lambda column: tuple(column[row] for row in rows)
+        ids, domains, groups = pick(self.ids), pick(self.domains), pick(self.groups)
+        digests = None if self.digests is None else pick(self.digests)
+        return Records(ids, self.labels[rows], domains, groups, self.has_map[rows], digests)
 
 
 @runtime_checkable
 class Source(Protocol):
     """One split, with random access. Safe to read from several threads, and pickles for worker processes."""
 
-    records: Records
+    @property
+    def records(self) -> Records: ...
 
     def __len__(self) -> int: ...
 

@@ -24,9 +24,6 @@ Entry = TypeVar("Entry")
 LONGER_SIDE = 512
 _OVERSAMPLING = 4
 
-Box = tuple[float, float, float, float]
-Fixation = tuple[float, float, float]
-
 
 @dataclass(frozen=True)
 class Marks:
@@ -39,10 +36,10 @@ class Marks:
       fixations: x, y, duration in any unit.
     """
 
-    boxes: tuple[Box, ...] = ()
+    boxes: tuple[tuple[float, ...], ...] = ()
     polygons: tuple[tuple[float, ...], ...] = ()
     masks: tuple[Mapping[str, Any], ...] = ()
-    fixations: tuple[Fixation, ...] = ()
+    fixations: tuple[tuple[float, ...], ...] = ()
 
     def __add__(self, other: Marks) -> Marks:
         return Marks(*(getattr(self, f.name) + getattr(other, f.name) for f in fields(self)))
@@ -138,7 +135,7 @@ def _check_inside(marks: Marks, height: int, width: int) -> None:
             raise ValueError(f"a fixation lasts {duration:g}; durations are not negative")
 
 
-def _box_coverage(box: Box, shape: tuple[int, int], height: int, width: int) -> Float[np.ndarray, "h w"]:
+def _box_coverage(box: Sequence[float], shape: tuple[int, int], height: int, width: int) -> Float[np.ndarray, "h w"]:
     x, y, w, h = box
     rows = _covered(y * shape[0] / height, (y + h) * shape[0] / height, shape[0])
     columns = _covered(x * shape[1] / width, (x + w) * shape[1] / width, shape[1])
@@ -155,7 +152,7 @@ def _polygon_coverage(
     polygons: Sequence[Sequence[float]], shape: tuple[int, int], height: int, width: int
 ) -> Float[np.ndarray, "h w"]:
     fine = shape[0] * _OVERSAMPLING, shape[1] * _OVERSAMPLING
-    canvas = Image.new("L", fine[::-1])
+    canvas = Image.new("L", (fine[1], fine[0]))
     draw = ImageDraw.Draw(canvas)
     for corners in polygons:
         # Pillow counts from pixel centres.
@@ -173,11 +170,11 @@ def _mask_coverage(
     if abs(rows * width - columns * height) >= max(height, width):
         raise ValueError(f"a mask of {columns} x {rows} pixels in an image of {width} x {height}")
     picture = Image.fromarray(decode_rle(mask).astype(np.float32))
-    return np.asarray(picture.resize(shape[::-1], Image.Resampling.BOX))
+    return np.asarray(picture.resize((shape[1], shape[0]), Image.Resampling.BOX))
 
 
 def _fixation_density(
-    fixations: Sequence[Fixation], shape: tuple[int, int], height: int, width: int, sigma: float
+    fixations: Sequence[Sequence[float]], shape: tuple[int, int], height: int, width: int, sigma: float
 ) -> Float[np.ndarray, "h w"]:
     x, y, duration = np.asarray(fixations, np.float64).T
     # Eyes also rest beside the image; owners then write -1.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import tensorflow_datasets as tfds
@@ -74,7 +74,7 @@ class Demo(tfds.core.GeneratorBasedBuilder):
     VERSION = tfds.core.Version("1.0.0")
     BUILDER_CONFIGS: ClassVar = [DemoConfig()]
     # Nothing is downloaded. To find that out, TFDS would import importlib_resources, which it doesn't declare.
-    url_infos: ClassVar = None
+    url_infos = None
 
     def _info(self) -> tfds.core.DatasetInfo:
         # In the order of drawing: TFDS would shuffle by a hash of the key.
@@ -86,16 +86,18 @@ class Demo(tfds.core.GeneratorBasedBuilder):
         )
 
     def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Iterator]:
-        config = self.builder_config
+        config: Any = self.builder_config
         agrees, at_random = (AGREES, config.shortcut_agreement), (RANDOM, 0.5)
         return {
-            "train": self._generate_examples("train", config.num_train, agrees),
-            "val": self._generate_examples("val", config.num_val, agrees),
-            "test": self._generate_examples("test", config.num_test, agrees, at_random),
+            "train": self._generate_examples(config.seed, "train", config.num_train, agrees),
+            "val": self._generate_examples(config.seed, "val", config.num_val, agrees),
+            "test": self._generate_examples(config.seed, "test", config.num_test, agrees, at_random),
         }
 
-    def _generate_examples(self, split: str, count: int, *parts: tuple[str, float]) -> Iterator[tuple[int, dict]]:
-        seeds = [self.builder_config.seed, _SPLIT_CODES[split]]
+    def _generate_examples(
+        self, seed: int, split: str, count: int, *parts: tuple[str, float]
+    ) -> Iterator[tuple[int, dict]]:
+        seeds = [seed, _SPLIT_CODES[split]]
         for part, (domain, agreement) in enumerate(parts):
             agrees = _agreeing(np.random.default_rng([*seeds, part, 0]), count, agreement)
             for i in range(count):
@@ -115,11 +117,11 @@ def _agreeing(rng: np.random.Generator, count: int, agreement: float) -> np.ndar
 
 
 def _features(drawing: Drawing, label: int, domain: str, name: str) -> dict:
-    has_map = drawing.saliency is not None
+    saliency = np.zeros((1, 1), np.uint8) if drawing.saliency is None else drawing.saliency
     return {
         "image": png(drawing.image),
-        "saliency": png(drawing.saliency if has_map else np.zeros((1, 1), np.uint8)),
-        "has_map": has_map,
+        "saliency": png(saliency),
+        "has_map": drawing.saliency is not None,
         "label": label,
         "domain": domain,
         "group": "",
@@ -128,7 +130,7 @@ def _features(drawing: Drawing, label: int, domain: str, name: str) -> dict:
 
 
 def open_demo(
-    *, data_dir: str = "", channels: int = 3, known: Mapping[str, Outcome] | None = None, **options: float
+    *, data_dir: str = "", channels: int = 3, known: Mapping[str, Outcome] | None = None, **options: Any
 ) -> Dataset:
     """Opens the demo data, drawing it first if these settings are not on disk yet (seconds).
 

@@ -14,6 +14,7 @@ from typing import Any, ClassVar
 import numpy as np
 import tensorflow_datasets as tfds
 from PIL import Image
+from tensorflow_datasets.core import constants
 
 from ..checks.inspection import inspect, usable_rows
 from ..checks.outcomes import USABLE, Outcome
@@ -55,7 +56,7 @@ class ListedBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
 
     VERSION = tfds.core.Version("1.0.0")
     # Nothing is downloaded. To find that out, TFDS would import importlib_resources, which it doesn't declare.
-    url_infos: ClassVar = None
+    url_infos = None
     CLASS_NAMES: ClassVar[tuple[str, ...]] = ()
     CITATION: ClassVar[str] = ""
 
@@ -125,8 +126,9 @@ class ListedBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         )
 
     def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Iterator]:
-        listing = find_listing(type(self), dl_manager.manual_dir, self.builder_config)
-        usable, skipped = usable_rows(inspect(listing), self.builder_config.skip_unreadable)
+        config: Any = self.builder_config
+        listing = find_listing(type(self), dl_manager.manual_dir, config)
+        usable, skipped = usable_rows(inspect(listing), config.skip_unreadable)
         folder = Path(self.data_path)
         (folder / _SKIPPED).write_text("\n".join(skipped), encoding="utf-8")
         examples = {}
@@ -171,7 +173,7 @@ def _how(builder: type[ListedBuilder]) -> str:
 
 
 def _only_prepared(builder: type[ListedBuilder], data_dir: str) -> str:
-    folder = Path(data_dir or tfds.core.constants.DATA_DIR).expanduser() / builder.name
+    folder = Path(data_dir or constants.DATA_DIR).expanduser() / builder.name
     found = sorted(path.parent for path in folder.glob("*/*/features.json"))
     if len(found) != 1:
         what = f"holds {len(found)} prepared sets" if found else "holds no prepared set"

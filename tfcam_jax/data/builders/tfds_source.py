@@ -8,6 +8,7 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import tensorflow_datasets as tfds
@@ -55,7 +56,7 @@ def open_prepared(builder: tfds.core.DatasetBuilder, channels: int, manual_dir: 
 
 def open_directory(folder: str | os.PathLike, channels: int) -> Dataset:
     """Opens the prepared set in a folder."""
-    prepared = tfds.builder_from_directory(folder)
+    prepared: Any = tfds.builder_from_directory(folder)
     sources = {split: TfdsSource.open(prepared, split, channels) for split in SPLITS if split in prepared.info.splits}
     return Dataset(prepared.name, tuple(prepared.info.features["label"].names), sources)
 
@@ -79,7 +80,7 @@ class TfdsSource:
     records: Records
 
     @classmethod
-    def open(cls, builder: tfds.core.DatasetBuilder, split: str, channels: int) -> TfdsSource:
+    def open(cls, builder: Any, split: str, channels: int) -> TfdsSource:
         """Opens a split of a prepared builder; its metadata come from the columns beside it, if they are there."""
         skip = {name: tfds.decode.SkipDecoding() for name in ("image", "saliency")}
         encoded = builder.as_data_source(split=split, decoders=skip)
@@ -110,10 +111,11 @@ def save_records(path: Path, records: Records) -> None:
 
 
 def _load_records(path: Path) -> Records:
-    columns = json.loads(path.read_text(encoding="utf-8"))
-    arrays = {"labels": np.int32, "has_map": bool}
-    typed = lambda name, column: np.array(column, arrays[name]) if name in arrays else tuple(column)
-    return Records(**{name: None if column is None else typed(name, column) for name, column in columns.items()})
+    columns: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    for name, column in columns.items():
+        kind = {"labels": np.int32, "has_map": bool}.get(name)
+        columns[name] = np.array(column, kind) if kind else None if column is None else tuple(column)
+    return Records(**columns)
 
 
 def _read_records(encoded: Sequence) -> Records:

@@ -40,14 +40,16 @@ def check_files(
     """
     stat = cache(lambda path: _size_and_time(listing.reader.folder / path))
     keys = [row_key(listing.reader, row, stat) for row in listing.rows]
-    outcomes = [(known or {}).get(key) if key and kind is Outcome else None for key in keys]
-    waiting = [i for i, outcome in enumerate(outcomes) if outcome is None]
+    known = known if known and kind is Outcome else {}
+    found = {i: known[key] for i, key in enumerate(keys) if key and key in known}
+    waiting = [i for i in range(len(keys)) if i not in found]
     bar = tqdm(total=len(waiting), desc=f"checking {listing.name}", unit=" images", delay=3, disable=not progress)
     with bar, ThreadPoolExecutor(min(_MOST_THREADS, _available_cores())) as executor:
         check = lambda i: check_row(listing.reader, listing.rows[i], kind)
         for i, outcome in zip(waiting, executor.map(check, waiting), strict=True):
-            outcomes[i] = outcome
+            found[i] = outcome
             bar.update()
+    outcomes = [found[i] for i in range(len(keys))]
     sound = {key: outcome for key, outcome in zip(keys, outcomes, strict=True) if key and not outcome.problems}
     return outcomes, sound
 

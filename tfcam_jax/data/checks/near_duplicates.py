@@ -26,7 +26,8 @@ def perceptual_hash(image: UInt8[np.ndarray, "H W channels"]) -> int:
     The signs, about their median, of the lowest 8 x 8 frequencies (but the mean) of a 32 x 32 grey version (the usual
     DCT hash). 0 for a constant image.
     """
-    spectrum = fft.dctn(_grey(image, _SIDE).astype(np.float64), norm="ortho")[: _KEPT + 1, : _KEPT + 1].ravel()[1:65]
+    spectrum = np.asarray(fft.dctn(_grey(image, _SIDE).astype(np.float64), norm="ortho"))
+    spectrum = spectrum[: _KEPT + 1, : _KEPT + 1].ravel()[1:65]
     if np.abs(spectrum).max() < 1e-6:
         return 0
     return int(np.packbits(spectrum > np.median(spectrum)).view(">u8")[0])

@@ -7,6 +7,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 from absl import logging
@@ -16,6 +17,8 @@ ABSENT, EMPTY, CONSTANT, USABLE = "absent", "empty", "constant", "usable"
 
 # Of the file and of what is found: another number, and all is checked anew.
 _VERSION = 1
+
+Found = TypeVar("Found", bound="Outcome")
 
 
 @dataclass(frozen=True)
@@ -35,11 +38,11 @@ class Outcome:
     map: str = ABSENT
 
     @classmethod
-    def of_image(cls, image: UInt8[np.ndarray, "H W 3"], digest: str) -> Outcome:
+    def of_image(cls: type[Found], image: UInt8[np.ndarray, "H W 3"], digest: str) -> Found:
         """What an image shows."""
         return cls(digest=digest, size=image.shape[:2])
 
-    def with_maps(self, maps: Mapping[str, np.ndarray], kind: str) -> Outcome:
+    def with_maps(self: Found, maps: Mapping[str, np.ndarray], kind: str) -> Found:
         """With what its maps show, by annotator; `kind` is that of the combined one."""
         return replace(self, map=kind)
 

@@ -73,7 +73,7 @@ def make_report(inspection: Inspection, extra_problems: Sequence[str] = ()) -> R
       inspection: of `Appearance` outcomes.
       extra_problems: found elsewhere, as by a protocol; told with the others.
     """
-    listing, seen = inspection.listing, inspection.outcomes
+    listing, seen = inspection.listing, [each for each in inspection.outcomes if isinstance(each, Appearance)]
     pairs = list(zip(listing.rows, seen, strict=True))
     problems = (*inspection.problems, *extra_problems)
     near = _near_duplicates(pairs)
@@ -119,7 +119,9 @@ def _content_table(pairs: Sequence[tuple[Row, Appearance]]) -> list[tuple[str, .
 
 
 def _map_table(pairs: Sequence[tuple[Row, Appearance]]) -> list[tuple[str, ...]]:
-    rows = [("split", "usable", "constant", "empty", "absent", "several annotators", "their agreement (CC)")]
+    rows: list[tuple[str, ...]] = [
+        ("split", "usable", "constant", "empty", "absent", "several annotators", "their agreement (CC)")
+    ]
     for split in _splits(pairs):
         own = [seen for row, seen in pairs if row.split == split]
         kinds = Counter(seen.map for seen in own)
