@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import cache
@@ -31,15 +31,14 @@ def check_files(
 
     Args:
       listing: what to check.
-      known: outcomes by `row_key`, as an earlier call returned them.
+      known: outcomes by `row_keys`, as an earlier call returned them.
       progress: show a bar if it takes more than a few seconds.
       kind: of the outcomes; a subclass looks closer and is not taken from `known`.
 
     Returns:
       An outcome per row, and those of sound rows by their keys.
     """
-    stat = cache(lambda path: _size_and_time(listing.reader.folder / path))
-    keys = [row_key(listing.reader, row, stat) for row in listing.rows]
+    keys = row_keys(listing)
     known = known if known and kind is Outcome else {}
     found = {i: known[key] for i, key in enumerate(keys) if key and key in known}
     waiting = [i for i in range(len(keys)) if i not in found]
@@ -54,22 +53,26 @@ def check_files(
     return outcomes, sound
 
 
-def row_key(reader: MapReader, row: Row, stat: Callable[[str], tuple[int, int] | None]) -> str:
-    """What a row's outcome depends on, as a digest: names, sizes and times of its files, and how maps are read.
+def row_keys(listing: Listing) -> list[str]:
+    """What each row's outcome depends on, as a digest: names, sizes and times of its files, and how maps are read.
 
-    "" if a file isn't there. `stat` gives a file's size and time, or None.
+    "" for a row that lacks a file.
     """
-    files = {path: stat(path) for path in (row.image, *(path for _, path in split_map_cell(row.map)))}
-    if None in files.values():
-        return ""
-    options = (reader.combine, reader.sigma, reader.pixels_per_degree)
-    parts = (str(reader.folder.resolve()), row.image, row.map, sorted(files.items()), options)
-    return hashlib.sha256(repr(parts).encode()).hexdigest()[:32]
+    reader = listing.reader
+    options = (os.path.realpath(reader.folder), reader.combine, reader.sigma, reader.pixels_per_degree)
+    stat = cache(lambda path: _size_and_time(os.path.join(reader.folder, path)))
+    keys = []
+    for row in listing.rows:
+        names = [row.image, *(path for _, path in split_map_cell(row.map))]
+        files = [(name, stat(name)) for name in names]
+        known = all(status for _, status in files)
+        keys.append(hashlib.sha256(repr((options, row.map, files)).encode()).hexdigest()[:32] if known else "")
+    return keys
 
 
-def _size_and_time(path: Path) -> tuple[int, int] | None:
+def _size_and_time(path: str) -> tuple[int, int] | None:
     try:
-        status = path.stat()
+        status = os.stat(path)
     except (OSError, ValueError):  # no such file; a name that no file can have
         return None
     return status.st_size, status.st_mtime_ns
