@@ -15,7 +15,7 @@ from tiny_manifest import write_manifest
 from tiny_run import tiny_config
 from tqdm import tqdm
 
-from tfcam_jax.data.in_memory import hold_splits
+from tfcam_jax.data.in_memory import keep_in_memory
 from tfcam_jax.experiment import build_experiment, open_dataset, resolve
 from tfcam_jax.run.files import WorkdirError, write_json
 from tfcam_jax.run.interruption import StoppedError
@@ -182,7 +182,7 @@ def test_held_examples_are_those_of_the_source(manifest, augment):
     config.data.image_size = 20
     config.augment.update(augment)
     dataset = open_dataset(resolve(config))
-    held = hold_splits(dataset, ("train", "val", "test"), 20)
+    held = keep_in_memory(dataset, ("train", "val", "test"), 20)
     for _ in range(2):
         for batches in (lambda e: e.train_epoch(3), lambda e: e.eval_epoch(e.dataset.splits["test"])):
             pairs = zip(
@@ -198,11 +198,11 @@ def test_what_does_not_fit_or_is_cropped_is_not_held(manifest):
     config = make_config(manifest)
     config.data.image_size = 20
     name = lambda dataset, split: type(dataset.splits[split]).__name__
-    assert name(ExperimentCache(0).dataset(resolve(config)), "train") == "RowsSource"
-    assert name(ExperimentCache(1).dataset(resolve(config)), "train") == "Held"
+    assert name(ExperimentCache(0).dataset(resolve(config)), "train") == "ListedSource"
+    assert name(ExperimentCache(1).dataset(resolve(config)), "train") == "InMemory"
     config.augment.crop = 0.2
     dataset = ExperimentCache(1).dataset(resolve(config))
-    assert (name(dataset, "train"), name(dataset, "val")) == ("RowsSource", "Held")
+    assert (name(dataset, "train"), name(dataset, "val")) == ("ListedSource", "InMemory")
 
 
 def test_a_failing_run_does_not_lose_the_others(manifest, tmp_path, monkeypatch):

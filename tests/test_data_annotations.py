@@ -10,8 +10,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from tfcam_jax.data.annotations import Marks, decode_rle, find_marks, read_picture, read_table, render
+from tfcam_jax.data.annotations.formats import find_marks, read_picture, read_table
+from tfcam_jax.data.annotations.marks import Marks, render
+from tfcam_jax.data.annotations.rle import decode_rle
 from tfcam_jax.data.listing import MapReader, Row, split_map_cell
+from tfcam_jax.data.source import DataError
 
 # Written by pycocotools 2.0 from two overlapping rectangles and a point.
 COCO_COUNTS = "X8?f00000000000000000000000000000000000`0@0000000:F000000000000000000K\\OId0<00000000000000000P3"
@@ -92,6 +95,17 @@ def test_rle_of_any_mask(height, width, seed, share):
         ({"size": [2, 2], "counts": [5, -1]}, "must fill"),
         ({"counts": [4]}, "must be"),
         ({"size": [2, 2], "counts": "P"}, "middle of a run"),
+        # What C decoders answer with whatever stands in memory, or run out of it.
+        ({"size": [2, 2], "counts": ""}, "must fill"),
+        ({"size": [2, 2], "counts": "o" * 5000 + "0"}, "longer than any mask"),
+        ({"size": [2, 2], "counts": "4\x7f"}, "stands for no digit"),
+        ({"size": [2, 2], "counts": "4é"}, "stands for no digit"),
+        ({"size": [0, 4], "counts": []}, "must fill"),
+        ({"size": [-2, -2], "counts": [4]}, "must fill"),
+        ({"size": [2**20, 2**20], "counts": [2**40]}, "too large"),
+        ({"size": [2, 2], "counts": [float("inf")]}, "must be"),
+        ({"size": "ab", "counts": [4]}, "must be"),
+        ({"size": [2, 2, 1], "counts": [4]}, "must be"),
     ],
 )
 def test_broken_rle(rle, message):
@@ -216,9 +230,9 @@ def test_faults_of_a_csv_are_collected_with_their_rows(tmp_path):
         ("a", 1, "two", 3, 4),
         ("a", 1, 2, 3, 4),
     )
-    with pytest.raises(ValueError) as caught:
+    with pytest.raises(DataError) as caught:
         read_table(path)
-    lines = str(caught.value).splitlines()
+    lines = caught.value.problems
     assert len(lines) == 3
     assert "row 2: no image named" in lines[0]
     assert "row 3: incomplete: only x, y, height given" in lines[1]
@@ -257,6 +271,22 @@ def test_json_and_coco(tmp_path):
     assert table["no.png"] == {"1": Marks()}
 
 
+def test_who_looked_and_marked_nothing_counts_in_every_table(tmp_path):
+    """Half of two annotators, whichever the format."""
+    write_csv(
+        tmp_path / "a.csv",
+        ("image", "x", "y", "width", "height", "annotator"),
+        ("a.png", 0, 0, 2, 2, "anna"),
+        ("a.png", "", "", "", "", "ben"),
+    )
+    own = [{"image": "a.png", "boxes": [[0, 0, 2, 2]], "annotator": "anna"}, {"image": "a.png", "annotator": "ben"}]
+    (tmp_path / "a.json").write_text(json.dumps(own))
+    for name in ("a.csv", "a.json"):
+        reader = MapReader(tmp_path, tables={name: read_table(tmp_path / name)})
+        saliency = reader.read(Row("list", 1, "train", "x", "a.png", name), 2, 2)
+        np.testing.assert_array_equal(saliency, np.full((2, 2), 0.5))
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
@@ -266,6 +296,7 @@ def test_json_and_coco(tmp_path):
         ('[{"image": "a", "boxes": [[1, 2, 3]]}]', "entry 0: boxes"),
         ('[{"image": "a", "masks": [{"size": [2, 2], "counts": [3]}]}]', "entry 0: an RLE's runs"),
         ('{"images": [], "annotations": [{"image_id": 5}]}', "annotation 0: image_id 5"),
+        ('{"images": [], "annotations": [5]}', "must be COCO or a list"),
     ],
 )
 def test_faults_of_a_json(tmp_path, content, message):

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from scipy import ndimage
 
 from tfcam_jax import saliency
-from tfcam_jax.data import DataError, Example, Records
-from tfcam_jax.data.human_maps import agreement, border_ring, combine, deal_maps, mean_maps, placebo_maps, smooth_maps
+from tfcam_jax.data.human_maps import agreement, combine, deal_maps, mean_maps, placebo_maps, ring_map, smooth_maps
+from tfcam_jax.data.source import DataError, Example, Records
 
 RNG = np.random.default_rng(3)
 ONE, TWO, THREE = (RNG.random((5, 6), np.float32) for _ in range(3))
@@ -124,16 +124,16 @@ def test_mean_map_is_that_of_the_class():
 
 
 def test_border_ring_is_that_of_the_sham_strategy():
-    places = border_ring().reshape(7, 16, 7, 16).mean((1, 3))
+    places = ring_map().reshape(7, 16, 7, 16).mean((1, 3))
     np.testing.assert_array_equal(places, saliency.border_ring((7, 7)))
     assert places.sum() == 28
-    np.testing.assert_array_equal(placebo_maps(numbered([0, 1]), "border_ring", 0)[1].saliency, border_ring())
+    np.testing.assert_array_equal(placebo_maps(numbered([0, 1]), "border_ring", 0)[1].saliency, ring_map())
 
 
 def test_placebos_by_name():
     source = numbered([0, 1, 0, 1])
     assert placebo_maps(source, "none", 0) is source
-    with pytest.raises(ValueError, match=r"maps\.placebo must be one of none, other_image"):
+    with pytest.raises(ValueError, match=r"maps\.placebo is 'random'.*Known: none, other_image"):
         placebo_maps(source, "random", 0)
     with pytest.raises(DataError, match="class 1, there is one"):
         placebo_maps(numbered([0, 0, 1]), "other_image", 0)

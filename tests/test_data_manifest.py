@@ -9,7 +9,8 @@ import pytest
 from absl import logging
 from PIL import Image
 
-from tfcam_jax.data import DataError, open_manifest
+from tfcam_jax.data.manifest import open_manifest
+from tfcam_jax.data.source import DataError
 
 COLUMNS = ("split", "label", "image", "map", "domain", "group")
 REAL_SETS = Path(__file__).resolve().parents[2] / "shared" / "data"
@@ -157,7 +158,7 @@ def test_broken_csv_and_ragged_rows(folder):
     assert [re.search(r"row (\d+): must have as many cells", problem)[1] for problem in found] == ["14", "15"]
     with (folder / "manifest.csv").open("a") as file:
         file.write('train,cat,"never closed')
-    assert re.search("row 16: not CSV .* mend the quotes", only_problem(folder))
+    assert re.search("row 16: not CSV .* correct the quotes", only_problem(folder))
 
 
 def test_unknown_split(folder):
@@ -167,7 +168,7 @@ def test_unknown_split(folder):
 
 def test_label_not_in_the_list(folder):
     change(folder, 8, label="dgo")
-    assert "row 8: label 'dgo' is none of cat, dog; did you mean dog?" in only_problem(folder)
+    assert "row 8: label 'dgo' is none of cat, dog. Did you mean 'dog'?" in only_problem(folder)
     change(folder, 8, label="")
     assert "row 8: no label given" in only_problem(folder)
     change(folder, 8, label="dog")
@@ -177,7 +178,7 @@ def test_label_not_in_the_list(folder):
 @pytest.mark.parametrize("column", ["image", "map"])
 def test_missing_file(folder, column):
     change(folder, 2, **{column: "images/nowhere.png"})
-    assert re.search(f"row 2: {column} images/nowhere.png does not exist in .*; mend the path", only_problem(folder))
+    assert re.search(f"row 2: {column} images/nowhere.png does not exist in .*; correct the path", only_problem(folder))
 
 
 def test_image_not_given(folder):

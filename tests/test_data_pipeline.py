@@ -5,8 +5,10 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 
-from tfcam_jax.data import Augment, DataError, Example, Records, eval_batches, train_batches
-from tfcam_jax.data.pipeline import prefetch_to_device
+from tfcam_jax.data.pipeline import eval_batches, prefetch_to_device, train_batches
+from tfcam_jax.data.source import DataError, Example, Records
+from tfcam_jax.data.transforms import Augment
+from tfcam_jax.errors import ConfigError
 
 SIZE = 8
 AUGMENT = Augment(flip=0.5, crop=0.3, rotate=20, translate=0.1)
@@ -216,7 +218,7 @@ def test_sampling_draws_the_classes_equally_often():
     assert (joined(batches, "weight")[real] == 1).all()
     other = train(Unequal(37), balance="sampling", epoch=1)
     assert set(joined(other, "index")) != set(index)
-    with pytest.raises(ValueError, match="balance must be one of none, weights, sampling"):
+    with pytest.raises(ConfigError, match=r"'weight'\. Did you mean 'weights'\? Known: none, weights, sampling"):
         train(Unequal(6), balance="weight")
 
 

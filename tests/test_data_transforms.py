@@ -7,8 +7,8 @@ from hypothesis import strategies as st
 from PIL import Image
 from scipy import ndimage
 
-from tfcam_jax.data import Augment, Example
-from tfcam_jax.data.transforms import apply
+from tfcam_jax.data.source import Example
+from tfcam_jax.data.transforms import Augment, apply
 
 AFFINE = Augment(rotate=25, translate=0.1, scale=0.2, shear=10)
 

@@ -14,7 +14,6 @@ from sklearn.datasets import make_blobs
 from tiny_manifest import write_manifest
 
 from configs import chest_xray, cyborg_faces, default, demo, iris_pad
-from tfcam_jax.data import DataError
 from tfcam_jax.data.checks.near_duplicates import MAX_DISTANCE, alike_pairs, perceptual_hash, thumbnail
 from tfcam_jax.data.checks.prepare import prepare
 from tfcam_jax.data.checks.report import align
@@ -23,6 +22,11 @@ from tfcam_jax.experiment import build_experiment, open_dataset, resolve
 from tfcam_jax.training import train
 
 REPO = pathlib.Path(__file__).parent.parent
+
+
+def recipe(config):
+    """What is prepared of a config."""
+    return resolve(config).data
 
 
 def manifest_config(path, **overrides):
@@ -56,7 +60,7 @@ WRITERS = {
 def test_one_command_and_then_training(name, tmp_path, capsys):
     """On a copy of each task's layout: checked, packed, trained for an epoch and evaluated."""
     config = task_config(name, WRITERS[name](tmp_path / "owner"), tmp_path / "prepared")
-    assert prepare(config, check=True, out=tmp_path / "check")
+    assert prepare(recipe(config), check=True, out=tmp_path / "check")
     text = capsys.readouterr().out
     assert "Problems: 0" in text and "Ready: " + name in text
     assert (tmp_path / "check/contact_sheet.png").read_bytes().startswith(b"\x89PNG")
@@ -69,7 +73,7 @@ def test_one_command_and_then_training(name, tmp_path, capsys):
 
 def test_report_counts_what_is_there(tmp_path, capsys):
     manifest = write_manifest(tmp_path / "data")
-    assert prepare(manifest_config(manifest), check=True, out=tmp_path / "check")
+    assert prepare(recipe(manifest_config(manifest)), check=True, out=tmp_path / "check")
     text = capsys.readouterr().out
     lines = [line.split() for line in text.splitlines()]
     assert ["train", "bright", "old", "6", "3"] in lines and ["test", "dark", "new", "3", "3"] in lines
@@ -108,11 +112,11 @@ def test_faults_and_traps_are_all_in_one_report(tmp_path, capsys):
     copy.save(folder / "images/val1.jpg", quality=90)
     edit(manifest, 15, image="images/val1.jpg", map="")
     config = manifest_config(manifest, **{"data.labels": ("dark", "bright")})
-    assert not prepare(config, check=True, out=tmp_path / "check")
+    assert not prepare(recipe(config), check=True, out=tmp_path / "check")
     report = json.loads((tmp_path / "check/report.json").read_text())
     found = "\n".join(report["problems"])
     assert "row 3: image images/gone.png does not exist" in found
-    assert "row 5: label 'brigt'" in found and "did you mean bright?" in found
+    assert "row 5: label 'brigt'" in found and "Did you mean 'bright'?" in found
     assert "row 7: image images/train5.png: broken image" in found
     assert "row 14: group train2 is also in split train (row 4)" in found
     assert "row 22: image images/test0.png is also in split train (row 6" in found
@@ -128,9 +132,9 @@ def test_without_check_faults_stop_as_in_training(tmp_path):
     manifest = write_manifest(tmp_path / "data")
     edit(manifest, 3, image="images/gone.png")
     with pytest.raises(DataError, match="row 3"):
-        prepare(manifest_config(manifest), check=False)
+        prepare(recipe(manifest_config(manifest)), check=False)
     with pytest.raises(ConfigError, match="no files to check: leave out --check"):
-        prepare(demo.get_config(), check=True)
+        prepare(recipe(demo.get_config()), check=True)
 
 
 def test_skipped_rows_are_counted_in_the_results(tmp_path):
@@ -140,7 +144,7 @@ def test_skipped_rows_are_counted_in_the_results(tmp_path):
     with pytest.raises(DataError, match="2 problems"):
         build_experiment(resolve(manifest_config(manifest)))
     config = manifest_config(manifest, **{"data.skip_unreadable": True, "epochs": 1})
-    assert prepare(config, check=True)
+    assert prepare(recipe(config), check=True)
     results = train(config, tmp_path / "run")
     assert results["skipped"] == 2
     assert len(open_dataset(resolve(config)).splits["train"]) == 10
@@ -158,10 +162,10 @@ def test_what_is_left_after_skipping_must_still_be_trainable(tmp_path):
 def test_a_protocol_is_part_of_the_check(tmp_path, capsys):
     manifest = write_manifest(tmp_path / "data")
     config = manifest_config(manifest, **{"data.protocol.name": "open", "data.protocol.domains": ("new",)})
-    assert prepare(config, check=True)
+    assert prepare(recipe(config), check=True)
     assert ["test", "12", "9", "12", "new,", "old"] in [line.split() for line in capsys.readouterr().out.splitlines()]
     config.data.protocol.domains = ("ancient",)
-    assert not prepare(config, check=True)
+    assert not prepare(recipe(config), check=True)
     assert "no image has domain 'ancient'" in capsys.readouterr().out
     config = manifest_config(manifest, **{"data.protocol.name": "k_fold", "data.protocol.num_folds": 4})
     folds = open_dataset(resolve(config)).splits
@@ -184,7 +188,7 @@ def test_maps_of_a_config_reach_training(tmp_path):
         ("data.maps.placebo", "mean", "Did you mean 'mean_map'"),
         ("data.maps.blur", 0.9, r"maps.blur must be in \[0, 0.5\]"),
         ("data.balance", "sample", "Did you mean 'sampling'"),
-        ("data.protocol.name", "kfold", "must be one of published"),
+        ("data.protocol.name", "kfold", "protocol.name is 'kfold'. Did you mean 'k_fold'. Known: published"),
     ):
         with pytest.raises(ConfigError, match=message):
             build_experiment(resolve(manifest_config(manifest, **{name: value})))
@@ -256,7 +260,7 @@ def test_border_signal_and_few_groups_are_noted(tmp_path, capsys):
             ["train" if i < 100 else "val", f"c{label}", f"images/{i}.png", f"g{i // 5}" if i < 100 else f"v{i}"]
         )
     write_csv(folder / "manifest.csv", rows)
-    assert prepare(manifest_config(folder / "manifest.csv"), check=True)
+    assert prepare(recipe(manifest_config(folder / "manifest.csv")), check=True)
     text = capsys.readouterr().out
     assert "train: 100 images come from 20 groups only (5.0 images each)" in text
     auroc = float(text.split("with AUROC ")[1].split(";")[0])
@@ -342,7 +346,7 @@ def test_manifest_maps_in_tables_and_from_several_annotators(tmp_path, capsys):
     edit(manifest, 2, map="boxes.csv")
     edit(manifest, 3, map="anna=maps/train1.png|ben=maps/ben.png")
     edit(manifest, 4, map="boxes.csv")  # Not in the table: nobody marked it.
-    assert prepare(manifest_config(manifest), check=True)
+    assert prepare(recipe(manifest_config(manifest)), check=True)
     row = next(line.split() for line in capsys.readouterr().out.splitlines() if line.split()[:2] == ["train", "8"])
     assert row[4:6] == ["4", "1"] and -1 < float(row[6]) < 1
     source = open_dataset(resolve(manifest_config(manifest))).splits["train"]

@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tfcam_jax.data import DataError, Dataset, Example, Records
 from tfcam_jax.data.protocol import apply_protocol, assign_splits, enumerate_folds, split_by_protocol
+from tfcam_jax.data.source import DataError, Dataset, Example, Records
 
 
 def make_records(labels, domains=None, groups=None, digests=None):
@@ -139,13 +139,13 @@ def test_leakage_is_refused_with_the_rows_named_or_dropped(kind):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"name": "opened"}, "must be one of published, closed"),
+        ({"name": "opened"}, "is 'opened'. Did you mean 'open'. Known: published, closed"),
         ({"name": "open"}, "takes one or more protocol.domains; got none"),
         ({"name": "leave_one_domain_out", "domains": ("lens", "print")}, "takes one protocol.domains; got lens, print"),
         ({"name": "k_fold", "domains": ("lens",)}, "takes no protocol.domains"),
         ({"name": "k_fold", "num_folds": 2}, "num_folds >= 3"),
         ({"name": "k_fold", "fold": 5}, "fold < num_folds"),
-        ({"leakage": "ignore"}, "must be one of refuse, drop"),
+        ({"leakage": "ignore"}, "protocol.leakage is 'ignore'. Known: refuse, drop"),
     ],
 )
 def test_options_that_do_not_fit(options, message):

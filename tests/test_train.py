@@ -12,8 +12,7 @@ from tiny_manifest import write_manifest
 
 from configs import default
 from tfcam_jax import training as train
-from tfcam_jax.data.evaluation_sets import choose_rows
-from tfcam_jax.data.source import DataError
+from tfcam_jax.data.source import DataError, choose_rows
 from tfcam_jax.errors import ConfigError
 from tfcam_jax.evaluation import evaluate, evaluate_source
 from tfcam_jax.experiment import build_experiment, resolve

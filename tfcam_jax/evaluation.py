@@ -12,13 +12,12 @@ from jaxtyping import Float
 from tqdm import tqdm
 
 from .cams import difference_salience, is_constant, largest_magnitude
-from .data.evaluation_sets import choose_rows
 from .data.protocol import split_by_protocol
-from .data.source import Records, Source, Subset
+from .data.source import Records, Source, Subset, choose_rows
 from .devices.distributed import is_first
 from .devices.placement import fetch
 from .experiment import Experiment
-from .inference import Trained, choose_split, join_outputs, open_own_data, outputs_of, restore
+from .inference import Trained, choose_split, join_outputs, open_other_data, open_own_data, outputs_of, restore
 from .metrics import agreement
 from .metrics.classification import classification
 from .metrics.faithfulness import measure_faithfulness
@@ -199,9 +198,8 @@ def open_sources(
         dataset = open_own_data(trained, workdir)
         split = choose_split(dataset, split)
         return dataset.splits["val"], split, dataset.splits[split]
-    opened = lambda wanted: trained.recipe.data.open_split(data, wanted, trained.class_names)
-    tested, split = opened(split)
-    return opened("val")[0] if thresholds == "data" else None, split, tested
+    tested, *validation = open_other_data(trained, workdir, data, [split, *(["val"] if thresholds == "data" else [])])
+    return validation[0].source if validation else None, tested.split, tested.source
 
 
 def score_source(trained: Trained, source: Source, split: str) -> tuple[Scores, dict[str, Any]]:

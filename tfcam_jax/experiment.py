@@ -16,16 +16,16 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import optax
+from absl import logging
 from ml_collections import ConfigDict
 
 from . import steps
-from .data import SOURCES
-from .data.human_maps import PLACEBOS, Smooth
+from .data.checks.outcomes import Outcome, load_outcomes, save_outcomes
 from .data.pipeline import BALANCES, Batch, eval_batches, train_batches, watch_workers
-from .data.protocol import check_options
 from .data.recipe import DataRecipe
 from .data.source import Dataset, Source
 from .data.transforms import Augment
+from .devices.distributed import is_first
 from .devices.placement import Placement, make_placement
 from .errors import ConfigError, check_known
 from .metrics.classification import BETTER
@@ -185,14 +185,11 @@ def config_json(config: ConfigDict) -> dict[str, Any]:
 
 def _check_names(config: ConfigDict) -> None:
     tables: dict[str, tuple[Any, Any]] = {
-        "data.source": (config.data.source, SOURCES),
         "model.name": (config.model.name, MODELS),
         "evaluation.select_by": (config.evaluation.select_by, BETTER),
-        "data.channels": (config.data.channels, (1, 3)),
         "model.dtype": (config.model.dtype, ("float32", "bfloat16")),
         "parallel.batch_norm": (config.parallel.batch_norm, BATCH_NORM),
         "data.balance": (config.data.balance, BALANCES),
-        "data.maps.placebo": (config.data.maps.placebo, PLACEBOS),
     }
     for key, (value, known) in tables.items():
         check_known(f"config.{key}", value, known)
@@ -239,8 +236,6 @@ def _data_recipe(config: ConfigDict) -> DataRecipe:
     data, maps = config.data, config.data.maps
     if data.source == "manifest" and not data.manifest:
         raise ConfigError("config.data.manifest is empty: give --config.data.manifest=PATH of the CSV.")
-    check_options(**data.protocol)
-    Smooth(maps.blur, maps.threshold)
     return DataRecipe(
         source=data.source,
         options=_source_options(config),
@@ -282,7 +277,20 @@ def open_source(recipe: Recipe, checks: Path | None = None) -> Dataset:
     Raises:
       DataError: images, maps or lists that can't be used.
     """
-    return recipe.data.open()
+    return recipe.data.open(load_outcomes(checks) if checks else None)
+
+
+def keep_checks(checks: Path, checked: Mapping[str, Outcome]) -> None:
+    """Keeps what opening the data showed, for `open_source`; in one process, and only where it says something new.
+
+    A folder that can't be written to is a warning: the next start then looks at every file again.
+    """
+    if not is_first() or not checked or load_outcomes(checks) == checked:
+        return
+    try:
+        save_outcomes(checks, checked)
+    except OSError as error:
+        logging.warning("%s can't be written (%s): the next start checks all images again", checks, error.strerror)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -21,10 +21,10 @@ from jaxtyping import Float, UInt8
 from tqdm import tqdm
 
 from . import cams
-from .data.evaluation_sets import open_image_folder
+from .data.image_folder import open_image_folder
 from .data.source import Records, Source, Subset
 from .errors import UserError
-from .inference import Trained, choose_split, open_own_data, restore
+from .inference import Trained, choose_split, open_other_data, open_own_data, restore
 from .metrics.agreement import correlation, fooling_gap
 from .report.page import write_page
 from .report.pictures import crop, data_uri, pack_maps, sheet
@@ -148,8 +148,8 @@ def _open(
     if images:
         return open_image_folder(images, trained.recipe.data.channels), Path(images).name
     if data:
-        source, split = trained.recipe.data.open_split(data, split, trained.class_names)
-        return source, f"{Path(data).name}, {split}"
+        (opened,) = open_other_data(trained, workdir, data, [split])
+        return opened.source, f"{Path(data).name}, {opened.split}"
     dataset = open_own_data(trained, workdir)
     split = choose_split(dataset, split)
     return dataset.splits[split], f"{dataset.name}, {split}"

@@ -15,14 +15,16 @@ from ml_collections import ConfigDict
 from scipy.special import softmax
 
 from . import steps
+from .data.checks.outcomes import load_outcomes
 from .data.given_images import open_images
+from .data.manifest import OpenedSplit
 from .data.source import DataError, Dataset, Source
 from .devices.placement import fetch, make_placement
 from .errors import ConfigError
-from .experiment import Recipe, open_dataset, resolve
+from .experiment import Recipe, keep_checks, open_dataset, resolve
 from .run.checkpoints import CheckpointError, Checkpoints
 from .run.files import WorkdirError
-from .run.workdir import CHECKS, config_differences, is_indifferent, load_config
+from .run.workdir import CHECKS, OTHER_CHECKS, config_differences, is_indifferent, load_config
 
 Also = Callable[[steps.EvalOutput, steps.Batch], Any]
 
@@ -170,12 +172,29 @@ def open_own_data(trained: Trained, workdir: str | Path) -> Dataset:
     Raises:
       DataError: they are broken, or have other classes now.
     """
-    dataset = open_dataset(trained.recipe, Path(workdir) / CHECKS)
+    checks = Path(workdir) / CHECKS
+    dataset = open_dataset(trained.recipe, checks)
     if tuple(dataset.class_names) != trained.class_names:
         now, then = ", ".join(dataset.class_names), ", ".join(trained.class_names)
         problem = f"the data of the run have classes {now} now; it was trained on {then}. Restore them, or give other "
         raise DataError([problem + "data with --data."])
+    keep_checks(checks, dataset.checked)
     return dataset
+
+
+def open_other_data(
+    trained: Trained, workdir: Path, manifest: str | Path, splits: Sequence[str | None]
+) -> list[OpenedSplit]:
+    """Splits of another manifest than the run's, for its classes and read as its own data; see `DataRecipe.open_split`.
+
+    Raises:
+      DataError: they are broken, have other classes, or no such split.
+    """
+    checks = workdir / OTHER_CHECKS
+    known, data = load_outcomes(checks), trained.recipe.data
+    opened = [data.open_split(manifest, split, trained.class_names, known) for split in splits]
+    keep_checks(checks, {key: outcome for each in opened for key, outcome in each.checked.items()})
+    return opened
 
 
 def choose_split(dataset: Dataset, split: str | None) -> str:

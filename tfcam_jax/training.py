@@ -16,7 +16,7 @@ from .data.pipeline import WorkerError, prefetch_to_device
 from .data.source import DataError, Dataset
 from .devices.distributed import is_first, wait_for_all
 from .evaluation import evaluate_best, evaluate_source, format_results
-from .experiment import Experiment, Recipe, build_experiment, open_dataset, resolve
+from .experiment import Experiment, Recipe, build_experiment, keep_checks, open_dataset, resolve
 from .metrics.classification import BETTER, classification
 from .metrics.scores import write_scores
 from .run.checkpoints import Checkpoints
@@ -74,6 +74,7 @@ def train_recipe(
         Interruption(recipe.grace_seconds) as stop,
         Checkpoints(workdir) as checkpoints,
     ):
+        keep_checks(workdir / CHECKS, experiment.dataset.checked)
         sets = experiment.eval_epoch
         experiment = dataclasses.replace(experiment, eval_epoch=lambda source: stop.watch(sets(source)))
         state, record = _start(experiment, checkpoints, initial)

@@ -23,7 +23,7 @@ import numpy as np
 from PIL import Image
 
 from launch.benchmark.fresh_process import call_afresh
-from tfcam_jax.data.listing import MapReader, Row, RowsSource
+from tfcam_jax.data.listing import ListedSource, MapReader, Row
 from tfcam_jax.data.pipeline import train_batches
 from tfcam_jax.data.source import Records, Subset
 from tfcam_jax.data.transforms import Augment
@@ -52,7 +52,7 @@ def write_images(folder: Path, kind: str, count: int = _FILES) -> None:
         blob.save(folder / f"maps/{i}.png")
 
 
-def open_images(folder: Path) -> RowsSource:
+def open_images(folder: Path) -> ListedSource:
     """The written images as a source."""
     images = sorted(path.name for path in (folder / "images").iterdir())
     rows = tuple(
@@ -61,7 +61,7 @@ def open_images(folder: Path) -> RowsSource:
     )
     empty = ("",) * len(rows)
     records = Records(tuple(images), np.zeros(len(rows), np.int32), empty, empty, np.ones(len(rows), bool))
-    return RowsSource(rows, MapReader(folder), 3, records)
+    return ListedSource(rows, MapReader(folder), 3, records)
 
 
 def tfcam_jax_batches(folder: Path, cores: int) -> Iterator[object]:

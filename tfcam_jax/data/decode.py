@@ -12,6 +12,7 @@ import numpy as np
 from jaxtyping import Float, UInt8
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from ..errors import ConfigError
 from .source import pixels
 
 _SIXTEEN_BIT = 65535
@@ -21,9 +22,9 @@ _INTEGER_MODES = ("I", "I;16", "I;16B", "I;16L", "I;16N")
 
 
 def check_channels(channels: int) -> None:
-    """Raises ValueError unless images of that many channels can be had."""
+    """Raises ConfigError unless images of that many channels can be had."""
     if channels not in (1, 3):
-        raise ValueError(f"channels must be 1 (grey) or 3 (RGB); got {channels}")
+        raise ConfigError(f"channels must be 1 (grey) or 3 (RGB); got {channels}")
 
 
 def decode_image(encoded: bytes, channels: int) -> UInt8[np.ndarray, "H W channels"]:
@@ -88,7 +89,7 @@ def _open_dicom(encoded: bytes) -> Image.Image:
     """The first frame with its window applied, brought to 8 bits, dark = 0 also where the file has it the other way."""
     try:
         import pydicom
-        from pydicom.pixels import apply_modality_lut, apply_voi_lut
+        from pydicom.pixels.processing import apply_modality_lut, apply_voi_lut
     except ModuleNotFoundError as error:
         raise ValueError("a DICOM file; reading it needs pydicom: pip install pydicom") from error
     try:

@@ -13,17 +13,15 @@ from itertools import combinations
 import numpy as np
 from jaxtyping import Float, Int
 from PIL import Image
-from scipy import ndimage
 
+from ..errors import ConfigError, check_known
 from .source import DataError, Dataset, Example, Records, Source
 
 PLACEBOS = ("none", "other_image", "mean_map", "border_ring")
 
-# Of a map that stands for a whole class, pixels: 16 for each of the 7 x 7 places of the usual CAM.
-_PLACEBO_SIDE = 112
-_PLACES = 7
-# As in tfcam_jax.saliency, which knows arrays of jax only.
-_RING_RADIUS = 0.65
+# Of a map that stands for a whole class: the places of the usual CAM, and pixels for each.
+_PLACES, _PLACE_SIDE = 7, 16
+_PLACEBO_SIDE = _PLACES * _PLACE_SIDE
 
 
 def combine(maps: Mapping[str, Float[np.ndarray, "_ _"]], how: str) -> Float[np.ndarray, "h w"] | None:
@@ -97,10 +95,12 @@ class Smooth:
     def __post_init__(self):
         for name, limit in {"blur": 0.5, "threshold": 1.0}.items():
             if not 0 <= getattr(self, name) <= limit:
-                raise ValueError(f"maps.{name} must be in [0, {limit}]; got {getattr(self, name)}")
+                raise ConfigError(f"maps.{name} must be in [0, {limit}]; got {getattr(self, name)}")
 
     def __call__(self, index: int, saliency: np.ndarray) -> np.ndarray:
         if self.blur:
+            from scipy import ndimage  # half a second of every start otherwise
+
             saliency = ndimage.gaussian_filter(saliency, self.blur * max(saliency.shape), mode="nearest")
         if self.threshold:
             saliency = (saliency >= self.threshold * saliency.max()).astype(np.float32)
@@ -141,17 +141,16 @@ def placebo_maps(source: Source, kind: str, seed: int) -> Source:
 
     Raises:
       DataError: other_image, if a class has one map only, or one group holds more than half of a class's maps.
-      ValueError: an unknown kind.
+      ConfigError: an unknown kind.
     """
-    if kind not in PLACEBOS:
-        raise ValueError(f"maps.placebo must be one of {', '.join(PLACEBOS)}; got {kind!r}")
+    check_known("maps.placebo", kind, PLACEBOS)
     if kind == "none":
         return source
     if kind == "other_image":
         return WithMaps(source, Dealt(source, deal_maps(source.records, seed)))
     labels = source.records.labels
     if kind == "border_ring":
-        return WithMaps(source, PerClass(labels, dict.fromkeys(np.unique(labels).tolist(), border_ring())))
+        return WithMaps(source, PerClass(labels, dict.fromkeys(np.unique(labels).tolist(), ring_map())))
     return WithMaps(source, PerClass(labels, mean_maps(source)))
 
 
@@ -216,22 +215,23 @@ def mean_maps(source: Source) -> dict[int, Float[np.ndarray, "112 112"]]:
     counts: dict[int, int] = {}
     for row in np.flatnonzero(source.records.has_map):
         saliency, label = source[int(row)].saliency, int(source.records.labels[row])
+        if saliency is None:
+            continue
         scaled = _resize(saliency / max(saliency.max(), 1e-12), (_PLACEBO_SIDE, _PLACEBO_SIDE))
         sums[label] = sums.get(label, 0) + scaled
         counts[label] = counts.get(label, 0) + 1
     return {label: (total / counts[label]).astype(np.float32) for label, total in sums.items()}
 
 
-def border_ring() -> Float[np.ndarray, "112 112"]:
-    """1 on the 28 of 7 x 7 places that lie beyond 0.65 of the way to the border, 0 within: strategy `sham`'s ring."""
-    centred = (2 * np.arange(_PLACES) + 1) / _PLACES - 1
-    ring = np.hypot(centred[:, None], centred) > _RING_RADIUS
-    side = _PLACEBO_SIDE // _PLACES
-    return np.kron(ring, np.ones((side, side))).astype(np.float32)
+def ring_map() -> Float[np.ndarray, "112 112"]:
+    """The ring of strategy `sham`, 28 of 7 x 7 places, as an image's map."""
+    from ..saliency import border_ring  # with jax, which nothing else here needs
+
+    return np.kron(np.asarray(border_ring((_PLACES, _PLACES))), np.ones((_PLACE_SIDE, _PLACE_SIDE), np.float32))
 
 
 def _resize(saliency: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     if saliency.shape == tuple(shape):
         return saliency
     picture = Image.fromarray(np.asarray(saliency, np.float32))
-    return np.asarray(picture.resize(shape[::-1], Image.Resampling.BILINEAR))
+    return np.asarray(picture.resize((shape[1], shape[0]), Image.Resampling.BILINEAR))

@@ -10,11 +10,11 @@ from .source import Dataset, Example, Source
 from .transforms import apply
 
 
-class Held:
+class InMemory:
     """A source whose examples are brought to the model's size when first asked for, and kept.
 
     The pipeline finds nothing left to resize and gives the same bits as without, but for a random crop, which starts
-    from the stored size: don't hold a source that is cropped.
+    from the stored size: don't keep a source that is cropped.
     """
 
     def __init__(self, source: Source, image_size: int):
@@ -33,12 +33,12 @@ class Held:
         return self._examples[index]
 
 
-def hold_splits(dataset: Dataset, splits: tuple[str, ...], image_size: int) -> Dataset:
-    """The data set with these of its splits held, where it has them."""
-    held = {split: Held(dataset.splits[split], image_size) for split in splits if split in dataset.splits}
-    return replace(dataset, splits={**dataset.splits, **held})
+def keep_in_memory(dataset: Dataset, splits: tuple[str, ...], image_size: int) -> Dataset:
+    """The data set with these of its splits kept in memory, where it has them."""
+    kept = {split: InMemory(dataset.splits[split], image_size) for split in splits if split in dataset.splits}
+    return replace(dataset, splits={**dataset.splits, **kept})
 
 
-def held_bytes(dataset: Dataset, image_size: int, channels: int) -> int:
-    """Memory that all splits take when held: uint8 images and float32 maps."""
+def bytes_in_memory(dataset: Dataset, image_size: int, channels: int) -> int:
+    """Memory that all splits take when kept: uint8 images and float32 maps."""
     return sum(map(len, dataset.splits.values())) * image_size**2 * (channels + 4)

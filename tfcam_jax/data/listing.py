@@ -1,30 +1,23 @@
-"""Rows of a list of images, and the checks that every list goes through, whoever's layout it has.
-
-A row names files below a folder; a problem names the list, the row and a remedy. All problems are collected.
-"""
+"""Lists of images: a row names the files of one image below a folder, and a source reads them when asked for."""
 
 from __future__ import annotations
 
-import difflib
-import hashlib
 import os
 import zipfile
-from collections.abc import Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 import numpy as np
-from jaxtyping import Float, UInt8
-from tqdm import tqdm
+from jaxtyping import Float
 
-from .annotations import TABLE_SUFFIXES, Table, find_marks, read_picture, read_table, render
-from .checks.near_duplicates import THUMBNAIL, perceptual_hash, thumbnail
-from .decode import decode_image, decode_picture
-from .human_maps import agreement, combine
+from ..errors import ConfigError
+from .annotations.formats import find_marks, is_table, read_picture, read_table
+from .annotations.marks import Table, render
+from .checks.outcomes import USABLE, Outcome
+from .decode import decode_picture
+from .human_maps import combine
 from .source import SPLITS, DataError, Example, Records
-
-ABSENT, EMPTY, CONSTANT, USABLE = "absent", "empty", "constant", "usable"
 
 
 @dataclass(frozen=True)
@@ -33,7 +26,7 @@ class Row:
 
     Attributes:
       list: the file that names it, or the folder that it was found in.
-      number: its line in that file, a header being line 1; its place among the files found where there is no list.
+      number: its line in that file, a header being line 1; 0 where there is no list.
       image: path below the listing's folder.
       map: what the annotators left: "" or nothing; a picture or table below the folder, or several, as in
         "anna=maps/anna/1.png|ben=maps/ben/1.png". Without names annotators are "1", "2", ...
@@ -50,7 +43,7 @@ class Row:
 
     @property
     def place(self) -> str:
-        return f"{self.list}, row {self.number}"
+        return f"{self.list}, row {self.number}" if self.number else self.list
 
 
 @dataclass(frozen=True)
@@ -63,6 +56,9 @@ class MapReader:
       sigma: of fixations, pixels of the image; in degrees of the visual field if `pixels_per_degree` is given.
       pixels_per_degree: of the image as it was shown; 0 means that sigma is in pixels.
       tables: path below the folder to what is in it, see `read_tables`.
+
+    Raises:
+      ConfigError: a sigma or a resolution that can't be.
     """
 
     folder: Path
@@ -73,7 +69,7 @@ class MapReader:
 
     def __post_init__(self):
         if not (self.sigma > 0 and self.pixels_per_degree >= 0):
-            raise ValueError(
+            raise ConfigError(
                 f"maps.sigma must be above 0 and maps.pixels_per_degree not negative; "
                 f"got {self.sigma} and {self.pixels_per_degree}"
             )
@@ -130,35 +126,6 @@ class Listing:
     reader: MapReader
     problems: tuple[str, ...] = ()
 
-    @property
-    def folder(self) -> Path:
-        return self.reader.folder
-
-
-@dataclass(frozen=True)
-class Check:
-    """What decoding a row's files showed.
-
-    Attributes:
-      problems: why the row can't be used.
-      digest: identifies the image's pixels, "" if it can't be read.
-      hash: alike for alike images, see `near_duplicates.perceptual_hash`.
-      thumbnail: 16 x 16 grey values, to confirm that images with like hashes are alike.
-      size: height and width, pixels.
-      map: "absent", "empty" (all zero), "constant" or "usable".
-      annotators: how many annotated the image.
-      agreement: between them, see `human_maps.agreement`.
-    """
-
-    problems: tuple[str, ...]
-    digest: str = ""
-    hash: int = 0
-    thumbnail: UInt8[np.ndarray, "16 16"] = field(default_factory=lambda: np.zeros((THUMBNAIL, THUMBNAIL), np.uint8))
-    size: tuple[int, int] = (0, 0)
-    map: str = ABSENT
-    annotators: int = 0
-    agreement: float | None = None
-
 
 def split_map_cell(cell: str) -> list[tuple[str, str]]:
     """Annotator's name ("" if not given) and path of each part of a map cell."""
@@ -174,205 +141,31 @@ def check_below(path: str) -> str:
     return path
 
 
-def read_tables(folder: Path, rows: Iterable[Row]) -> tuple[dict[str, Table], list[str]]:
+def read_tables(folder: Path, rows: Sequence[Row]) -> tuple[dict[str, Table], list[str]]:
     """Reads the tables that map cells name, each once. Returns them by path, and the problems found."""
     tables: dict[str, Table] = {}
     problems: list[str] = []
-    first = {path: row for row in reversed(list(rows)) for _, path in split_map_cell(row.map)}
+    first = {path: row for row in reversed(rows) for _, path in split_map_cell(row.map) if is_table(path)}
     for path, row in first.items():
-        if PurePosixPath(path).suffix.lower() not in TABLE_SUFFIXES:
-            continue
         try:
             tables[path] = read_table(folder / check_below(path))
         except (OSError, ValueError) as error:
             tables[path] = {}  # Once told, not again for every row.
-            problems += [f"{row.place}: map {path}: {line}" for line in _reason(folder / path, error).split("\n")]
+            found = error.problems if isinstance(error, DataError) else [reason(folder / path, error)]
+            problems += [f"{row.place}: map {path}: {each}" for each in found]
     return tables, problems
 
 
-def check_table(listing: Listing) -> list[str]:
-    """Problems that show without opening an image: names of splits, labels, and what each split holds."""
-    problems = []
-    for row in listing.rows:
-        if row.split not in SPLITS:
-            problems.append(f"{row.place}: unknown split {row.split!r}; use one of {', '.join(SPLITS)}")
-        if not row.label:
-            problems.append(f"{row.place}: no label given; name one or delete the row")
-        elif listing.class_names and row.label not in listing.class_names:
-            known = f"none of {', '.join(listing.class_names)}"
-            problems.append(f"{row.place}: label {row.label!r} is {known}; {_mend(row.label, listing.class_names)}")
-    return problems + check_splits(listing.rows[0].list if listing.rows else listing.name, listing)
-
-
-def check_splits(place: str, listing: Listing) -> list[str]:
-    """Splits that are missing or hold one class only."""
-    problems = []
-    for split in SPLITS:
-        found = {row.label for row in listing.rows if row.split == split}
-        if not found and split != "test":
-            problems.append(f"{place}: no row has split {split}; training needs train and val")
-        if split == "train" and found:
-            never = [name for name in listing.class_names if name not in found]
-            problems += [f"{place}: label {name!r} never occurs in split train; add rows or drop it" for name in never]
-        if len(found) == 1:
-            problems.append(f"{place}: split {split} holds only class {found.pop()!r}; add rows of another class")
-    return problems
-
-
-def check_files(listing: Listing, progress: bool) -> list[Check]:
-    """Decodes every image and map, in threads; one `Check` per row."""
-    bar = tqdm(total=len(listing.rows), desc=f"checking {listing.name}", unit=" images", delay=3, disable=not progress)
-    with bar, ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as executor:
-        checks = []
-        for check in executor.map(lambda row: check_row(listing.reader, row), listing.rows):
-            checks.append(check)
-            bar.update()
-    return checks
-
-
-def check_row(reader: MapReader, row: Row) -> Check:
-    """Decodes a row's image and maps."""
-    if not row.image:
-        return Check((f"{row.place}: no image given; name a file or delete the row",))
-    try:
-        image = decode_image(reader.open(row.image), 3)
-    except (OSError, ValueError) as error:
-        return Check((f"{row.place}: image {_told(reader.folder, row.image, error)}",))
-    seen = {
-        "digest": hashlib.sha256(repr(image.shape).encode() + image.tobytes()).hexdigest(),
-        "hash": perceptual_hash(image),
-        "thumbnail": thumbnail(image),
-        "size": image.shape[:2],
-    }
-    try:
-        maps = reader.annotators(row, *image.shape[:2])
-    except (OSError, ValueError) as error:
-        return Check((f"{row.place}: map {_told(reader.folder, row.map, error)}",), **seen)
-    wrong = [saliency for saliency in maps.values() if not _same_aspect(image.shape[:2], saliency.shape)]
-    if wrong:
-        size = lambda array: f"{array.shape[1]} x {array.shape[0]}"
-        remedy = "a map must cover the whole image; crop or export it again"
-        what = f"map {row.map} is {size(wrong[0])}, its image {row.image} {size(image)}; {remedy}"
-        return Check((f"{row.place}: {what}",), **seen)
-    combined = combine(maps, reader.combine) if maps else None
-    return Check((), **seen, map=kind_of_map(combined), annotators=len(maps), agreement=agreement([*maps.values()]))
-
-
-def kind_of_map(saliency: np.ndarray | None) -> str:
-    """Absent, empty, constant or usable."""
-    if saliency is None:
-        return ABSENT
-    if saliency.min() < saliency.max():
-        return USABLE
-    return CONSTANT if saliency.max() > 0 else EMPTY
-
-
-def _told(folder: Path, name: str, error: Exception) -> str:
-    if str(error).startswith(name):
-        return str(error)
-    if isinstance(error, FileNotFoundError):
-        return f"{name} does not exist in {folder}; mend the path or delete the row"
-    return f"{name}: {_reason(folder / name, error)}; replace the file or delete the row"
-
-
-def _reason(path: Path, error: Exception) -> str:
+def reason(path: Path, error: Exception) -> str:
+    """Why a file could not be read, in words that help."""
     archive = next((p for p in [path, *path.parents] if p.is_file()), None)
     if archive is not None and zipfile.is_zipfile(archive):
         return f"{archive} is a zip archive; unpack it"
-    if isinstance(error, FileNotFoundError):
-        return "no such file"
-    return str(error)
-
-
-def _same_aspect(image: Sequence[int], saliency: Sequence[int]) -> bool:
-    """Equal but for the rounding of the map's sides to whole pixels."""
-    return abs(saliency[0] * image[1] - saliency[1] * image[0]) < max(image)
-
-
-def check_leakage(rows: Sequence[Row], checks: Sequence[Check]) -> list[str]:
-    """Images (by path or by pixels) and groups that stand in two splits, images that have two labels."""
-    named = [(row.image, row) for row in rows if row.image]
-    pixels = [(check.digest, row) for row, check in zip(rows, checks, strict=True) if check.digest]
-    grouped = [(row.group, row) for row in rows if row.group]
-    problems = []
-    for first, other in _conflicts([*named, *pixels], "split"):
-        what = f"image {other.image} is also in split {first.split} ({_where(first, other)}: {first.image})"
-        problems.append(f"{other.place}: {what}; keep it in one split only")
-    for first, other in _conflicts([*named, *pixels], "label"):
-        what = f"image {other.image} has label {other.label!r} here and {first.label!r} in {_where(first, other)}"
-        problems.append(f"{other.place}: {what}; keep one of them")
-    for first, other in _conflicts(grouped, "split"):
-        what = f"group {other.group} is also in split {first.split} ({_where(first, other)})"
-        problems.append(f"{other.place}: {what}; keep a group in one split")
-    return problems
-
-
-def _where(first: Row, other: Row) -> str:
-    return f"row {first.number}" if first.list == other.list else first.place
-
-
-def _conflicts(keyed: Sequence[tuple[str, Row]], column: str) -> list[tuple[Row, Row]]:
-    """Pairs of a row with the first row of the same key where `column` differs; each row once, in their order."""
-    first: dict[str, Row] = {}
-    pairs: dict[tuple[str, int], tuple[Row, Row]] = {}
-    for key, row in keyed:
-        before = first.setdefault(key, row)
-        if getattr(before, column) != getattr(row, column):
-            pairs.setdefault((row.list, row.number), (before, row))
-    return [pairs[key] for key in sorted(pairs)]
+    return "no such file" if isinstance(error, FileNotFoundError) else str(error)
 
 
 @dataclass(frozen=True)
-class Inspection:
-    """A listing after its files were opened.
-
-    Attributes:
-      listing: what was inspected.
-      checks: one per row.
-      problems: all that must be mended: of the lists, the rows, their files, and leakage between splits.
-      unreadable: those of them that concern single rows' files, which `skip_unreadable` leaves out.
-    """
-
-    listing: Listing
-    checks: tuple[Check, ...]
-    problems: tuple[str, ...]
-    unreadable: tuple[str, ...]
-
-
-def inspect(listing: Listing, progress: bool = True) -> Inspection:
-    """Checks the lists, opens every file, looks for leakage; raises nothing."""
-    checks = check_files(listing, progress)
-    unreadable = [problem for check in checks for problem in check.problems]
-    problems = [*listing.problems, *check_table(listing), *unreadable, *check_leakage(listing.rows, checks)]
-    return Inspection(listing, tuple(checks), tuple(problems), tuple(unreadable))
-
-
-def usable_rows(inspection: Inspection, skip_unreadable: bool) -> tuple[Listing, list[Check], tuple[str, ...]]:
-    """The rows to go on with.
-
-    Returns:
-      The listing without unreadable rows, the checks of what is left, and a line for each row left out.
-
-    Raises:
-      DataError: any problem; with `skip_unreadable`, any but those of single rows' files.
-    """
-    if not skip_unreadable or not inspection.unreadable:
-        if inspection.problems:
-            raise DataError(inspection.problems)
-        return inspection.listing, list(inspection.checks), ()
-    kept = [i for i, check in enumerate(inspection.checks) if not check.problems]
-    whole = inspection.listing
-    listing = Listing(whole.name, tuple(whole.rows[i] for i in kept), whole.class_names, whole.reader, whole.problems)
-    checks = [inspection.checks[i] for i in kept]
-    # Once more, as a split may have lost a class.
-    problems = [*listing.problems, *check_table(listing), *check_leakage(listing.rows, checks)]
-    if problems:
-        raise DataError([*problems, *inspection.unreadable])
-    return listing, checks, inspection.unreadable
-
-
-@dataclass(frozen=True)
-class RowsSource:
+class ListedSource:
     """One split of a listing; files are read when asked for."""
 
     rows: tuple[Row, ...]
@@ -394,30 +187,31 @@ class RowsSource:
             raise DataError([f"{path}: {error}; it was sound when the run started"]) from error
 
 
-def rows_sources(listing: Listing, checks: Sequence[Check], channels: int) -> dict[str, RowsSource]:
-    """A source per split that has rows."""
-    sources = {}
+def listed_sources(listing: Listing, outcomes: Sequence[Outcome], channels: int) -> dict[str, ListedSource]:
+    """A source per split that has rows; an outcome for each row."""
+    return {
+        split: ListedSource(rows, listing.reader, channels, listed_records(rows, found, listing.class_names))
+        for split, rows, found in by_split(listing.rows, outcomes)
+    }
+
+
+def by_split(
+    rows: Sequence[Row], outcomes: Sequence[Outcome]
+) -> Iterator[tuple[str, tuple[Row, ...], tuple[Outcome, ...]]]:
+    """Each split that has rows, with its rows and their outcomes."""
     for split in SPLITS:
-        members = [(row, check) for row, check in zip(listing.rows, checks, strict=True) if row.split == split]
+        members = [pair for pair in zip(rows, outcomes, strict=True) if pair[0].split == split]
         if members:
-            rows, split_checks = zip(*members, strict=True)
-            records = rows_records(rows, split_checks, listing.class_names)
-            sources[split] = RowsSource(rows, listing.reader, channels, records)
-    return sources
+            yield split, tuple(row for row, _ in members), tuple(outcome for _, outcome in members)
 
 
-def rows_records(rows: Sequence[Row], checks: Sequence[Check], class_names: Sequence[str]) -> Records:
+def listed_records(rows: Sequence[Row], outcomes: Sequence[Outcome], class_names: Sequence[str]) -> Records:
     """The columns of some rows."""
     return Records(
         ids=tuple(row.image for row in rows),
         labels=np.array([class_names.index(row.label) for row in rows], np.int32),
         domains=tuple(row.domain for row in rows),
         groups=tuple(row.group for row in rows),
-        has_map=np.array([check.map == USABLE for check in checks]),
-        digests=tuple(check.digest for check in checks),
+        has_map=np.array([outcome.map == USABLE for outcome in outcomes]),
+        digests=tuple(outcome.digest for outcome in outcomes),
     )
-
-
-def _mend(label: str, class_names: Sequence[str]) -> str:
-    close = difflib.get_close_matches(label, class_names, 1)
-    return f"did you mean {close[0]}?" if close else "mend it, or give the full list of labels"

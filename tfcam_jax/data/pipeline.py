@@ -12,6 +12,7 @@ import numpy as np
 from absl import flags
 from jaxtyping import Float, Int
 
+from ..errors import UserError, check_known
 from .source import Source
 from .transforms import IDENTITY, Augment, apply
 
@@ -115,7 +116,8 @@ def train_batches(
       An iterator of batches, whose `get_state`, `set_state` resume it too.
 
     Raises:
-      ValueError: an unknown balance, or a host's number that is not below theirs.
+      ConfigError: an unknown balance.
+      ValueError: a host's number that is not below theirs.
     """
     labels = source.records.labels
     order = epoch_order(labels, epoch=epoch, seed=seed, balance=balance)
@@ -145,8 +147,7 @@ def eval_batches(
 
 def epoch_order(labels: Int[np.ndarray, " n"], *, epoch: int, seed: int, balance: str) -> Int[np.ndarray, " n"]:
     """Rows in the order in which an epoch takes them; see `train_batches`."""
-    if balance not in BALANCES:
-        raise ValueError(f"balance must be one of {', '.join(BALANCES)}; got {balance!r}")
+    check_known("balance", balance, BALANCES)
     rng = np.random.default_rng([seed, epoch, 0])
     if balance != "sampling":
         return rng.permutation(len(labels))
@@ -161,7 +162,7 @@ def epoch_order(labels: Int[np.ndarray, " n"], *, epoch: int, seed: int, balance
 
 
 def _draw_rows(rng: np.random.Generator, rows: np.ndarray, count: int) -> np.ndarray:
-    """So many of the rows, none of them oftener than any other by more than one."""
+    """`count` of the rows, none of them more often than any other by more than one."""
     rounds = [rng.permutation(rows) for _ in range(-(-count // len(rows)))]
     return np.concatenate(rounds)[:count]
 
@@ -193,7 +194,7 @@ def prefetch_to_device(batches: Iterable[Any], put: Callable[[Any], Any], ahead:
     yield from waiting
 
 
-class WorkerError(RuntimeError):
+class WorkerError(UserError, RuntimeError):
     """A process that reads images died."""
 
 

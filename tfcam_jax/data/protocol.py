@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from absl import logging
 from jaxtyping import Int
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
-from sklearn.model_selection import StratifiedGroupKFold
 
+from ..errors import ConfigError, check_known
+from .checks.leakage import find_conflicts
 from .source import SPLITS, DataError, Dataset, Joined, Records, Subset
 
 PROTOCOLS = ("published", "closed", "open", "leave_one_domain_out", "k_fold")
@@ -61,18 +61,9 @@ def _with_lacking_classes(member: np.ndarray, labels: np.ndarray) -> np.ndarray:
     return np.flatnonzero(member | np.isin(labels, lacking))
 
 
-def assign_splits(
-    records: Records,
-    published: Sequence[str],
-    *,
-    name: str = "published",
-    domains: Sequence[str] = (),
-    num_folds: int = 5,
-    fold: int = 0,
-    seed: int = 0,
-    leakage: str = "refuse",
-) -> dict[str, Int[np.ndarray, " m"]]:
-    """Which rows of a whole data set train, validate and test.
+@dataclass(frozen=True)
+class ProtocolOptions:
+    """Which images train, validate and test.
 
     published: the owner's splits.
     closed: the owner's splits, the test restricted to domains that training saw.
@@ -82,9 +73,7 @@ def assign_splits(
     k_fold: all images in `num_folds` parts, with whole groups (and equal images) in one part and the classes spread as
       evenly as the groups allow; part `fold` tests, the next one validates, the others train.
 
-    Args:
-      records: all rows.
-      published: the owner's split of each row.
+    Attributes:
       name: one of `PROTOCOLS`.
       domains: for open and leave_one_domain_out.
       num_folds: for k_fold, at least 3.
@@ -93,31 +82,67 @@ def assign_splits(
       leakage: what to do where a group or an image would stand in two splits: "refuse", or "drop" it from training
         in favour of validation and test, and from validation in favour of test.
 
+    Raises:
+      ConfigError: an unknown name, or options that don't go together.
+    """
+
+    name: str = "published"
+    domains: Sequence[str] = ()
+    num_folds: int = 5
+    fold: int = 0
+    seed: int = 0
+    leakage: str = "refuse"
+
+    def __post_init__(self):
+        check_known("protocol.name", self.name, PROTOCOLS)
+        check_known("protocol.leakage", self.leakage, LEAKAGE)
+        wanted = {"open": "one or more", "leave_one_domain_out": "one"}.get(self.name, "no")
+        fits = {"one or more": bool(self.domains), "one": len(self.domains) == 1, "no": not self.domains}[wanted]
+        if not fits:
+            given = ", ".join(self.domains) or "none"
+            raise ConfigError(f"protocol {self.name} takes {wanted} protocol.domains; got {given}")
+        if self.seed < 0:
+            raise ConfigError(f"protocol.seed must not be negative; got {self.seed}")
+        if self.name == "k_fold" and not (self.num_folds >= 3 and 0 <= self.fold < self.num_folds):
+            given = f"{self.num_folds} and {self.fold}"
+            raise ConfigError(f"k_fold needs num_folds >= 3 and 0 <= fold < num_folds; got {given}")
+
+
+def assign_splits(records: Records, published: Sequence[str], **options: Any) -> dict[str, Int[np.ndarray, " m"]]:
+    """Which rows of a whole data set train, validate and test.
+
+    Args:
+      records: all rows.
+      published: the owner's split of each row.
+      **options: fields of `ProtocolOptions`.
+
     Returns:
       Row numbers by split, in order; no "test" where the owner has none.
 
     Raises:
-      ValueError: an unknown name, or options that don't go with the protocol.
+      ConfigError: as `ProtocolOptions`.
       DataError: an unknown domain, a split left without a class, leakage; names the rows.
     """
-    check_options(name, domains, num_folds, fold, seed, leakage)
+    protocol = ProtocolOptions(**options)
+    name, domains = protocol.name, protocol.domains
     split = np.array(published, dtype="<U5")
     if name in ("open", "leave_one_domain_out"):
-        split[np.isin(records.domains, _known_domains(records, domains))] = "test"
+        _check_domains(records, domains)
+        split[np.isin(records.domains, list(domains))] = "test"
     if name == "k_fold":
-        split = _k_fold(records, num_folds, fold, seed)
+        split = _k_fold(records, protocol)
     if name in ("closed", "leave_one_domain_out"):
         seen = set(np.asarray(records.domains)[split == "train"]) | set(domains)
         split[(split == "test") & ~np.isin(records.domains, sorted(seen))] = ""
     if name != "published":  # The owner's own splits were checked when the data were opened.
-        split = _without_leakage(records, split, drop=leakage == "drop")
+        split = _without_leakage(records, split, drop=protocol.leakage == "drop")
     rows = {part: np.flatnonzero(split == part) for part in SPLITS}
     _check_classes(name, records, rows)
     return {part: own for part, own in rows.items() if len(own) or part != "test"}
 
 
 def apply_protocol(dataset: Dataset, **options: Any) -> Dataset:
-    """The data set with its images assigned anew; `options` as in `assign_splits`."""
+    """The data set with its images assigned anew; `options` are fields of `ProtocolOptions`."""
     if options.get("name", "published") == "published":
         assign_splits(_records(dataset), _published(dataset), **options)
         return dataset
@@ -127,7 +152,7 @@ def apply_protocol(dataset: Dataset, **options: Any) -> Dataset:
 
 
 def enumerate_folds(dataset: Dataset, name: str, num_folds: int = 5) -> list[dict[str, Any]]:
-    """Options of `assign_splits` for each fold of a protocol, in a fixed order.
+    """Fields of `ProtocolOptions` for each fold of a protocol, in a fixed order.
 
     leave_one_domain_out: each domain that training or validation holds and that is not all that a class has there.
     k_fold: each part. Other protocols have a single fold.
@@ -156,40 +181,19 @@ def _published(dataset: Dataset) -> list[str]:
     return [split for split, source in dataset.splits.items() for _ in range(len(source))]
 
 
-def check_options(
-    name: str = "published",
-    domains: Sequence[str] = (),
-    num_folds: int = 5,
-    fold: int = 0,
-    seed: int = 0,
-    leakage: str = "refuse",
-) -> None:
-    """Raises ValueError for options of `assign_splits` that don't go together; needs no data."""
-    if name not in PROTOCOLS:
-        raise ValueError(f"protocol.name must be one of {', '.join(PROTOCOLS)}; got {name!r}")
-    if leakage not in LEAKAGE:
-        raise ValueError(f"protocol.leakage must be one of {', '.join(LEAKAGE)}; got {leakage!r}")
-    wanted = {"open": "one or more", "leave_one_domain_out": "one"}.get(name, "no")
-    fits = {"one or more": len(domains) > 0, "one": len(domains) == 1, "no": not domains}[wanted]
-    if not fits:
-        raise ValueError(f"protocol {name} takes {wanted} protocol.domains; got {', '.join(domains) or 'none'}")
-    if seed < 0:
-        raise ValueError(f"protocol.seed must not be negative; got {seed}")
-    if name == "k_fold" and not (num_folds >= 3 and 0 <= fold < num_folds):
-        raise ValueError(f"k_fold needs num_folds >= 3 and 0 <= fold < num_folds; got {num_folds} and {fold}")
-
-
-def _known_domains(records: Records, domains: Sequence[str]) -> list[str]:
+def _check_domains(records: Records, domains: Sequence[str]) -> None:
     known = sorted(set(records.domains))
     unknown = [domain for domain in domains if domain not in known]
     if unknown:
         raise DataError([f"protocol.domains: no image has domain {domain!r}; there are {', '.join(known)}"
                          for domain in unknown])  # fmt: skip
-    return list(domains)
 
 
 def _units(records: Records) -> Int[np.ndarray, " n"]:
     """A number for each row, equal for rows that are linked by a chain of equal groups or equal pixels."""
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import connected_components
+
     n = len(records)
     rows, keys, names = [], [], {}
     for column in (records.groups, records.digests or ("",) * n):
@@ -202,12 +206,15 @@ def _units(records: Records) -> Int[np.ndarray, " n"]:
     return connected_components(links, directed=False)[1][:n]
 
 
-def _k_fold(records: Records, num_folds: int, fold: int, seed: int) -> np.ndarray:
+def _k_fold(records: Records, protocol: ProtocolOptions) -> np.ndarray:
+    from sklearn.model_selection import StratifiedGroupKFold  # 1.4 s that no other protocol needs
+
+    num_folds, fold = protocol.num_folds, protocol.fold
     units = _units(records)
     if len(np.unique(units)) < num_folds:
         raise DataError([f"k_fold: {num_folds} folds of {len(np.unique(units))} groups; use fewer folds"])
-    parts = StratifiedGroupKFold(num_folds, shuffle=True, random_state=seed).split(units, records.labels, units)
-    tested = [test for _, test in parts]
+    parts = StratifiedGroupKFold(num_folds, shuffle=True, random_state=protocol.seed)
+    tested = [test for _, test in parts.split(units, records.labels, units)]
     split = np.full(len(records), "train")
     split[tested[fold]], split[tested[(fold + 1) % num_folds]] = "test", "val"
     return split
@@ -215,27 +222,19 @@ def _k_fold(records: Records, num_folds: int, fold: int, seed: int) -> np.ndarra
 
 def _without_leakage(records: Records, split: np.ndarray, drop: bool) -> np.ndarray:
     """Refuses rows whose group or pixels stand in a later split too, or takes them out."""
-    order = {part: i for i, part in enumerate(SPLITS)}
-    holder: dict[tuple[str, str], int] = {}  # The last split that a key stands in, by a row of it.
-    columns = {"image": records.ids, "pixels": records.digests or (), "group": records.groups}
     members = np.flatnonzero(split != "")
-    for kind, column in columns.items():
-        for row in members if column else ():
-            before = holder.setdefault((kind, column[row]), row)
-            if order[split[row]] > order[split[before]]:
-                holder[kind, column[row]] = row
-    problems, leaking = [], []
-    for row in members:
-        for kind, column in columns.items():
-            other = holder[kind, column[row]] if column and column[row] else row
-            if split[other] != split[row]:
-                what = f"group {records.groups[row]}" if kind == "group" else f"equal {kind}"
-                problems.append(f"{records.ids[row]} ({split[row]}) and {records.ids[other]} ({split[other]}): {what}")
-                leaking.append(row)
-                break
+    kept, parts = records[members], split[members].tolist()
+    columns = {"image": kept.ids, "pixels": kept.digests, "group": kept.groups}
+    columns = {kind: column for kind, column in columns.items() if column is not None}
+    found = find_conflicts(columns, parts, [SPLITS.index(part) for part in parts])
+    leaking = members[[row for row, _, _ in found]]
+    problems = []
+    for row, other, kind in found:
+        what = f"group {kept.groups[row]}" if kind == "group" else f"equal {kind}"
+        problems.append(f"{kept.ids[row]} ({parts[row]}) and {kept.ids[other]} ({parts[other]}): {what}")
     if problems and not drop:
         raise DataError(
-            [f"{problem} in two splits; set protocol.leakage=drop, or mend the groups" for problem in problems]
+            [f"{problem} in two splits; set protocol.leakage=drop, or correct the groups" for problem in problems]
         )
     if problems:
         logging.warning("protocol: %d rows left out whose group or pixels stand in a later split", len(leaking))

@@ -1,45 +1,98 @@
-"""Temporary."""
+"""What a run's data are: which source with which options, split and with its maps changed how."""
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ..errors import ConfigError, check_known
 from . import LISTINGS, SOURCES
-from .evaluation_sets import open_manifest_split
-from .human_maps import process_maps
+from .checks.outcomes import Outcome
+from .decode import check_channels
+from .human_maps import PLACEBOS, Smooth, process_maps, smooth_maps
 from .listing import Listing
-from .manifest import read_rows
-from .protocol import apply_protocol
-from .source import Dataset, Source
+from .manifest import OpenedSplit, open_manifest_split
+from .protocol import ProtocolOptions, apply_protocol
+from .source import Dataset
+
+# Options of a source that say how maps are read, whatever the list.
+_READING = ("combine", "sigma", "pixels_per_degree")
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclass(frozen=True)
 class DataRecipe:
+    """Everything that decides which images and maps a run sees, but for augmentation.
+
+    Attributes:
+      source: a key of `SOURCES`.
+      options: keyword arguments of that source.
+      channels: 3 for RGB, 1 for grey.
+      protocol: fields of `ProtocolOptions`.
+      blur: of maps, see `Smooth`.
+      threshold: of maps, see `Smooth`.
+      placebo: one of `PLACEBOS`, in place of training's maps.
+      seed: of placebos that are dealt.
+
+    Raises:
+      ConfigError: a value that names nothing or lies outside its range.
+    """
+
     source: str
-    options: Mapping[str, Any]
-    channels: int
-    protocol: Mapping[str, Any]
-    blur: float
-    threshold: float
-    placebo: str
-    seed: int
+    options: Mapping[str, Any] = field(default_factory=dict)
+    channels: int = 3
+    protocol: Mapping[str, Any] = field(default_factory=dict)
+    blur: float = 0.0
+    threshold: float = 0.0
+    placebo: str = "none"
+    seed: int = 0
+
+    def __post_init__(self):
+        check_known("data.source", self.source, SOURCES)
+        check_known("data.maps.placebo", self.placebo, PLACEBOS)
+        check_channels(self.channels)
+        ProtocolOptions(**self.protocol)
+        Smooth(self.blur, self.threshold)
 
     def listing(self) -> Listing:
+        """The source's files, no image opened.
+
+        Raises ConfigError where the source has none, DataError where they aren't there or can't be read.
+        """
+        if self.source not in LISTINGS:
+            raise ConfigError(
+                f"data.source is {self.source!r}, which is drawn and has no files to check: leave out --check"
+            )
         return LISTINGS[self.source](**self.options)
 
-    def open(self, known: Any = None) -> Dataset:
-        return SOURCES[self.source](channels=self.channels, **self.options)
+    def open(self, known: Mapping[str, Outcome] | None = None) -> Dataset:
+        """The data set as its owner splits it, checked, with the maps as they are.
+
+        Of an earlier opening `known` are the outcomes (`Dataset.checked`): unchanged files are not decoded again.
+        Raises DataError with every problem found.
+        """
+        return SOURCES[self.source](channels=self.channels, known=known, **self.options)
 
     def arrange(self, dataset: Dataset) -> Dataset:
-        dataset = apply_protocol(dataset, **self.protocol)
-        return process_maps(dataset, blur=self.blur, threshold=self.threshold, placebo=self.placebo, seed=self.seed)
+        """Splits what `open` gave by the protocol, and gives it the maps that are asked for.
+
+        Raises DataError for what the protocol refuses, and for a placebo that can't be had.
+        """
+        maps = {"blur": self.blur, "threshold": self.threshold, "placebo": self.placebo, "seed": self.seed}
+        return process_maps(apply_protocol(dataset, **self.protocol), **maps)
 
     def open_split(
-        self, manifest: str | Path, split: str | None, class_names: tuple[str, ...], known: Any = None
-    ) -> tuple[Source, str]:
-        if split is None:
-            split = "test" if any(row.split == "test" for row in read_rows(Path(manifest))) else "val"
-        return open_manifest_split(manifest, split, class_names, self.channels), split
+        self,
+        manifest: str | Path,
+        split: str | None,
+        class_names: tuple[str, ...],
+        known: Mapping[str, Outcome] | None = None,
+    ) -> OpenedSplit:
+        """One split of another manifest, its maps read and smoothed as this recipe's; placebos are for training.
+
+        `class_names` are the model's; arguments and errors otherwise as of `open_manifest_split`.
+        """
+        reading = {name: self.options[name] for name in _READING if name in self.options}
+        opened = open_manifest_split(manifest, split, class_names, self.channels, known=known, **reading)
+        return opened._replace(source=smooth_maps(opened.source, self.blur, self.threshold))

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Bool, Float, Int, UInt8
 from PIL import Image
+
+from ..errors import UserError
+from .checks.outcomes import Outcome
 
 SPLITS = ("train", "val", "test")
 
@@ -16,7 +20,7 @@ SPLITS = ("train", "val", "test")
 _SHOWN = 20
 
 
-class DataError(ValueError):
+class DataError(UserError, ValueError):
     """What is wrong with a data set: every problem found, each with its place and a remedy.
 
     Attributes:
@@ -98,15 +102,18 @@ class Records:
 
     def __getitem__(self, rows: Sequence[int] | Int[np.ndarray, " m"]) -> Records:
         rows = [int(row) for row in rows]
-        pick = lambda column: column[rows] if isinstance(column, np.ndarray) else tuple(column[row] for row in rows)
-        return Records(**{name: None if column is None else pick(column) for name, column in vars(self).items()})
+        pick = lambda column: tuple(column[row] for row in rows)
+        ids, domains, groups = pick(self.ids), pick(self.domains), pick(self.groups)
+        digests = None if self.digests is None else pick(self.digests)
+        return Records(ids, self.labels[rows], domains, groups, self.has_map[rows], digests)
 
 
 @runtime_checkable
 class Source(Protocol):
     """One split, with random access. Safe to read from several threads, and pickles for worker processes."""
 
-    records: Records
+    @property
+    def records(self) -> Records: ...
 
     def __len__(self) -> int: ...
 
@@ -122,12 +129,15 @@ class Dataset:
       class_names: position = class index.
       splits: split name to source.
       skipped: a line for each row that was left out because its files could not be read.
+      checked: what was found of the files, for the next opening; see `checks.outcomes`. Empty where they are not the
+        owner's own, but drawn or packed.
     """
 
     name: str
     class_names: tuple[str, ...]
     splits: Mapping[str, Source]
     skipped: tuple[str, ...] = ()
+    checked: Mapping[str, Outcome] = field(default_factory=dict)
 
 
 class Subset:
@@ -168,3 +178,15 @@ class Joined:
             raise IndexError(f"row {index} of {len(self)}")
         part = int(np.searchsorted(self._starts, index, side="right")) - 1
         return self._sources[part][index - int(self._starts[part])]
+
+
+def choose_rows(records: Records, number: int) -> Int[np.ndarray, " m"]:
+    """Rows spread evenly over the classes and over the split, those with a human map first; all if there are fewer."""
+    by_class = []
+    for label in np.unique(records.labels):
+        rows = np.flatnonzero(records.labels == label)
+        usable = rows[records.has_map[rows]] if records.has_map[rows].any() else rows
+        spread = usable[np.linspace(0, len(usable) - 1, min(number, len(usable))).round().astype(int)]
+        by_class.append(list(dict.fromkeys([*spread, *rows])))
+    interleaved = [row for group in itertools.zip_longest(*by_class) for row in group if row is not None]
+    return np.asarray(interleaved[:number])

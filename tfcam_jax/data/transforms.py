@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import Float, UInt8
 from PIL import Image, ImageEnhance
 
+from ..errors import ConfigError
 from .source import Example, pixels
 
 _BILINEAR = Image.Resampling.BILINEAR
@@ -30,7 +31,7 @@ class Augment:
       saturation: largest change of the colours' distance from grey, as a share, either way, 0..1.
 
     Raises:
-      ValueError: a value beyond its limits.
+      ConfigError: a value beyond its limits.
     """
 
     flip: float = 0.0
@@ -49,7 +50,7 @@ class Augment:
         limits |= {"brightness": 0.5, "contrast": 0.9, "saturation": 1}
         for name, limit in limits.items():
             if not 0 <= getattr(self, name) <= limit:
-                raise ValueError(f"augment.{name} must be in [0, {limit}]; got {getattr(self, name)}")
+                raise ConfigError(f"augment.{name} must be in [0, {limit}]; got {getattr(self, name)}")
 
 
 IDENTITY = Augment()
@@ -61,8 +62,8 @@ class _Geometry:
 
     box: tuple[float, float, float, float] = (0.0, 0.0, 1.0, 1.0)
     flip: bool = False
-    matrix: np.ndarray | None = None  # [2, 2], output to input, about the centre
-    shift: np.ndarray | None = None  # [2], x and y, share of the side
+    # Matrix [2, 2], output to input, about the centre; shift [2], x and y, share of the side.
+    affine: tuple[np.ndarray, np.ndarray] | None = None
 
 
 def apply(
@@ -101,14 +102,14 @@ def _draw(augment: Augment, rng: np.random.Generator) -> _Geometry:
     width, height = 1 - augment.crop * unit[0], 1 - augment.crop * unit[1]
     left, top = (1 - width) * unit[2], (1 - height) * unit[3]
     angle, shear, scale, *shift = 2 * np.asarray(unit[4:]) - 1
-    matrix = shift_xy = None
+    affine = None
     if augment.rotate or augment.shear or augment.scale or augment.translate:
         radians = math.radians(augment.rotate * angle)
         rotation = np.array([[math.cos(radians), -math.sin(radians)], [math.sin(radians), math.cos(radians)]])
         slant = np.array([[1, math.tan(math.radians(augment.shear * shear))], [0, 1]])
         matrix = np.linalg.inv((1 + augment.scale * scale) * rotation @ slant)
-        shift_xy = augment.translate * np.asarray(shift)
-    return _Geometry((left, top, left + width, top + height), bool(flip < augment.flip), matrix, shift_xy)
+        affine = (matrix, augment.translate * np.asarray(shift))
+    return _Geometry((left, top, left + width, top + height), bool(flip < augment.flip), affine)
 
 
 def _recolour(image: np.ndarray, augment: Augment, rng: np.random.Generator) -> np.ndarray:
@@ -125,8 +126,8 @@ def _recolour(image: np.ndarray, augment: Augment, rng: np.random.Generator) -> 
 
 def _move_picture(picture: Image.Image, size: int, geometry: _Geometry) -> np.ndarray:
     picture = _crop_and_resize(picture, size, geometry)
-    if geometry.matrix is not None:
-        values, coefficients = np.asarray(picture), _affine_coefficients(size, geometry)
+    if geometry.affine:
+        values, coefficients = np.asarray(picture), _affine_coefficients(size, *geometry.affine)
         margin = _overshoot(size, coefficients)
         padded = np.pad(values, ((margin, margin), (margin, margin), *[(0, 0)] * (values.ndim - 2)), mode="edge")
         picture = _affine(Image.fromarray(padded), size, _behind_margin(coefficients, margin))
@@ -139,8 +140,8 @@ def _move_map(saliency: np.ndarray, size: int, geometry: _Geometry) -> np.ndarra
     if values.min() == values.max():
         # Before the affine part, whose zeros outside would turn a constant piece into a map of the border.
         return np.zeros((size, size), np.float32)
-    if geometry.matrix is not None:
-        values = np.asarray(_affine(moved, size, _affine_coefficients(size, geometry)))
+    if geometry.affine:
+        values = np.asarray(_affine(moved, size, _affine_coefficients(size, *geometry.affine)))
     return values
 
 
@@ -152,11 +153,10 @@ def _crop_and_resize(picture: Image.Image, size: int, geometry: _Geometry) -> Im
     return picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if geometry.flip else picture
 
 
-def _affine_coefficients(size: int, geometry: _Geometry) -> np.ndarray:
+def _affine_coefficients(size: int, matrix: np.ndarray, shift: np.ndarray) -> np.ndarray:
     """[2, 3]: input (x, y) of an output point (x, y, 1), in pixels from the corner."""
     centre = np.full(2, size / 2)
-    offset = centre - geometry.matrix @ (centre + size * geometry.shift)
-    return np.column_stack([geometry.matrix, offset])
+    return np.column_stack([matrix, centre - matrix @ (centre + size * shift)])
 
 
 def _overshoot(size: int, coefficients: np.ndarray) -> int:

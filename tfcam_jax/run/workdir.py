@@ -5,7 +5,8 @@ run.json        versions, commit, devices, command of the first start, and of ea
 metrics.jsonl   one JSON object a line
 checkpoints/    see `checkpoints`
 results.json    figures of the best checkpoint
-checks.json     what opening the data showed of each file, so that a later start looks only at what changed
+checks.json     what opening the data showed of each file, so that a later start looks only at what changed;
+                checks.other.json the same of data that the run was last evaluated or explained on by --data
 .lock           held by the process that trains here, whose name stands in .lock.holder
 """
 
@@ -39,7 +40,7 @@ INDIFFERENT = (
     "grace_seconds",
 )
 
-CHECKS = "checks.json"
+CHECKS, OTHER_CHECKS = "checks.json", "checks.other.json"
 _LOCK, _HOLDER = ".lock", ".lock.holder"
 
 # What a run leaves that died before its `config.json` was there.

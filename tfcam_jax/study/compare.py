@@ -11,15 +11,14 @@ import jax
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
-from ..data.evaluation_sets import choose_rows
 from ..data.human_maps import deal_maps
 from ..data.protocol import apply_protocol, split_by_protocol
-from ..data.source import Dataset, Subset
+from ..data.source import Dataset, Subset, choose_rows
 from ..devices.compilation import available_cores
 from ..devices.placement import fetch
 from ..errors import ConfigError, UserError
 from ..evaluation import evaluate_source
-from ..experiment import config_json, resolve
+from ..experiment import config_json, keep_checks, resolve
 from ..report.map_grid import Panel, Row, draw_panels
 from ..run.checkpoints import Checkpoints
 from ..run.files import WorkdirError, write_text
@@ -67,6 +66,7 @@ def compare(config: ConfigDict, workdir: str | Path, num_images: int = 6) -> dic
     runs = plan_runs(config, arms, dataset)
     _check_runs(workdir, runs, dataset)
     workdir.mkdir(parents=True, exist_ok=True)
+    keep_checks(checks, dataset.checked)
     write_entries(workdir, [run.entry for run in runs], config.evaluation.select_by)
     failures = run_all(cache, runs, workdir, processes, config.compare.held_megabytes)
     study = _report(config, cache, runs, failures, workdir, num_images) if len(failures) < len(runs) else {}

@@ -16,7 +16,7 @@ from typing import Any
 from tqdm import tqdm
 
 from ..data.human_maps import process_maps
-from ..data.in_memory import held_bytes, hold_splits
+from ..data.in_memory import bytes_in_memory, keep_in_memory
 from ..data.source import Dataset
 from ..devices.compilation import available_cores
 from ..experiment import Experiment, Recipe, build_experiment, open_source, resolve
@@ -77,9 +77,9 @@ class ExperimentCache:
 
     def _hold(self, dataset: Dataset, recipe: Recipe, splits: tuple[str, ...]) -> Dataset:
         size = recipe.image_size
-        fits = held_bytes(dataset, size, recipe.data.channels) <= self._held_megabytes * 2**20
+        fits = bytes_in_memory(dataset, size, recipe.data.channels) <= self._held_megabytes * 2**20
         # Grain's own processes would each have to decode everything all the same.
-        return hold_splits(dataset, splits, size) if fits and not recipe.num_workers else dataset
+        return keep_in_memory(dataset, splits, size) if fits and not recipe.num_workers else dataset
 
     def _keep(self, kind: str, key: Any, make: Callable[[], Any]) -> Any:
         if kind not in self._kept or self._kept[kind][0] != key:

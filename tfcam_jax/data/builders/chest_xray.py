@@ -7,11 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import ClassVar
 
-from ..annotations import Table, read_csv_rows, read_table
-from ..list_files import split_by_share, walk_images
-from ..listing import Listing, MapReader, Row
+from ..annotations import csv_table
+from ..annotations.marks import Table
+from ..csv_files import read_table
+from ..image_folder import walk_images
+from ..listing import Row
 from ..source import DataError
 from .listed_builder import ListedBuilder, ListedConfig, no_rows
+from .owner_files import Found, below, split_by_share
 
 NORMAL, ABNORMAL = "normal", "abnormal"
 NIH_BOXES, RSNA_BOXES, FIXATIONS = "nih/BBox_List_2017.csv", "rsna/stage_2_train_labels.csv", "mimic/fixations.csv"
@@ -90,7 +93,7 @@ Then python launch/prepare.py --config=configs/chest_xray.py --config.data.chest
 """
 
     @classmethod
-    def list_rows(cls, folder: Path, config: ChestXrayConfig) -> Listing:
+    def find_rows(cls, folder: Path, config: ChestXrayConfig) -> Found:
         chosen = config.collections or tuple(name for name in COLLECTIONS if (folder / name).is_dir())
         unknown = [name for name in chosen if name not in COLLECTIONS]
         if unknown:
@@ -98,54 +101,41 @@ Then python launch/prepare.py --config=configs/chest_xray.py --config.data.chest
             raise DataError([f"data.chest_xray.collections: no collection {name!r}; {known}" for name in unknown])
         if not chosen:
             raise no_rows(cls, folder, f"none of the folders {', '.join(COLLECTIONS)}")
-        rows: list[Row] = []
-        problems: list[str] = []
-        tables: dict[str, Table] = {}
+        found = Found()
         for name in chosen:
-            listed = COLLECTIONS[name](folder)
-            rows += [row for row in listed.rows if row.label == NORMAL or row.map or not config.annotated_only]
-            problems += listed.problems
-            tables |= listed.tables
-        reader = MapReader(folder, config.combine, config.sigma, config.pixels_per_degree, tables)
-        return Listing(cls.name, tuple(rows), cls.CLASS_NAMES, reader, tuple(problems))
+            found.add(COLLECTIONS[name](folder))
+        if config.annotated_only:
+            found.rows = [row for row in found.rows if row.label == NORMAL or row.map]
+        return found
 
 
-@dataclass(frozen=True)
-class Listed:
-    """One collection's rows, its tables of marks by path, and what is wrong with its lists."""
-
-    rows: list[Row]
-    tables: dict[str, Table]
-    problems: list[str]
-
-
-def _list_nih(folder: Path) -> Listed:
-    problems: list[str] = []
+def _list_nih(folder: Path) -> Found:
+    found = Found()
     entries = next(iter(sorted((folder / "nih").glob("Data_Entry_2017*.csv"))), folder / "nih/Data_Entry_2017.csv")
     # The header's last two names hold commas and aren't quoted; what is needed stands before them.
-    cells = _read(entries, ("Image Index", "Finding Labels", "Patient ID"), problems)
-    boxes = _table(folder / NIH_BOXES, _NIH_COLUMNS, problems)
+    cells = _read(entries, ("Image Index", "Finding Labels", "Patient ID"), found)
+    boxes = _marks(folder, NIH_BOXES, _NIH_COLUMNS, found)
     held_out = folder / "nih/test_list.txt"
     test = set(held_out.read_text(encoding="utf-8").split()) if held_out.is_file() else set()
     if not test:
-        problems.append(f"{held_out}: no such file or empty; it names the test images")
-    films, rows = _films(folder, "nih"), []
+        found.problems.append(f"{held_out}: no such file or empty; it names the test images")
+    films = _films(folder, "nih")
     for number, cell in cells:
         image, patient = cell["Image Index"], cell["Patient ID"]
         split = "test" if image in test else split_by_share(f"nih{patient}", val=0.1, test=0.0)
         label = NORMAL if cell["Finding Labels"] == "No Finding" else ABNORMAL
         path = films.get(PurePosixPath(image).stem, f"nih/images/{image}")
         mark = NIH_BOXES if image in boxes else ""
-        rows.append(Row(str(entries), number, split, label, path, mark, "nih", f"nih{patient}"))
-    return Listed(rows, {NIH_BOXES: boxes}, problems)
+        found.rows.append(Row(str(entries), number, split, label, path, mark, "nih", f"nih{patient}"))
+    return found
 
 
-def _list_rsna(folder: Path) -> Listed:
-    problems: list[str] = []
+def _list_rsna(folder: Path) -> Found:
+    found = Found()
     classes = folder / "rsna/stage_2_detailed_class_info.csv"
-    boxes = _table(folder / RSNA_BOXES, _RSNA_COLUMNS, problems)
-    films, rows, seen = _films(folder, "rsna"), [], set()
-    for number, cell in _read(classes, ("patientId", "class"), problems):
+    boxes = _marks(folder, RSNA_BOXES, _RSNA_COLUMNS, found)
+    films, seen = _films(folder, "rsna"), set()
+    for number, cell in _read(classes, ("patientId", "class"), found):
         image = cell["patientId"]
         if image in seen:  # One row per box.
             continue
@@ -155,57 +145,54 @@ def _list_rsna(folder: Path) -> Listed:
         path = films.get(image, f"rsna/stage_2_train_images/{image}.dcm")
         group = f"rsna{image}"
         row = Row(str(classes), number, split_by_share(group), label, path, RSNA_BOXES if marked else "", "rsna", group)
-        rows.append(row)
-    return Listed(rows, {RSNA_BOXES: boxes}, problems)
+        found.rows.append(row)
+    return found
 
 
-def _list_mimic(folder: Path) -> Listed:
-    problems: list[str] = []
+def _list_mimic(folder: Path) -> Found:
+    found = Found()
     sheet = folder / "mimic/master_sheet.csv"
-    gaze = _table(folder / FIXATIONS, _FIXATION_COLUMNS, problems)
-    films, rows = _films(folder, "mimic"), []
-    for number, cell in _read(sheet, ("dicom_id", "path", "patient_id", "Normal"), problems):
+    gaze = _marks(folder, FIXATIONS, _FIXATION_COLUMNS, found)
+    films = _films(folder, "mimic")
+    for number, cell in _read(sheet, ("dicom_id", "path", "patient_id", "Normal"), found):
         image, group = cell["dicom_id"], f"mimic{cell['patient_id']}"
         label = NORMAL if cell["Normal"] in ("1", "1.0") else ABNORMAL
-        path = films.get(image, f"mimic/{cell['path'].lstrip('/')}")
+        path = films.get(image, below("mimic", cell["path"]))
         mark = FIXATIONS if image in gaze else ""
-        rows.append(Row(str(sheet), number, split_by_share(group), label, path, mark, "mimic", group))
-    return Listed(rows, {FIXATIONS: gaze}, problems)
+        found.rows.append(Row(str(sheet), number, split_by_share(group), label, path, mark, "mimic", group))
+    return found
 
 
-COLLECTIONS: Mapping[str, Callable[[Path], Listed]] = {"nih": _list_nih, "rsna": _list_rsna, "mimic": _list_mimic}
+COLLECTIONS: Mapping[str, Callable[[Path], Found]] = {"nih": _list_nih, "rsna": _list_rsna, "mimic": _list_mimic}
 
 
 def _films(folder: Path, collection: str) -> dict[str, str]:
     """File name without its suffix to path below the folder. The owners' names are unique."""
-    below = folder / collection
-    return {PurePosixPath(p).stem: f"{collection}/{p}" for p in walk_images(below)} if below.is_dir() else {}
+    return {PurePosixPath(path).stem: f"{collection}/{path}" for path in walk_images(folder / collection)}
 
 
-def _read(path: Path, wanted: tuple[str, ...], problems: list[str]) -> list[tuple[int, dict[str, str]]]:
-    if not path.is_file():
-        problems.append(f"{path}: no such file; it lists the films")
-        return []
+def _read(path: Path, wanted: tuple[str, ...], found: Found) -> list[tuple[int, dict[str, str]]]:
+    """Rows of an owner's CSV by column; problems go to what is found."""
     try:
-        rows = read_csv_rows(path)
-    except ValueError as error:
-        problems += str(error).split("\n")
+        rows = read_table(path, wanted, "is it the original?")
+    except (OSError, DataError) as error:
+        found.problems += _told(path, error, "it lists the films")
         return []
-    missing = [name for name in wanted if rows and name not in rows[0][1]]
-    if missing or not rows:
-        problems.append(
-            f"{path}, row 1: no {'column ' + ', '.join(missing) if missing else 'rows'}; is it the original?"
-        )
-        return []
+    if not rows:
+        found.problems.append(f"{path}, row 1: no rows; is it the original?")
     return [(number, {name: cells.get(name, "") for name in wanted}) for number, cells in rows]
 
 
-def _table(path: Path, columns: Mapping[str, str], problems: list[str]) -> Table:
-    if not path.is_file():
-        problems.append(f"{path}: no such file; it holds what the radiologists marked")
-        return {}
+def _marks(folder: Path, table: str, renamed: Mapping[str, str], found: Found) -> Table:
+    """An owner's table of marks, which what is found then holds; empty if it can't be read."""
+    path = folder / table
     try:
-        return read_table(path, columns)
-    except ValueError as error:
-        problems += str(error).split("\n")
-        return {}
+        found.tables[table] = csv_table.read(path, renamed)
+    except (OSError, DataError) as error:
+        found.problems += _told(path, error, "it holds what the radiologists marked")
+        found.tables[table] = {}
+    return found.tables[table]
+
+
+def _told(path: Path, error: OSError | DataError, purpose: str) -> list[str]:
+    return error.problems if isinstance(error, DataError) else [f"{path}: no such file; {purpose}"]

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import ClassVar
 
-from ..list_files import group_of, read_list
-from ..listing import Listing, MapReader, Row
+from ..csv_files import Line, read_list
+from ..listing import Row
 from .listed_builder import ListedBuilder, ListedConfig, no_rows
+from .owner_files import Found, ambiguous_maps, below, find_lists, group_of, index_maps, with_map
 
 # What a path says of where a face comes from. Longer names first: "stylegan2" is a part of "stylegan2ada".
 SOURCES_IN_PATHS = {
@@ -37,7 +37,7 @@ class CyborgFacesConfig(ListedConfig):
       train_lists: list files (glob patterns) whose `train` rows are for training and whose `test` rows validate.
       test_lists: list files whose rows, whatever their split, are for testing.
       images: folder that the paths in the lists are relative to, a leading slash being ignored.
-      heatmaps: folder of the maps of training images, by file name.
+      heatmaps: folder of the maps of training images, by the image's path below `images`, else by its file name.
       group_pattern: regular expression whose first group, found in a path, names the person; "" if unknown.
     """
 
@@ -75,43 +75,42 @@ class CyborgFaces(ListedBuilder):
                   class Real or Synthetic
      test*.csv    the same, for each generator and collection to test on
      images/      what the paths are relative to
-     heatmaps/    human maps of training images, by the image's file name
+     heatmaps/    human maps of training images, by the image's path or file name
    Other names are given as data.cyborg_faces.train_lists, .test_lists, .images and .heatmaps.
 3. python launch/prepare.py --config=configs/cyborg_faces.py --config.data.cyborg_faces.manual_dir=FOLDER --check
 """
 
     @classmethod
-    def list_rows(cls, folder: Path, config: CyborgFacesConfig) -> Listing:
-        train = sorted({path for pattern in config.train_lists for path in folder.glob(pattern)})
-        test = sorted({path for pattern in config.test_lists for path in folder.glob(pattern)} - set(train))
+    def find_rows(cls, folder: Path, config: CyborgFacesConfig) -> Found:
+        train = find_lists(folder, config.train_lists)
+        test = [path for path in find_lists(folder, config.test_lists) if path not in train]
         if not train:
             raise no_rows(cls, folder, f"no list file {' or '.join(config.train_lists)}")
-        maps = _maps_by_name(folder / config.heatmaps)
-        rows: list[Row] = []
-        problems = [] if maps else [f"{folder / config.heatmaps}: no human maps here; unpack them or mend `heatmaps`"]
+        maps = index_maps(folder / config.heatmaps)
+        hint = f"{folder / config.heatmaps}: no human maps here; unpack them or correct `heatmaps`"
+        found = Found(problems=[] if maps else [hint])
         for path in [*train, *test]:
             lines, wrong = read_list(path, (3,), "split,class,path")
-            problems += wrong
-            for line in lines:
-                row, wrong = _row(path, line.number, line.cells, config, path in train)
-                problems += wrong
-                rows.append(row)
-        rows = [_with_map(row, maps, config) for row in rows]
-        problems += _ambiguous(rows)
-        reader = MapReader(folder, config.combine, config.sigma, config.pixels_per_degree)
-        return Listing(cls.name, tuple(rows), cls.CLASS_NAMES, reader, tuple(problems))
+            found.problems += wrong
+            found.problems += [
+                f"{path}, row {line.number}: unknown split {line.cells[0]!r}; use train or test"
+                for line in lines
+                if line.cells[0] not in ("train", "test")
+            ]
+            found.rows += [_row(path, line, config, path in train) for line in lines]
+        found.rows = [
+            with_map(row, maps, config.heatmaps, config.images) if row.split == "train" else row for row in found.rows
+        ]
+        found.problems += ambiguous_maps(found.rows)
+        return found
 
 
-def _row(path: Path, number: int, cells: tuple[str, ...], config: CyborgFacesConfig, for_training: bool):
-    split, label, image = cells
-    problems = []
-    if split not in ("train", "test"):
-        problems.append(f"{path}, row {number}: unknown split {split!r}; use train or test")
-        split = "test"
+def _row(path: Path, line: Line, config: CyborgFacesConfig, for_training: bool) -> Row:
+    split, label, image = line.cells
     split = ("train" if split == "train" else "val") if for_training else "test"
-    image = f"{config.images}/{image.lstrip('/')}" if config.images else image.lstrip("/")
+    image = below(config.images, image)
     group = group_of(image, config.group_pattern)
-    return Row(str(path), number, split, label, image, domain=domain_of(image), group=group), problems
+    return Row(str(path), line.number, split, label, image, domain=domain_of(image), group=group)
 
 
 def domain_of(path: str) -> str:
@@ -119,24 +118,3 @@ def domain_of(path: str) -> str:
     flat = re.sub(r"[-_ .]", "", path.lower())
     known = next((domain for part, domain in SOURCES_IN_PATHS.items() if part in flat), None)
     return known or PurePosixPath(path).parent.name
-
-
-def _maps_by_name(folder: Path) -> dict[str, str]:
-    """File names to file names: with their suffix, and without it where the map's kind differs from the image's."""
-    names = sorted(path.name for path in folder.iterdir() if path.is_file()) if folder.is_dir() else []
-    return {PurePosixPath(name).stem: name for name in names} | {name: name for name in names}
-
-
-def _with_map(row: Row, maps: dict[str, str], config: CyborgFacesConfig) -> Row:
-    image = PurePosixPath(row.image)
-    found = maps.get(image.name) or maps.get(image.stem)
-    if row.split != "train" or not found:
-        return row
-    return Row(**{**vars(row), "map": f"{config.heatmaps}/{found}"})
-
-
-def _ambiguous(rows: list[Row]) -> list[str]:
-    """A heatmap has one image: two training images of one file name can't both be meant."""
-    counts = Counter(row.map for row in rows if row.map)
-    what = "belongs to {} training images of that name; rename them and their maps"
-    return [f"{row.place}: map {row.map} {what.format(counts[row.map])}" for row in rows if counts[row.map] > 1]

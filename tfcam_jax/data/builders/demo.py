@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import io
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import tensorflow_datasets as tfds
-from PIL import Image
 
+from ...errors import ConfigError
+from ..checks.outcomes import Outcome
 from ..decode import check_channels
 from ..source import Dataset
-from ..tfds_source import TfdsSource, features
 from .demo_images import CLASS_NAMES, Drawing, draw
+from .tfds_source import features, open_prepared, png
 
 AGREES, RANDOM = "shortcut_agrees", "shortcut_random"
 # Exceptions are rare enough that a classifier can do well without ever looking at the marks.
@@ -24,7 +24,15 @@ _SPLIT_CODES = {"train": 0, "val": 1, "test": 2}
 
 @dataclass(eq=False)
 class DemoConfig(tfds.core.BuilderConfig):
-    """What a prepared set depends on. The name holds all of it, so that different settings lie side by side."""
+    """What a prepared set depends on. The name holds all of it, so that different settings lie side by side.
+
+    Attributes:
+      seed: of the drawing, >= 0.
+      num_train: training images.
+      num_val: validation images.
+      num_test: images of each of the two test parts.
+      shortcut_agreement: share of images, outside the open-set test, where the light fits the class.
+    """
 
     name: str = ""
     seed: int = 0
@@ -35,9 +43,9 @@ class DemoConfig(tfds.core.BuilderConfig):
 
     def __post_init__(self):
         if self.seed < 0 or min(self.num_train, self.num_val, self.num_test) < 2:
-            raise ValueError(f"the demo needs a seed >= 0 and at least 2 images, one per class, in each part: {self}")
+            raise ConfigError(f"the demo needs a seed >= 0 and at least 2 images, one per class, in each part: {self}")
         if not 0 <= self.shortcut_agreement <= 1:
-            raise ValueError(f"shortcut_agreement must be in [0, 1]; got {self.shortcut_agreement}")
+            raise ConfigError(f"shortcut_agreement must be in [0, 1]; got {self.shortcut_agreement}")
         sizes = f"{self.num_train}_{self.num_val}_{self.num_test}"
         self.name = f"seed{self.seed}_{sizes}_agree{self.shortcut_agreement}"
 
@@ -66,7 +74,7 @@ class Demo(tfds.core.GeneratorBasedBuilder):
     VERSION = tfds.core.Version("1.0.0")
     BUILDER_CONFIGS: ClassVar = [DemoConfig()]
     # Nothing is downloaded. To find that out, TFDS would import importlib_resources, which it doesn't declare.
-    url_infos: ClassVar = None
+    url_infos = None
 
     def _info(self) -> tfds.core.DatasetInfo:
         # In the order of drawing: TFDS would shuffle by a hash of the key.
@@ -78,16 +86,18 @@ class Demo(tfds.core.GeneratorBasedBuilder):
         )
 
     def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Iterator]:
-        config = self.builder_config
+        config: Any = self.builder_config
         agrees, at_random = (AGREES, config.shortcut_agreement), (RANDOM, 0.5)
         return {
-            "train": self._generate_examples("train", config.num_train, agrees),
-            "val": self._generate_examples("val", config.num_val, agrees),
-            "test": self._generate_examples("test", config.num_test, agrees, at_random),
+            "train": self._generate_examples(config.seed, "train", config.num_train, agrees),
+            "val": self._generate_examples(config.seed, "val", config.num_val, agrees),
+            "test": self._generate_examples(config.seed, "test", config.num_test, agrees, at_random),
         }
 
-    def _generate_examples(self, split: str, count: int, *parts: tuple[str, float]) -> Iterator[tuple[int, dict]]:
-        seeds = [self.builder_config.seed, _SPLIT_CODES[split]]
+    def _generate_examples(
+        self, seed: int, split: str, count: int, *parts: tuple[str, float]
+    ) -> Iterator[tuple[int, dict]]:
+        seeds = [seed, _SPLIT_CODES[split]]
         for part, (domain, agreement) in enumerate(parts):
             agrees = _agreeing(np.random.default_rng([*seeds, part, 0]), count, agreement)
             for i in range(count):
@@ -107,11 +117,11 @@ def _agreeing(rng: np.random.Generator, count: int, agreement: float) -> np.ndar
 
 
 def _features(drawing: Drawing, label: int, domain: str, name: str) -> dict:
-    has_map = drawing.saliency is not None
+    saliency = np.zeros((1, 1), np.uint8) if drawing.saliency is None else drawing.saliency
     return {
-        "image": _png(drawing.image),
-        "saliency": _png(drawing.saliency if has_map else np.zeros((1, 1), np.uint8)),
-        "has_map": has_map,
+        "image": png(drawing.image),
+        "saliency": png(saliency),
+        "has_map": drawing.saliency is not None,
         "label": label,
         "domain": domain,
         "group": "",
@@ -119,51 +129,26 @@ def _features(drawing: Drawing, label: int, domain: str, name: str) -> dict:
     }
 
 
-def _png(pixels: np.ndarray) -> bytes:
-    file = io.BytesIO()
-    Image.fromarray(pixels).save(file, "PNG")
-    return file.getvalue()
-
-
 def open_demo(
-    *,
-    data_dir: str = "",
-    seed: int = 0,
-    num_train: int = 1200,
-    num_val: int = 300,
-    num_test: int = 400,
-    shortcut_agreement: float = SHORTCUT_AGREEMENT,
-    channels: int = 3,
+    *, data_dir: str = "", channels: int = 3, known: Mapping[str, Outcome] | None = None, **options: Any
 ) -> Dataset:
     """Opens the demo data, drawing it first if these settings are not on disk yet (seconds).
 
     Args:
       data_dir: folder for prepared data sets; "" means TFDS's own default.
-      seed: of the drawing, >= 0.
-      num_train: training images.
-      num_val: validation images.
-      num_test: images of each of the two test parts.
-      shortcut_agreement: share of images, outside the open-set test, where the light fits the class.
       channels: 3 for RGB, 1 for grey (which hides the shortcut).
+      known: makes no difference, as there are no files to check.
+      **options: fields of `DemoConfig`, but for the name.
 
     Returns:
-      The data set; `Demo` describes it. Both test parts are in split "test", told apart by their domain. A set is
-      drawn aside and moved into place when whole: one cut short is never read, and two processes may draw at once.
+      The data set; `Demo` describes it. Both test parts are in split "test", told apart by their domain.
+
+    Raises:
+      ConfigError: settings that can't be.
     """
     check_channels(channels)
-    config = DemoConfig(
-        seed=seed, num_train=num_train, num_val=num_val, num_test=num_test,
-        shortcut_agreement=shortcut_agreement,
-    )  # fmt: skip
+    config = DemoConfig(**options)
     builder = Demo(
         data_dir=data_dir or None, config=Demo.builder_configs.get(config.name, config), file_format="array_record"
     )
-    try:
-        builder.download_and_prepare()
-    except OSError:
-        # Another process may have been first with the last step, a rename; then its set is whole and ours is gone.
-        if not builder.data_path.exists():
-            raise
-    prepared = tfds.builder_from_directory(builder.data_dir)
-    sources = {split: TfdsSource.open(prepared, split, channels) for split in ("train", "val", "test")}
-    return Dataset("demo", tuple(prepared.info.features["label"].names), sources)
+    return open_prepared(builder, channels)

@@ -60,7 +60,9 @@ def draw(rng: np.random.Generator, label: int, warm: bool) -> Drawing:
 def _background(rng: np.random.Generator) -> Float[np.ndarray, "64 64 3"]:
     """Clouds of three scales around a random colour, alike in all channels but for a share of their own."""
     base = rng.uniform(90, 165) + rng.normal(0, 5, 3)
-    grey = sum(_clouds(rng, cells, strength) for cells, strength in ((3, 18.0), (7, 12.0), (15, 8.0)))
+    grey = np.zeros((SIZE, SIZE), np.float32)
+    for cells, strength in ((3, 18.0), (7, 12.0), (15, 8.0)):
+        grey += _clouds(rng, cells, strength)
     colours = np.stack([_clouds(rng, 4, 6.0) for _ in range(3)], axis=-1)
     return base + grey[..., None] + colours
 

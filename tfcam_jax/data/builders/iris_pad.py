@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import re
-from collections import defaultdict
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import ClassVar
 
-from ..list_files import group_of, read_list, split_by_share, walk_images
-from ..listing import Listing, MapReader, Row
+from ..csv_files import read_list
+from ..image_folder import walk_images
+from ..listing import Row
 from .listed_builder import ListedBuilder, ListedConfig, no_rows
+from .owner_files import Found, ambiguous_maps, below, find_lists, group_of, index_maps, split_by_share, with_map
 
 LIVE_NAMES = frozenset({"live", "real", "bonafide", "authentic", "genuine"})
 # Classes that say attack without saying which; its type is then the name of the image's folder.
@@ -73,25 +75,23 @@ class IrisPad(ListedBuilder):
 """
 
     @classmethod
-    def list_rows(cls, folder: Path, config: IrisPadConfig) -> Listing:
-        lists = sorted({path for pattern in config.lists for path in folder.glob(pattern)})
-        rows, problems = _from_lists(lists, config) if lists else _from_folders(folder / config.images, config)
-        if not rows and not problems:
-            raise no_rows(
-                cls, folder, f"neither a list {' or '.join(config.lists)} nor images in {config.images}/TYPE/"
-            )
-        maps = _maps_by_path(folder / config.maps)
-        rows = [_with_map(row, maps, config) for row in rows]
-        problems += _ambiguous(rows)
-        reader = MapReader(folder, config.combine, config.sigma, config.pixels_per_degree)
-        return Listing(cls.name, tuple(rows), cls.CLASS_NAMES, reader, tuple(problems))
+    def find_rows(cls, folder: Path, config: IrisPadConfig) -> Found:
+        lists = find_lists(folder, config.lists)
+        found = _from_lists(lists, config) if lists else _from_folders(folder / config.images, config)
+        if not found.rows and not found.problems:
+            wanted = f"neither a list {' or '.join(config.lists)} nor images in {config.images}/TYPE/"
+            raise no_rows(cls, folder, wanted)
+        maps = index_maps(folder / config.maps)
+        found.rows = [with_map(row, maps, config.maps, config.images) for row in found.rows]
+        found.problems += ambiguous_maps(found.rows)
+        return found
 
 
-def _from_lists(lists: list[Path], config: IrisPadConfig) -> tuple[list[Row], list[str]]:
-    rows, problems = [], []
+def _from_lists(lists: Sequence[Path], config: IrisPadConfig) -> Found:
+    found = Found()
     for path in lists:
         lines, wrong = read_list(path, (2, 3, 4), "split,class,path or split,class,path,group or path,class")
-        problems += wrong
+        found.problems += wrong
         for line in lines:
             if len(line.cells) == 2:
                 image, kind = line.cells
@@ -99,65 +99,38 @@ def _from_lists(lists: list[Path], config: IrisPadConfig) -> tuple[list[Row], li
             else:
                 split, kind, image, group = (*line.cells, "")[:4]
             if not kind:
-                problems.append(f"{path}, row {line.number}: no class given; use live or the attack's type")
-            image = f"{config.images}/{image.lstrip('/')}" if config.images else image.lstrip("/")
+                found.problems.append(f"{path}, row {line.number}: no class given; use live or the attack's type")
             split = _SPLIT_NAMES.get(split.lower(), split)
-            rows.append(_row(str(path), line.number, split, kind, image, group, config))
-    return rows, problems
+            row = Row(str(path), line.number, split, "", below(config.images, image), group=group)
+            found.rows.append(_classify(row, kind, config))
+    return found
 
 
-def _from_folders(folder: Path, config: IrisPadConfig) -> tuple[list[Row], list[str]]:
-    rows, problems = [], []
-    for number, below in enumerate(walk_images(folder) if folder.is_dir() else (), start=1):
-        *folders, _ = PurePosixPath(below).parts
+def _from_folders(folder: Path, config: IrisPadConfig) -> Found:
+    found = Found()
+    for path in walk_images(folder):
+        *folders, _ = PurePosixPath(path).parts
         split = _SPLIT_NAMES.get(folders[0].lower()) if folders else None
         kinds = folders[1:] if split else folders
         if not kinds:
-            problems.append(f"{folder / below}: lies in no folder named by its type; use TYPE/ or SPLIT/TYPE/")
+            hint = "lies in no folder named by its type; use TYPE/ or SPLIT/TYPE/"
+            found.problems.append(f"{folder / path}: {hint}")
             continue
-        image = f"{config.images}/{below}" if config.images else below
-        group = group_of(image, config.group_pattern)
-        split = split or split_by_share(group or below)
-        rows.append(_row(str(folder), number, split, kinds[0], image, group, config))
-    return rows, problems
+        row = _classify(Row(str(folder), 0, "", "", below(config.images, path)), kinds[0], config)
+        found.rows.append(replace(row, split=split or split_by_share(row.group or path)))
+    return found
 
 
-def _row(place: str, number: int, split: str, kind: str, image: str, group: str, config: IrisPadConfig) -> Row:
-    kind = re.sub(r"[^a-z0-9]+", "_", kind.lower()).strip("_")
-    live = kind.replace("_", "") in LIVE_NAMES
+def _classify(row: Row, kind: str, config: IrisPadConfig) -> Row:
+    """The row with its class, its domain and, where its list doesn't name one, its group."""
+    live = re.sub(r"[^a-z0-9]", "", kind.lower()) in LIVE_NAMES
+    kind = _plain(kind)
     if kind in UNNAMED_ATTACKS:
-        kind = re.sub(r"[^a-z0-9]+", "_", PurePosixPath(image).parent.name.lower()).strip("_")
+        kind = _plain(PurePosixPath(row.image).parent.name)
     label = "live" if live else "attack" if kind else ""
-    group = group or group_of(image, config.group_pattern)
-    return Row(place, number, split, label, image, domain="live" if live else kind, group=group)
+    group = row.group or group_of(row.image, config.group_pattern)
+    return replace(row, label=label, domain="live" if live else kind, group=group)
 
 
-def _maps_by_path(folder: Path) -> dict[str, list[str]]:
-    """Paths of maps, under the path and under the file name, both without the suffix."""
-    maps = defaultdict(list)
-    if folder.is_dir():
-        for path in sorted(path for path in folder.rglob("*") if path.is_file() and not path.name.startswith(".")):
-            below = path.relative_to(folder)
-            for key in {below.with_suffix("").as_posix(), below.stem}:
-                maps[key].append(below.as_posix())
-    return maps
-
-
-def _with_map(row: Row, maps: dict[str, list[str]], config: IrisPadConfig) -> Row:
-    below = PurePosixPath(row.image)
-    if config.images:
-        below = below.relative_to(config.images)
-    found = maps.get(below.with_suffix("").as_posix()) or maps.get(below.stem) or []
-    return Row(**{**vars(row), "map": "|".join(f"{config.maps}/{name}" for name in found)})
-
-
-def _ambiguous(rows: list[Row]) -> list[str]:
-    """Images that share a file name must have their maps by path."""
-    first: dict[str, Row] = {}
-    problems = []
-    for row in rows:
-        other = first.setdefault(row.map, row) if row.map else row
-        if other.image != row.image:
-            what = f"map {row.map} would also be that of {other.image} ({other.place})"
-            problems.append(f"{row.place}: {what}; put maps under the images' paths")
-    return problems
+def _plain(kind: str) -> str:
+    return re.sub(r"[^a-z0-9]+", "_", kind.lower()).strip("_")

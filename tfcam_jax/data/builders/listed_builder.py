@@ -6,19 +6,23 @@ import hashlib
 import io
 import os
 import zipfile
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import tensorflow_datasets as tfds
 from PIL import Image
+from tensorflow_datasets.core import constants
 
+from ..checks.inspection import inspect, usable_rows
+from ..checks.outcomes import USABLE, Outcome
 from ..decode import check_channels, decode_image
-from ..listing import USABLE, Check, Listing, MapReader, Row, inspect, rows_records, usable_rows
-from ..source import SPLITS, DataError, Dataset
-from ..tfds_source import TfdsSource, columns_path, features, save_records
+from ..listing import Listing, MapReader, Row, by_split, listed_records, split_map_cell
+from ..source import DataError, Dataset
+from .owner_files import Found
+from .tfds_source import columns_path, features, open_directory, open_prepared, png, save_records
 
 _SKIPPED = "skipped.txt"
 
@@ -28,9 +32,7 @@ class ListedConfig(tfds.core.BuilderConfig):
     """Options that every such builder has; what is prepared depends on all of them.
 
     Attributes:
-      combine: several annotators' maps into one: "mean", "majority" or an annotator's name.
-      sigma: of fixations' Gaussians, pixels of the image, or degrees if `pixels_per_degree` is given.
-      pixels_per_degree: pixels of the image in a degree of the visual field; 0: sigma is in pixels.
+      combine, sigma, pixels_per_degree: how maps are read, see `listing.MapReader`.
       skip_unreadable: leave out rows whose files can't be read, instead of stopping.
     """
 
@@ -42,9 +44,8 @@ class ListedConfig(tfds.core.BuilderConfig):
 
     def options(self) -> dict:
         """The options by name, without what TFDS adds."""
-        ours = {name for kind in type(self).__mro__ for name in vars(kind).get("__annotations__", ())}
-        theirs = set(tfds.core.BuilderConfig.__annotations__)
-        return {name: value for name, value in asdict(self).items() if name in ours - theirs}
+        theirs = {field.name for field in fields(tfds.core.BuilderConfig)}
+        return {field.name: getattr(self, field.name) for field in fields(self) if field.name not in theirs}
 
 
 class ListedBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
@@ -55,14 +56,64 @@ class ListedBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
 
     VERSION = tfds.core.Version("1.0.0")
     # Nothing is downloaded. To find that out, TFDS would import importlib_resources, which it doesn't declare.
-    url_infos: ClassVar = None
+    url_infos = None
     CLASS_NAMES: ClassVar[tuple[str, ...]] = ()
     CITATION: ClassVar[str] = ""
 
     @classmethod
-    def list_rows(cls, folder: Path, config: ListedConfig) -> Listing:
-        """The rows of the owner's files; opens no image."""
+    def find_rows(cls, folder: Path, config: Any) -> Found:
+        """The rows of the owner's files, `config` being of this builder's kind; opens no image.
+
+        Raises:
+          DataError: nothing of the owner's layout is there.
+        """
         raise NotImplementedError
+
+    @classmethod
+    def list_files(cls, *, manual_dir: str, data_dir: str = "", **options) -> Listing:
+        """The owner's files, no image opened; arguments as in `open_files` (`data_dir` makes no difference)."""
+        return find_listing(cls, manual_dir, cls.make_config(**options))
+
+    @classmethod
+    def make_config(cls, **options) -> ListedConfig:
+        """This builder's options."""
+        return type(cls.BUILDER_CONFIGS[0])(**options)
+
+    @classmethod
+    def open_files(
+        cls,
+        *,
+        manual_dir: str = "",
+        data_dir: str = "",
+        channels: int = 3,
+        known: Mapping[str, Outcome] | None = None,
+        **options,
+    ) -> Dataset:
+        """Opens a prepared set, preparing it first if these files with these options have not been yet.
+
+        Args:
+          manual_dir: where the owner's files lie; "" opens the one set that `data_dir` holds.
+          data_dir: folder for prepared sets; "" means TFDS's own default.
+          channels: 3 for RGB, 1 for grey.
+          known: makes no difference: files are checked when they are prepared, and not again.
+          **options: fields of the builder's config, whose name becomes a digest of them, of the rows and of the files'
+            sizes and times, so that whatever changes is prepared anew beside the old.
+
+        Raises:
+          DataError: whatever must be put right in the files, all at once, nothing being left on disk; or no prepared
+            set.
+        """
+        check_channels(channels)
+        config = cls.make_config(**options)
+        if manual_dir:
+            config.name = _fingerprint(find_listing(cls, manual_dir, config), config)
+            builder = cls(data_dir=data_dir or None, config=config, file_format="array_record")
+            dataset, folder = open_prepared(builder, channels, manual_dir), builder.data_dir
+        else:
+            folder = _only_prepared(cls, data_dir)
+            dataset = open_directory(folder, channels)
+        skipped = (Path(folder) / _SKIPPED).read_text(encoding="utf-8").splitlines()
+        return replace(dataset, skipped=tuple(skipped))
 
     def _info(self) -> tfds.core.DatasetInfo:
         # In the order of the lists: TFDS would shuffle by a hash of the key.
@@ -75,20 +126,22 @@ class ListedBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         )
 
     def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Iterator]:
-        listing = find_listing(type(self), dl_manager.manual_dir, self.builder_config)
-        listing, checks, skipped = usable_rows(inspect(listing), self.builder_config.skip_unreadable)
+        config: Any = self.builder_config
+        listing = find_listing(type(self), dl_manager.manual_dir, config)
+        usable, skipped = usable_rows(inspect(listing), config.skip_unreadable)
         folder = Path(self.data_path)
         (folder / _SKIPPED).write_text("\n".join(skipped), encoding="utf-8")
-        pairs = list(zip(listing.rows, checks, strict=True))
-        members = {split: [pair for pair in pairs if pair[0].split == split] for split in SPLITS}
-        for split, own in members.items():
-            if own:
-                save_records(columns_path(folder, split), rows_records(*zip(*own, strict=True), listing.class_names))
-        return {split: self._generate_examples(listing.reader, own) for split, own in members.items() if own}
+        examples = {}
+        for split, rows, found in by_split(usable.listing.rows, usable.outcomes):
+            save_records(columns_path(folder, split), listed_records(rows, found, listing.class_names))
+            examples[split] = self._generate_examples(listing.reader, rows, found)
+        return examples
 
-    def _generate_examples(self, reader: MapReader, members: list[tuple[Row, Check]]) -> Iterator[tuple[int, dict]]:
-        for number, (row, check) in enumerate(members):
-            yield number, _example(reader, row, check)
+    def _generate_examples(
+        self, reader: MapReader, rows: Sequence[Row], outcomes: Sequence[Outcome]
+    ) -> Iterator[tuple[int, dict]]:
+        for number, (row, outcome) in enumerate(zip(rows, outcomes, strict=True)):
+            yield number, _example(reader, row, outcome)
 
 
 def find_listing(builder: type[ListedBuilder], manual_dir: str | os.PathLike, config: ListedConfig) -> Listing:
@@ -103,14 +156,9 @@ def find_listing(builder: type[ListedBuilder], manual_dir: str | os.PathLike, co
         raise DataError([f"{folder}: a zip archive; unpack it and give the folder"])
     if not str(manual_dir) or not folder.is_dir():
         raise DataError([f"data.{builder.name}.manual_dir: no folder {str(manual_dir)!r}; {_how(builder)}"])
-    return builder.list_rows(folder, config)
-
-
-def list_owner_files(
-    builder: type[ListedBuilder], config: type[ListedConfig], *, manual_dir: str, data_dir: str = "", **options
-) -> Listing:
-    """`find_listing` with the options of `open_owner_files`; `data_dir` makes no difference to it."""
-    return find_listing(builder, manual_dir, config(**options))
+    found = builder.find_rows(folder, config)
+    reader = MapReader(folder, config.combine, config.sigma, config.pixels_per_degree, found.tables)
+    return Listing(builder.name, tuple(found.rows), builder.CLASS_NAMES, reader, tuple(found.problems))
 
 
 def no_rows(builder: type[ListedBuilder], folder: Path, wanted: str) -> DataError:
@@ -124,50 +172,8 @@ def _how(builder: type[ListedBuilder]) -> str:
     return f"how to obtain and unpack the data:\n{builder.MANUAL_DOWNLOAD_INSTRUCTIONS}"
 
 
-def open_owner_files(
-    builder: type[ListedBuilder],
-    config_class: type[ListedConfig],
-    *,
-    manual_dir: str = "",
-    data_dir: str = "",
-    channels: int = 3,
-    **options,
-) -> Dataset:
-    """Opens a prepared set, preparing it first if these files with these options have not been yet.
-
-    Args:
-      builder: the builder's class.
-      config_class: of its options; the config's name becomes a digest of them, of the rows and of the files' sizes and
-        times, so that whatever changes is prepared anew beside the old.
-      manual_dir: where the owner's files lie; "" opens the one set that `data_dir` holds.
-      data_dir: folder for prepared sets; "" means TFDS's own default.
-      channels: 3 for RGB, 1 for grey.
-      **options: fields of the config.
-
-    Raises:
-      DataError: whatever must be mended in the files, all at once, nothing being left on disk; or no prepared set.
-    """
-    check_channels(channels)
-    config = config_class(**options)
-    if not manual_dir:
-        prepared = tfds.builder_from_directory(_only_prepared(builder, data_dir))
-    else:
-        config.name = _fingerprint(find_listing(builder, manual_dir, config), config)
-        made = builder(data_dir=data_dir or None, config=config, file_format="array_record")
-        try:
-            made.download_and_prepare(download_config=tfds.download.DownloadConfig(manual_dir=manual_dir))
-        except OSError:
-            # Another process may have been first with the last step, a rename; then its set is whole and ours is gone.
-            if not made.data_path.exists():
-                raise
-        prepared = tfds.builder_from_directory(made.data_dir)
-    sources = {split: TfdsSource.open(prepared, split, channels) for split in SPLITS if split in prepared.info.splits}
-    skipped = (Path(prepared.data_dir) / _SKIPPED).read_text(encoding="utf-8").splitlines()
-    return Dataset(builder.name, tuple(prepared.info.features["label"].names), sources, tuple(skipped))
-
-
 def _only_prepared(builder: type[ListedBuilder], data_dir: str) -> str:
-    folder = Path(data_dir or tfds.core.constants.DATA_DIR).expanduser() / builder.name
+    folder = Path(data_dir or constants.DATA_DIR).expanduser() / builder.name
     found = sorted(path.parent for path in folder.glob("*/*/features.json"))
     if len(found) != 1:
         what = f"holds {len(found)} prepared sets" if found else "holds no prepared set"
@@ -181,15 +187,15 @@ def _fingerprint(listing: Listing, config: ListedConfig) -> str:
     tables = [(path, sorted(table.items())) for path, table in sorted(listing.reader.tables.items())]
     digest.update(repr((listing.rows, listing.problems, tables)).encode())
     for row in listing.rows:
-        for name in (row.image, *(part.partition("=")[2] or part for part in row.map.split("|") if part)):
-            path = listing.folder / name
+        for name in (row.image, *(path for _, path in split_map_cell(row.map))):
+            path = listing.reader.folder / name
             status = path.stat() if path.is_file() else None
             digest.update(repr((name, status and (status.st_size, status.st_mtime_ns))).encode())
     return digest.hexdigest()[:16]
 
 
-def _example(reader: MapReader, row: Row, check: Check) -> dict:
-    saliency = reader.read(row, *check.size) if check.map == USABLE else None
+def _example(reader: MapReader, row: Row, outcome: Outcome) -> dict:
+    saliency = reader.read(row, *outcome.size) if outcome.map == USABLE else None
     return {
         "image": _eight_bit((reader.folder / row.image).read_bytes()),
         "saliency": _map_png(np.zeros((1, 1)) if saliency is None else saliency),
@@ -208,14 +214,8 @@ def _eight_bit(encoded: bytes) -> bytes:
         plain = image.format in ("PNG", "JPEG") and image.mode in ("L", "RGB")
         if plain and not image.has_transparency_data and image.getexif().get(0x0112, 1) == 1:
             return encoded
-    return _png(Image.fromarray(decode_image(encoded, 3)))
+    return png(decode_image(encoded, 3))
 
 
 def _map_png(saliency: np.ndarray) -> bytes:
-    return _png(Image.fromarray(np.rint(255 * saliency / max(saliency.max(), 1e-12)).astype(np.uint8)))
-
-
-def _png(image: Image.Image) -> bytes:
-    file = io.BytesIO()
-    image.save(file, "PNG")
-    return file.getvalue()
+    return png(np.rint(255 * saliency / max(saliency.max(), 1e-12)).astype(np.uint8))

@@ -11,7 +11,9 @@ from matplotlib import colormaps
 from PIL import Image, ImageDraw
 
 from ..decode import decode_image
-from ..listing import USABLE, Check, Inspection, Row
+from ..listing import Row
+from .inspection import Inspection
+from .outcomes import USABLE, Outcome
 
 CELL = 160  # pixels
 _CAPTION = 26
@@ -24,14 +26,14 @@ def draw_contact_sheet(inspection: Inspection, path: Path, per_kind: int = 4) ->
 
     A map is shown beside its image: the image in grey under the map in colour, from nothing (0) to yellow (its peak).
     """
-    chosen = _choose(inspection, per_kind)
+    chosen, reader = _choose(inspection, per_kind), inspection.listing.reader
     rows = -(-len(chosen) // (_COLUMNS // 2)) or 1
     sheet = Image.new("RGB", (_COLUMNS * CELL, rows * (CELL + _CAPTION)), "white")
     draw = ImageDraw.Draw(sheet)
     for i, (row, _) in enumerate(chosen):
         left, top = (i % (_COLUMNS // 2)) * 2 * CELL, (i // (_COLUMNS // 2)) * (CELL + _CAPTION)
-        image = decode_image((inspection.listing.folder / row.image).read_bytes(), 3)
-        saliency = inspection.listing.reader.read(row, *image.shape[:2])
+        image = decode_image(reader.open(row.image), 3)
+        saliency = reader.read(row, *image.shape[:2])
         side = CELL - _MARGIN
         small = Image.fromarray(image).resize((side, side), Image.Resampling.BILINEAR)
         sheet.paste(small, (left, top + _CAPTION))
@@ -45,12 +47,12 @@ def draw_contact_sheet(inspection: Inspection, path: Path, per_kind: int = 4) ->
     sheet.save(path)
 
 
-def _choose(inspection: Inspection, per_kind: int) -> list[tuple[Row, Check]]:
+def _choose(inspection: Inspection, per_kind: int) -> list[tuple[Row, Outcome]]:
     """Spread over each kind, so that neighbours in the list (often of one group) don't fill it."""
     kinds = defaultdict(list)
-    for row, check in zip(inspection.listing.rows, inspection.checks, strict=True):
-        if check.digest and not check.problems:
-            kinds[row.split, row.label, row.domain].append((row, check))
+    for row, outcome in zip(inspection.listing.rows, inspection.outcomes, strict=True):
+        if outcome.digest and not outcome.problems:
+            kinds[row.split, row.label, row.domain].append((row, outcome))
     chosen = []
     for kind in sorted(kinds):
         with_map = [pair for pair in kinds[kind] if pair[1].map == USABLE]

@@ -12,7 +12,7 @@ from scipy import fft
 THUMBNAIL = 16  # pixels
 _COMPARED = 128
 _SIDE, _KEPT = 32, 8
-# Hashes of 64 bits that differ in up to so many are candidates: one of five parts of 12 or 13 bits must then agree.
+# Hashes of 64 bits that differ in no more than this are candidates: one of five parts of 12 or 13 bits must then agree.
 MAX_DISTANCE = 4
 _PARTS = ((0, 13), (13, 13), (26, 13), (39, 13), (52, 12))
 # Candidates count as alike if their thumbnails correlate so highly: films of two chests, or two faces cropped alike,
@@ -26,7 +26,8 @@ def perceptual_hash(image: UInt8[np.ndarray, "H W channels"]) -> int:
     The signs, about their median, of the lowest 8 x 8 frequencies (but the mean) of a 32 x 32 grey version (the usual
     DCT hash). 0 for a constant image.
     """
-    spectrum = fft.dctn(_grey(image, _SIDE).astype(np.float64), norm="ortho")[: _KEPT + 1, : _KEPT + 1].ravel()[1:65]
+    spectrum = np.asarray(fft.dctn(_grey(image, _SIDE).astype(np.float64), norm="ortho"))
+    spectrum = spectrum[: _KEPT + 1, : _KEPT + 1].ravel()[1:65]
     if np.abs(spectrum).max() < 1e-6:
         return 0
     return int(np.packbits(spectrum > np.median(spectrum)).view(">u8")[0])
@@ -42,8 +43,8 @@ def alike_pairs(
 ) -> Int[np.ndarray, "pairs 2"]:
     """Pairs of rows whose images look alike without being equal, first < second, in order.
 
-    Costs about n log n: only images that share a part of the hash are compared, and of so many images that share a
-    part, each with the next 128 in hash order only.
+    Costs about n log n: only images that share a part of the hash are compared, and where many share one, each with
+    the next 128 in hash order only.
     """
     values = np.asarray(hashes, np.uint64)
     found = set()

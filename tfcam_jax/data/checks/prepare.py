@@ -1,26 +1,24 @@
-"""Preparing data: validate, report, and pack what a config names."""
+"""Preparing data: validate, report, and pack what a recipe names."""
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
-from ml_collections import ConfigDict
-
-from ...experiment import ConfigError, check_values, open_dataset, source_options
-from ...run.files import write_json
-from .. import LISTINGS
-from ..listing import Inspection, inspect, rows_records
+from ..listing import listed_records
 from ..protocol import assign_splits
-from ..source import SPLITS, DataError, Dataset, Records
+from ..recipe import DataRecipe
+from ..source import SPLITS, DataError, Dataset
 from .contact_sheet import draw_contact_sheet
-from .report import Report, align, make_report
+from .inspection import Inspection, inspect
+from .report import Appearance, Report, align, make_report
 
 
-def prepare(config: ConfigDict, check: bool, out: str | Path | None = None) -> bool:
-    """Builds the data set that a config names, so that training finds it ready.
+def prepare(recipe: DataRecipe, check: bool, out: str | Path | None = None) -> bool:
+    """Builds the data set that a recipe names, so that training finds it ready.
 
     Args:
-      config: as for training; only `data` is used, and `seed`.
+      recipe: as for training.
       check: first open every file and print a report, with all errors at once.
       out: folder for the report (`report.txt`, `report.json`) and a contact sheet (`contact_sheet.png`); None: none.
 
@@ -28,21 +26,23 @@ def prepare(config: ConfigDict, check: bool, out: str | Path | None = None) -> b
       True if the data can be trained on; with `check`, False after a report of what can't.
 
     Raises:
-      ConfigError: a value that names nothing, or `check` for a set without files.
+      ConfigError: `check` for a set without files.
       DataError: without `check`, as training would.
     """
-    check_values(config)
+    known = None
     if check:
-        inspection = _inspect(config)
-        report = make_report(inspection, _protocol_problems(config, inspection))
+        inspection = inspect(recipe.listing(), kind=Appearance)
+        report = make_report(inspection, _protocol_problems(recipe, inspection))
         print(report.text)
         if out is not None:
             _write(report, inspection, Path(out))
-        refused = inspection.unreadable if config.data.skip_unreadable else ()
+        refused = inspection.unreadable if recipe.options.get("skip_unreadable") else ()
         if set(report.problems) - set(refused):
             return False
-    dataset = open_dataset(config)
-    print("\n".join(["", f"Ready: {dataset.name}, protocol {config.data.protocol.name}", *describe(dataset)]))
+        known = inspection.checked
+    dataset = recipe.arrange(recipe.open(known))
+    name = recipe.protocol.get("name", "published")
+    print("\n".join(["", f"Ready: {dataset.name}, protocol {name}", *describe(dataset)]))
     return True
 
 
@@ -58,37 +58,30 @@ def describe(dataset: Dataset) -> list[str]:
     return [*align(rows), *([f"left out as unreadable: {len(dataset.skipped)}"] if dataset.skipped else [])]
 
 
-def _inspect(config: ConfigDict) -> Inspection:
-    if config.data.source not in LISTINGS:
-        raise ConfigError(
-            f"config.data.source is {config.data.source!r}, which is drawn and has no files to check: leave out --check"
-        )
-    return inspect(LISTINGS[config.data.source](**source_options(config)))
-
-
-def _protocol_problems(config: ConfigDict, inspection: Inspection) -> list[str]:
+def _protocol_problems(recipe: DataRecipe, inspection: Inspection) -> list[str]:
     """What the protocol refuses, as far as the rows are sound."""
     listing = inspection.listing
     sound = [
-        (row, check)
-        for row, check in zip(listing.rows, inspection.checks, strict=True)
-        if check.digest and row.label in listing.class_names and row.split in SPLITS
+        (row, outcome)
+        for row, outcome in zip(listing.rows, inspection.outcomes, strict=True)
+        if outcome.digest and row.label in listing.class_names and row.split in SPLITS
     ]
     if not sound:
         return []
-    rows, checks = zip(*sound, strict=True)
-    records: Records = rows_records(rows, checks, listing.class_names)
+    rows, outcomes = zip(*sound, strict=True)
+    records = listed_records(rows, outcomes, listing.class_names)
     try:
-        assign_splits(records, [row.split for row in rows], **config.data.protocol)
+        assign_splits(records, [row.split for row in rows], **recipe.protocol)
     except DataError as error:
         # What is wrong with the splits as published has been told with its rows.
-        return error.problems if config.data.protocol.name != "published" else []
+        return error.problems if recipe.protocol.get("name", "published") != "published" else []
     return []
 
 
 def _write(report: Report, inspection: Inspection, out: Path) -> None:
     out.mkdir(parents=True, exist_ok=True)
+    figures = {**report.figures, "problems": list(report.problems), "notes": list(report.notes)}
     (out / "report.txt").write_text(report.text + "\n", encoding="utf-8")
-    write_json(out / "report.json", {**report.figures, "problems": list(report.problems), "notes": list(report.notes)})
+    (out / "report.json").write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
     draw_contact_sheet(inspection, out / "contact_sheet.png")
     print(f"\nReport and contact sheet: {out}")

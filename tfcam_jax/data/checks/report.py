@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
-from sklearn.linear_model import LogisticRegression
-from sklearn.metrics import roc_auc_score
-from sklearn.model_selection import StratifiedGroupKFold, cross_val_predict
-from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import StandardScaler
+from jaxtyping import UInt8
 
-from ..listing import ABSENT, CONSTANT, EMPTY, USABLE, Check, Inspection, Row
+from ..human_maps import agreement
+from ..listing import Row
 from ..source import SPLITS
-from .near_duplicates import alike_pairs
+from .inspection import Inspection
+from .near_duplicates import THUMBNAIL, alike_pairs, perceptual_hash, thumbnail
+from .outcomes import ABSENT, CONSTANT, EMPTY, USABLE, Outcome
 
 # How many pairs or groups a section lists before it counts the rest.
 _SHOWN = 10
@@ -26,13 +25,38 @@ _FOLDS = 5
 
 
 @dataclass(frozen=True)
+class Appearance(Outcome):
+    """What a report tells of a row beyond what training needs.
+
+    Attributes:
+      hash: alike for alike images, see `near_duplicates.perceptual_hash`.
+      thumbnail: 16 x 16 grey values, to confirm that images with like hashes are alike.
+      annotators: how many annotated the image.
+      agreement: between them, see `human_maps.agreement`.
+    """
+
+    hash: int = 0
+    thumbnail: UInt8[np.ndarray, "16 16"] = field(default_factory=lambda: np.zeros((THUMBNAIL, THUMBNAIL), np.uint8))
+    annotators: int = 0
+    agreement: float | None = None
+
+    @classmethod
+    def of_image(cls, image: UInt8[np.ndarray, "H W 3"], digest: str) -> Appearance:
+        return replace(super().of_image(image, digest), hash=perceptual_hash(image), thumbnail=thumbnail(image))
+
+    def with_maps(self, maps: Mapping[str, np.ndarray], kind: str) -> Appearance:
+        seen = super().with_maps(maps, kind)
+        return replace(seen, annotators=len(maps), agreement=agreement([*maps.values()]))
+
+
+@dataclass(frozen=True)
 class Report:
     """Text for people, and the numbers behind it.
 
     Attributes:
       text: aligned tables and lists.
-      problems: what must be mended before training.
-      notes: what a user should know, and nothing needs to be mended.
+      problems: what must be put right before training.
+      notes: what a user should know, and nothing needs to be done about.
       figures: the counts, as plain numbers, for JSON.
     """
 
@@ -46,18 +70,18 @@ def make_report(inspection: Inspection, extra_problems: Sequence[str] = ()) -> R
     """Describes an inspected data set.
 
     Args:
-      inspection: from `rows.inspect`.
+      inspection: of `Appearance` outcomes.
       extra_problems: found elsewhere, as by a protocol; told with the others.
     """
-    listing, checks = inspection.listing, inspection.checks
-    pairs = list(zip(listing.rows, checks, strict=True))
+    listing, seen = inspection.listing, [each for each in inspection.outcomes if isinstance(each, Appearance)]
+    pairs = list(zip(listing.rows, seen, strict=True))
     problems = (*inspection.problems, *extra_problems)
     near = _near_duplicates(pairs)
     notes = [*_map_notes(pairs), *_domain_notes(pairs), *_group_notes(pairs), *_border_note(pairs, listing.class_names)]
     sections = {
         "Images": align(_content_table(pairs)),
         "Human maps": align(_map_table(pairs)),
-        "Sizes (width x height)": _sizes(checks),
+        "Sizes (width x height)": _sizes(seen),
         "Groups": align(_group_table(pairs)),
         f"Duplicates: {_duplicates(pairs)}": (),
         f"Near-duplicates across splits: {len(near)}": _shorten(near),
@@ -68,7 +92,7 @@ def make_report(inspection: Inspection, extra_problems: Sequence[str] = ()) -> R
     body = [line for head, lines in sections.items() for line in ("", head, *(f"  {line}" for line in lines))]
     figures = {
         "rows": len(pairs),
-        "maps": dict(Counter(check.map for check in checks)),
+        "maps": dict(Counter(each.map for each in seen)),
         "near_duplicates": len(near),
         "unreadable": len(inspection.unreadable),
         "problems": len(problems),
@@ -85,33 +109,31 @@ def align(rows: Sequence[Sequence[str]]) -> list[str]:
     return ["  ".join(pad(cell, width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
 
 
-def _content_table(pairs: Sequence[tuple[Row, Check]]) -> list[tuple[str, ...]]:
+def _content_table(pairs: Sequence[tuple[Row, Appearance]]) -> list[tuple[str, ...]]:
     counts = Counter((row.split, row.label, row.domain) for row, _ in pairs)
-    maps = Counter((row.split, row.label, row.domain) for row, check in pairs if check.map == USABLE)
+    maps = Counter((row.split, row.label, row.domain) for row, seen in pairs if seen.map == USABLE)
     rank = {split: i for i, split in enumerate(SPLITS)}
     keys = sorted(counts, key=lambda key: (rank.get(key[0], 9), *key))
-    rows = [
-        (split, label, domain or "-", f"{counts[key]}", f"{maps[key]}")
-        for key in keys
-        for split, label, domain in [key]
-    ]
+    rows = [(*key[:2], key[2] or "-", f"{counts[key]}", f"{maps[key]}") for key in keys]
     return [("split", "class", "domain", "images", "maps"), *rows]
 
 
-def _map_table(pairs: Sequence[tuple[Row, Check]]) -> list[tuple[str, ...]]:
-    rows = [("split", "usable", "constant", "empty", "absent", "several annotators", "their agreement (CC)")]
+def _map_table(pairs: Sequence[tuple[Row, Appearance]]) -> list[tuple[str, ...]]:
+    rows: list[tuple[str, ...]] = [
+        ("split", "usable", "constant", "empty", "absent", "several annotators", "their agreement (CC)")
+    ]
     for split in _splits(pairs):
-        own = [check for row, check in pairs if row.split == split]
-        kinds = Counter(check.map for check in own)
-        agreed = [check.agreement for check in own if check.agreement is not None]
-        several = sum(check.annotators > 1 for check in own)
+        own = [seen for row, seen in pairs if row.split == split]
+        kinds = Counter(seen.map for seen in own)
+        agreed = [seen.agreement for seen in own if seen.agreement is not None]
+        several = sum(seen.annotators > 1 for seen in own)
         counts = [f"{kinds[kind]}" for kind in (USABLE, CONSTANT, EMPTY, ABSENT)]
         rows.append((split, *counts, f"{several}", f"{np.mean(agreed):.3f}" if agreed else "-"))
     return rows
 
 
-def _sizes(checks: Sequence[Check]) -> list[str]:
-    sizes = Counter(check.size for check in checks if check.digest)
+def _sizes(seen: Sequence[Appearance]) -> list[str]:
+    sizes = Counter(each.size for each in seen if each.digest)
     if not sizes:
         return ["no image could be read"]
     heights, widths = zip(*sizes, strict=True)
@@ -120,7 +142,7 @@ def _sizes(checks: Sequence[Check]) -> list[str]:
     return [f"{len(sizes)} different, {span} (each side on its own); {count} images are {width} x {height}"]
 
 
-def _group_table(pairs: Sequence[tuple[Row, Check]]) -> list[tuple[str, ...]]:
+def _group_table(pairs: Sequence[tuple[Row, Appearance]]) -> list[tuple[str, ...]]:
     rows = [("split", "groups", "largest", "images without a group")]
     for split in _splits(pairs):
         groups = Counter(row.group for row, _ in pairs if row.split == split)
@@ -129,38 +151,36 @@ def _group_table(pairs: Sequence[tuple[Row, Check]]) -> list[tuple[str, ...]]:
     return rows
 
 
-def _splits(pairs: Sequence[tuple[Row, Check]]) -> list[str]:
+def _splits(pairs: Sequence[tuple[Row, Appearance]]) -> list[str]:
     found = {row.split for row, _ in pairs}
     return [split for split in SPLITS if split in found]
 
 
-def _duplicates(pairs: Sequence[tuple[Row, Check]]) -> str:
+def _duplicates(pairs: Sequence[tuple[Row, Appearance]]) -> str:
     rows_of = defaultdict(list)
-    for row, check in pairs:
-        if check.digest:
-            rows_of[check.digest].append(row)
-    repeated = [rows for rows in rows_of.values() if len(rows) > 1]
-    across = sum(len({row.split for row in rows}) > 1 for rows in repeated)
-    return (
-        f"{sum(len(rows) - 1 for rows in repeated)} images repeat another one's pixels; {across} of them across splits"
-    )
+    for row, seen in pairs:
+        if seen.digest:
+            rows_of[seen.digest].append(row)
+    repeats = sum(len(rows) - 1 for rows in rows_of.values())
+    across = sum(len({row.split for row in rows}) > 1 for rows in rows_of.values())
+    return f"{repeats} images repeat another one's pixels; {across} of them across splits"
 
 
-def _near_duplicates(pairs: Sequence[tuple[Row, Check]]) -> list[str]:
-    seen = [(row, check) for row, check in pairs if check.digest]
-    alike = alike_pairs(*([getattr(check, name) for _, check in seen] for name in ("hash", "thumbnail", "digest")))
+def _near_duplicates(pairs: Sequence[tuple[Row, Appearance]]) -> list[str]:
+    readable = [(row, seen) for row, seen in pairs if seen.digest]
+    columns = ([getattr(seen, name) for _, seen in readable] for name in ("hash", "thumbnail", "digest"))
     lines = []
-    for first, second in alike:
-        one, other = seen[first][0], seen[second][0]
+    for first, second in alike_pairs(*columns):
+        one, other = readable[first][0], readable[second][0]
         if one.split != other.split:
             groups = f"groups {other.group or 'unknown'} and {one.group or 'unknown'}"
             lines.append(f"{other.place}: {other.image} ({other.split}) looks like {one.image} ({one.split}), {groups}")
     return lines
 
 
-def _map_notes(pairs: Sequence[tuple[Row, Check]]) -> list[str]:
-    train = [(row, check) for row, check in pairs if row.split == "train"]
-    maps = Counter(row.label for row, check in train if check.map == USABLE)
+def _map_notes(pairs: Sequence[tuple[Row, Appearance]]) -> list[str]:
+    train = [(row, seen) for row, seen in pairs if row.split == "train"]
+    maps = Counter(row.label for row, seen in train if seen.map == USABLE)
     classes = sorted({row.label for row, _ in train})
     notes = []
     if not maps:
@@ -170,13 +190,13 @@ def _map_notes(pairs: Sequence[tuple[Row, Check]]) -> list[str]:
             f"training has maps of class {', '.join(sorted(maps))} only, none of {', '.join(without)}: what maps teach "
             "is then also where that class's objects lie; compare with placebo maps (data.maps.placebo)"
         )
-    wrong = sum(check.map in (CONSTANT, EMPTY) for _, check in pairs)
+    wrong = sum(seen.map in (CONSTANT, EMPTY) for _, seen in pairs)
     if wrong:
         notes.append(f"{wrong} maps are empty or constant; they count as absent")
     return notes
 
 
-def _domain_notes(pairs: Sequence[tuple[Row, Check]]) -> list[str]:
+def _domain_notes(pairs: Sequence[tuple[Row, Appearance]]) -> list[str]:
     domains = {split: {row.domain for row, _ in pairs if row.split == split} for split in SPLITS}
     notes = []
     if unseen := sorted(domains["test"] - domains["train"]):
@@ -191,7 +211,7 @@ def _domain_notes(pairs: Sequence[tuple[Row, Check]]) -> list[str]:
     return notes
 
 
-def _group_notes(pairs: Sequence[tuple[Row, Check]]) -> list[str]:
+def _group_notes(pairs: Sequence[tuple[Row, Appearance]]) -> list[str]:
     notes = []
     for split in _splits(pairs):
         groups = [row.group for row, _ in pairs if row.split == split]
@@ -200,22 +220,26 @@ def _group_notes(pairs: Sequence[tuple[Row, Check]]) -> list[str]:
             size = len(named) / len(set(named))
             notes.append(
                 f"{split}: {len(named)} images come from {len(set(named))} groups only ({size:.1f} images each); "
-                "figures vary as those of so many groups do: resample by group"
+                "figures vary as those of that many groups do: resample by group"
             )
     return notes
 
 
-def _border_note(pairs: Sequence[tuple[Row, Check]], class_names: Sequence[str]) -> list[str]:
+def _border_note(pairs: Sequence[tuple[Row, Appearance]], class_names: Sequence[str]) -> list[str]:
     """AUROC of a linear classifier that sees the outermost pixels of 16 x 16 only, cross-validated in training."""
-    members = [
-        (row, check) for row, check in pairs if row.split == "train" and check.digest and row.label in class_names
-    ]
+    members = [(row, seen) for row, seen in pairs if row.split == "train" and seen.digest and row.label in class_names]
     labels = np.array([class_names.index(row.label) for row, _ in members])
     groups = np.array([row.group or row.image for row, _ in members])
     counts = [len(set(groups[labels == label])) for label in range(len(class_names))]
     if len(class_names) != 2 or min(counts) < 2 * _FOLDS:
         return []
-    pixels = np.stack([check.thumbnail for _, check in members]).astype(np.float32)
+    from sklearn.linear_model import LogisticRegression  # 1.4 s that nothing else here needs
+    from sklearn.metrics import roc_auc_score
+    from sklearn.model_selection import StratifiedGroupKFold, cross_val_predict
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
+    pixels = np.stack([seen.thumbnail for _, seen in members]).astype(np.float32)
     border = np.ones(pixels.shape[1:], bool)
     border[1:-1, 1:-1] = False
     folds = StratifiedGroupKFold(_FOLDS, shuffle=True, random_state=0)
@@ -227,6 +251,5 @@ def _border_note(pairs: Sequence[tuple[Row, Check]], class_names: Sequence[str])
     ]
 
 
-def _shorten(lines: Iterable[str]) -> list[str]:
-    lines = list(lines)
+def _shorten(lines: Sequence[str]) -> Sequence[str]:
     return lines if len(lines) <= _SHOWN else [*lines[:_SHOWN], f"... and {len(lines) - _SHOWN} more"]

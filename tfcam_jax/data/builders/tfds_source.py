@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import tensorflow_datasets as tfds
+from PIL import Image
 
-from .decode import decode_map, decode_picture
-from .source import Example, Records
+from ..decode import decode_map, decode_picture
+from ..source import SPLITS, Dataset, Example, Records
 
 _METADATA = ("id", "label", "domain", "group", "has_map")
 
@@ -36,6 +39,35 @@ def features(class_names: Sequence[str]) -> tfds.features.FeaturesDict:
     )
 
 
+def open_prepared(builder: tfds.core.DatasetBuilder, channels: int, manual_dir: str | os.PathLike = "") -> Dataset:
+    """Opens a builder's set, preparing it first if it isn't on disk yet.
+
+    A set is prepared aside and moved into place when whole: one cut short is never read, and two processes may prepare
+    at once.
+    """
+    try:
+        builder.download_and_prepare(download_config=tfds.download.DownloadConfig(manual_dir=manual_dir or None))
+    except OSError:
+        # Another process may have been first with the last step, a rename; then its set is whole and ours is gone.
+        if not builder.data_path.exists():
+            raise
+    return open_directory(builder.data_dir, channels)
+
+
+def open_directory(folder: str | os.PathLike, channels: int) -> Dataset:
+    """Opens the prepared set in a folder."""
+    prepared: Any = tfds.builder_from_directory(folder)
+    sources = {split: TfdsSource.open(prepared, split, channels) for split in SPLITS if split in prepared.info.splits}
+    return Dataset(prepared.name, tuple(prepared.info.features["label"].names), sources)
+
+
+def png(pixels: np.ndarray) -> bytes:
+    """Pixels, 8 bits each, as a file."""
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "PNG")
+    return file.getvalue()
+
+
 @dataclass(frozen=True)
 class TfdsSource:
     """One split of a set with the features of `features`.
@@ -48,7 +80,7 @@ class TfdsSource:
     records: Records
 
     @classmethod
-    def open(cls, builder: tfds.core.DatasetBuilder, split: str, channels: int) -> TfdsSource:
+    def open(cls, builder: Any, split: str, channels: int) -> TfdsSource:
         """Opens a split of a prepared builder; its metadata come from the columns beside it, if they are there."""
         skip = {name: tfds.decode.SkipDecoding() for name in ("image", "saliency")}
         encoded = builder.as_data_source(split=split, decoders=skip)
@@ -79,10 +111,11 @@ def save_records(path: Path, records: Records) -> None:
 
 
 def _load_records(path: Path) -> Records:
-    columns = json.loads(path.read_text(encoding="utf-8"))
-    arrays = {"labels": np.int32, "has_map": bool}
-    typed = lambda name, column: np.array(column, arrays[name]) if name in arrays else tuple(column)
-    return Records(**{name: None if column is None else typed(name, column) for name, column in columns.items()})
+    columns: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    for name, column in columns.items():
+        kind = {"labels": np.int32, "has_map": bool}.get(name)
+        columns[name] = np.array(column, kind) if kind else None if column is None else tuple(column)
+    return Records(**columns)
 
 
 def _read_records(encoded: Sequence) -> Records:

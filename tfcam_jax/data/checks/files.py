@@ -1,0 +1,128 @@
+"""Opening every file of a listing, in threads; what an earlier start found of unchanged files is taken as it is."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from ..decode import decode_image
+from ..human_maps import combine
+from ..listing import Listing, MapReader, Row, reason, split_map_cell
+from .outcomes import ABSENT, CONSTANT, EMPTY, USABLE, Outcome
+
+_MOST_THREADS = 8
+
+
+def check_files(
+    listing: Listing,
+    known: Mapping[str, Outcome] | None = None,
+    progress: bool = True,
+    kind: type[Outcome] = Outcome,
+) -> tuple[list[Outcome], dict[str, Outcome]]:
+    """Decodes every image and map, but those of which an outcome is known.
+
+    Args:
+      listing: what to check.
+      known: outcomes by `row_keys`, as an earlier call returned them.
+      progress: show a bar if it takes more than a few seconds.
+      kind: of the outcomes; a subclass looks closer and is not taken from `known`.
+
+    Returns:
+      An outcome per row, and those of sound rows by their keys.
+    """
+    keys = row_keys(listing)
+    known = known if known and kind is Outcome else {}
+    found = {i: known[key] for i, key in enumerate(keys) if key and key in known}
+    waiting = [i for i in range(len(keys)) if i not in found]
+    bar = tqdm(total=len(waiting), desc=f"checking {listing.name}", unit=" images", delay=3, disable=not progress)
+    with bar, ThreadPoolExecutor(min(_MOST_THREADS, _available_cores())) as executor:
+        check = lambda i: check_row(listing.reader, listing.rows[i], kind)
+        for i, outcome in zip(waiting, executor.map(check, waiting), strict=True):
+            found[i] = outcome
+            bar.update()
+    outcomes = [found[i] for i in range(len(keys))]
+    sound = {key: outcome for key, outcome in zip(keys, outcomes, strict=True) if key and not outcome.problems}
+    return outcomes, sound
+
+
+def row_keys(listing: Listing) -> list[str]:
+    """What each row's outcome depends on, as a digest: names, sizes and times of its files, and how maps are read.
+
+    "" for a row that lacks a file.
+    """
+    reader = listing.reader
+    options = (os.path.realpath(reader.folder), reader.combine, reader.sigma, reader.pixels_per_degree)
+    stat = cache(lambda path: _size_and_time(os.path.join(reader.folder, path)))
+    keys = []
+    for row in listing.rows:
+        names = [row.image, *(path for _, path in split_map_cell(row.map))]
+        files = [(name, stat(name)) for name in names]
+        known = all(status for _, status in files)
+        keys.append(hashlib.sha256(repr((options, row.map, files)).encode()).hexdigest()[:32] if known else "")
+    return keys
+
+
+def _size_and_time(path: str) -> tuple[int, int] | None:
+    try:
+        status = os.stat(path)
+    except (OSError, ValueError):  # no such file; a name that no file can have
+        return None
+    return status.st_size, status.st_mtime_ns
+
+
+def _available_cores() -> int:
+    affinity = getattr(os, "sched_getaffinity", None)  # not on every system
+    return len(affinity(0)) if affinity else os.cpu_count() or 1
+
+
+def check_row(reader: MapReader, row: Row, kind: type[Outcome] = Outcome) -> Outcome:
+    """Decodes a row's image and maps."""
+    if not row.image:
+        return kind((f"{row.place}: no image given; name a file or delete the row",))
+    try:
+        image = decode_image(reader.open(row.image), 3)
+    except (OSError, ValueError) as error:
+        return kind((f"{row.place}: image {_told(reader.folder, row, row.image, error)}",))
+    seen = kind.of_image(image, hashlib.sha256(repr(image.shape).encode() + image.tobytes()).hexdigest())
+    try:
+        maps = reader.annotators(row, *seen.size)
+    except (OSError, ValueError) as error:
+        return replace(seen, problems=(f"{row.place}: map {_told(reader.folder, row, row.map, error)}",))
+    wrong = [saliency for saliency in maps.values() if not _same_aspect(seen.size, saliency.shape)]
+    if wrong:
+        size = lambda array: f"{array.shape[1]} x {array.shape[0]}"
+        remedy = "a map must cover the whole image; crop or export it again"
+        what = f"map {row.map} is {size(wrong[0])}, its image {row.image} {size(image)}; {remedy}"
+        return replace(seen, problems=(f"{row.place}: {what}",))
+    return seen.with_maps(maps, kind_of_map(combine(maps, reader.combine) if maps else None))
+
+
+def kind_of_map(saliency: np.ndarray | None) -> str:
+    """Absent, empty, constant or usable."""
+    if saliency is None:
+        return ABSENT
+    if saliency.min() < saliency.max():
+        return USABLE
+    return CONSTANT if saliency.max() > 0 else EMPTY
+
+
+def _told(folder: Path, row: Row, name: str, error: Exception) -> str:
+    if str(error).startswith(name):
+        return str(error)
+    otherwise = "delete the row" if row.number else "take it out of the folder"
+    if isinstance(error, FileNotFoundError):
+        return f"{name} does not exist in {folder}; correct the path or {otherwise}"
+    return f"{name}: {reason(folder / name, error)}; replace the file or {otherwise}"
+
+
+def _same_aspect(image: Sequence[int], saliency: Sequence[int]) -> bool:
+    """Equal but for the rounding of the map's sides to whole pixels."""
+    return abs(saliency[0] * image[1] - saliency[1] * image[0]) < max(image)

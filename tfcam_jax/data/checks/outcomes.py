@@ -1,0 +1,77 @@
+"""What checking a row's files found, kept from one start to the next so that only what changed is decoded again."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+from absl import logging
+from jaxtyping import UInt8
+
+ABSENT, EMPTY, CONSTANT, USABLE = "absent", "empty", "constant", "usable"
+
+# Of the file and of what is found: another number, and all is checked anew.
+_VERSION = 1
+
+Found = TypeVar("Found", bound="Outcome")
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What decoding a row's files showed, as far as training needs it.
+
+    Attributes:
+      problems: why the row can't be used.
+      digest: identifies the image's pixels, "" if it can't be read.
+      size: height and width, pixels.
+      map: "absent", "empty" (all zero), "constant" or "usable".
+    """
+
+    problems: tuple[str, ...] = ()
+    digest: str = ""
+    size: tuple[int, int] = (0, 0)
+    map: str = ABSENT
+
+    @classmethod
+    def of_image(cls: type[Found], image: UInt8[np.ndarray, "H W 3"], digest: str) -> Found:
+        """What an image shows."""
+        return cls(digest=digest, size=image.shape[:2])
+
+    def with_maps(self: Found, maps: Mapping[str, np.ndarray], kind: str) -> Found:
+        """With what its maps show, by annotator; `kind` is that of the combined one."""
+        return replace(self, map=kind)
+
+
+def save_outcomes(path: str | Path, outcomes: Mapping[str, Outcome]) -> None:
+    """Writes outcomes by key (`files.row_keys`) as JSON, whole or not at all; those with problems are left out."""
+    rows = {key: [each.digest, *each.size, each.map] for key, each in outcomes.items() if not each.problems}
+    aside = Path(f"{path}.{os.getpid()}.tmp")
+    aside.write_text(json.dumps({"version": _VERSION, "rows": rows}, separators=(",", ":")), encoding="utf-8")
+    aside.replace(path)
+
+
+def load_outcomes(path: str | Path) -> dict[str, Outcome]:
+    """What `save_outcomes` wrote. Nothing where there is no file, or, with a warning, where it is damaged."""
+    try:
+        content = json.loads(Path(path).read_text(encoding="utf-8"))
+        if content["version"] != _VERSION:
+            logging.info("%s is of another version: all images are checked again", path)
+            return {}
+        return {str(key): _outcome(*row) for key, row in content["rows"].items()}
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        logging.warning("%s is damaged (%s): all images are checked again", path, error)
+        return {}
+
+
+def _outcome(digest: str, height: int, width: int, kind: str) -> Outcome:
+    sound = len(digest) == 64 and min(height, width) > 0 and kind in (ABSENT, EMPTY, CONSTANT, USABLE)
+    if not sound:
+        raise ValueError(f"an entry {digest!r}, {height!r}, {width!r}, {kind!r}")
+    return Outcome((), digest, (height, width), kind)

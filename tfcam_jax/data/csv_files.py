@@ -1,0 +1,92 @@
+"""The one reader of CSV: manifests, owners' lists, tables of marks.
+
+Files are UTF-8, with or without a BOM, with any line end and with quoted commas; cells are stripped, and lines that
+hold nothing are left out.
+"""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from .source import DataError
+
+
+@dataclass(frozen=True)
+class Line:
+    """One line: its number in the file, the first being 1, and its cells, stripped."""
+
+    number: int
+    cells: tuple[str, ...]
+
+
+def read_lines(path: Path) -> list[Line]:
+    """All lines that hold something.
+
+    Raises:
+      DataError: not UTF-8, or not CSV; says where.
+      OSError: no such file.
+    """
+    with path.open(encoding="utf-8-sig", newline="") as file:
+        reader = csv.reader(file, strict=True)
+        try:
+            lines = [Line(reader.line_num, tuple(cell.strip() for cell in cells)) for cells in reader]
+        except UnicodeDecodeError as error:
+            raise DataError([f"{path}: not UTF-8 ({error.reason} at byte {error.start}); save it as UTF-8"]) from error
+        except csv.Error as error:
+            raise DataError([f"{path}, row {reader.line_num}: not CSV ({error}); correct the quotes"]) from error
+    return [line for line in lines if any(line.cells)]
+
+
+def read_table(
+    path: Path,
+    needed: Sequence[str] = (),
+    hint: str = "",
+    renamed: Mapping[str, str] | None = None,
+    exact: bool = False,
+) -> list[tuple[int, dict[str, str]]]:
+    """Rows of a CSV with a header: line number, and cells by column.
+
+    Args:
+      path: of the file.
+      needed: columns that must be there.
+      hint: what to say where one isn't.
+      renamed: names in this file to the names that the rows shall have.
+      exact: a row must have as many cells as the header. Otherwise it may have fewer, and empty ones beyond: owners
+        write headers whose last names are missing.
+
+    Raises:
+      DataError: as `read_lines`; a column that isn't there, or rows of another length, each by its number.
+      OSError: no such file.
+    """
+    lines = read_lines(path)
+    header = [(renamed or {}).get(name, name) for name in lines[0].cells] if lines else []
+    missing = [name for name in needed if name not in header]
+    if missing:
+        found = f"found {', '.join(header)}" if header else "the file is empty"
+        raise DataError([f"{path}, row 1: no column {', '.join(missing)}; {found}; {hint}"])
+    count = len(header)
+    fits = lambda cells: len(cells) == count if exact else not any(cells[count:])
+    wanted = f"{'' if exact else 'at most '}as many cells as the header has columns ({count})"
+    wrong = [f"{path}, row {line.number}: must have {wanted}; quote cells that hold a comma"
+             for line in lines if not fits(line.cells)]  # fmt: skip
+    if wrong:
+        raise DataError(wrong)
+    return [(line.number, dict(zip(header, line.cells, strict=False))) for line in lines[1:]]
+
+
+def read_list(path: Path, lengths: Iterable[int], wanted: str) -> tuple[list[Line], list[str]]:
+    """Lines of a list without a header, and a problem for each that has not one of these numbers of cells.
+
+    A file that can't be read is a single problem. `wanted` says what a line holds.
+    """
+    try:
+        lines = read_lines(path)
+    except DataError as error:
+        return [], error.problems
+    lengths = tuple(lengths)
+    wrong = [f"{path}, row {line.number}: {len(line.cells)} cells; must hold {wanted}"
+             for line in lines if len(line.cells) not in lengths]  # fmt: skip
+    return [line for line in lines if len(line.cells) in lengths], wrong
