@@ -215,7 +215,7 @@ def _chunk(
                 piece = crop(image, region["box"], maps.shape[1:])
                 regions.append({"row": int(row), **region, "crop": piece})
             add_maps(sums, entry, one)
-            named = dict(zip(("T", "U", "D = T - U"), maps, strict=True))
+            named: dict[str, np.ndarray] = dict(zip(("T", "U", "D = T - U"), maps, strict=True))
             human_map = one.saliency if one.usable else None
             sheet(image, human_map, named, caption(entry), ledger(entry)).save(staging / entry["png"])
     regions = heapq.nlargest(TOP_REGIONS, regions, key=lambda region: abs(region["contribution"]))

@@ -93,7 +93,7 @@ class Trained:
         probabilities = softmax(output.logits, axis=-1)
         return Prediction(output.logits, probabilities, output.true_map, output.false_map, output.difference)
 
-    def outputs(self, source: Source, also: Also = lambda output, batch: ()) -> Iterator[tuple[steps.EvalOutput, Any]]:
+    def outputs(self, source: Source, also: Also = lambda output, batch: ()) -> Iterator[tuple[Any, Any]]:
         """What the eval step says of every example of a source, see `outputs_of`."""
         return outputs_of(self.eval_step, self.state, self.recipe.read_for_evaluation(source), also)
 
@@ -103,7 +103,7 @@ def outputs_of(
     state: steps.TrainState,
     batches: Iterable[steps.Batch],
     also: Also = lambda output, batch: (),
-) -> Iterator[tuple[steps.EvalOutput, Any]]:
+) -> Iterator[tuple[Any, Any]]:
     """Runs the eval step over batches that lie on the devices; every process has to.
 
     Args:
@@ -113,7 +113,7 @@ def outputs_of(
       also: what else to fetch of a batch, arrays with a row per example; compiled by the caller if it computes.
 
     Yields:
-      `(output, what also gave)` of each batch as NumPy arrays, in order, without padding.
+      `(EvalOutput, what also gave)` of each batch as NumPy arrays, in order, without padding.
     """
     for batch in batches:
         output = eval_step(state.params, state.batch_stats, batch)

@@ -9,14 +9,13 @@ from typing import Any
 
 import numpy as np
 from absl import logging
-from ml_collections import ConfigDict
 from tqdm import tqdm
 
 from .data.pipeline import WorkerError, prefetch_to_device
 from .data.source import DataError, Dataset
 from .devices.distributed import is_first, wait_for_all
 from .evaluation import evaluate_best, evaluate_source, format_results
-from .experiment import Experiment, Recipe, build_experiment, keep_checks, open_dataset, resolve
+from .experiment import ConfigDict, Experiment, Recipe, build_experiment, keep_checks, open_dataset, resolve
 from .metrics.classification import BETTER, classification
 from .metrics.scores import write_scores
 from .run.checkpoints import Checkpoints
@@ -135,8 +134,9 @@ class _Run:
             "config": self.recipe.stored,
             **_describe_dataset(self.experiment.dataset),
         }
-        score = None if validation is None else _score(validation, self.recipe.select_by)
-        self.checkpoints.save(step, state, record, score)
+        value = validation and validation[self.recipe.select_by]
+        # The best checkpoint has the largest score, the later one of equals, as in the CYBORG recipe.
+        self.checkpoints.save(step, state, record, value and BETTER[self.recipe.select_by] * value)
 
     def leave(self, state: TrainState, step: int, epoch: int, batch: int, window: MetricWindow | None) -> StoppedError:
         """Saves a last checkpoint and returns the error to leave with."""
@@ -255,11 +255,6 @@ def _batches(experiment: Experiment, epoch: int, first_batch: int) -> Iterator[t
     """Batches on their way to the device, each with its rows of the training split, which stay on the host."""
     put = lambda batch: (experiment.put_batch({k: v for k, v in batch.items() if k != "index"}), batch["index"])
     return prefetch_to_device(experiment.train_epoch(epoch, first_batch), put)
-
-
-def _score(validation: dict[str, float | None], select_by: str) -> float:
-    """The metric that the best checkpoint has the largest of; the later of equals, as in the CYBORG recipe."""
-    return BETTER[select_by] * validation[select_by]
 
 
 def _progress(experiment: Experiment, step: int, quiet: bool) -> tqdm:
