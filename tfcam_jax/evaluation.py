@@ -197,7 +197,7 @@ def open_sources(
 
 
 def score_source(trained: Trained, source: Source, split: str) -> tuple[Scores, dict[str, Any]]:
-    """Scores, and per image `fooling_gap`, `map` and `image` (`agreement.measure_maps`), in constant memory but for that."""
+    """Scores, and of each image `fooling_gap`, `map` and `image` (`agreement.measure_maps`), in constant memory."""
     measure = jax.jit(_measure)
     logits, measured = [], []
     with tqdm(total=len(source), desc=f"scoring {split}", unit="image", disable=None if is_first() else True) as bar:
