@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
+import operator
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -40,6 +41,15 @@ else:
     from ml_collections import ConfigDict
 
 BATCH_NORM = ("synchronized", "local")
+_KNOWN = {
+    "evaluation.select_by": BETTER,
+    "model.dtype": ("float32", "bfloat16"),
+    "parallel.batch_norm": BATCH_NORM,
+    "data.balance": BALANCES,
+}
+_LOOP = ("seed", "epochs", "batch_size", "accumulate_steps")
+_LOOP += ("log_every_steps", "checkpoint_every_steps", "grace_seconds")
+_AT_LEAST_ONE = (*_LOOP[1:], "evaluation.batch_size")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -136,19 +146,11 @@ def resolve(config: ConfigDict, placement: Placement | None = None) -> Recipe:
     _check_values(config, image_size)
     mean, std = tuple(config.data.mean or card.mean), tuple(config.data.std or card.std)
     recipe = Recipe(
+        **{name: config[name] for name in _LOOP},
+        **{name: config.data[name] for name in ("num_threads", "num_workers", "balance")},
         stored=config_json(config),
-        seed=config.seed,
-        epochs=config.epochs,
-        batch_size=config.batch_size,
-        accumulate_steps=config.accumulate_steps,
-        log_every_steps=config.log_every_steps,
-        checkpoint_every_steps=config.checkpoint_every_steps,
-        grace_seconds=config.grace_seconds,
         select_by=config.evaluation.select_by,
         eval_batch_size=config.evaluation.batch_size,
-        num_threads=config.data.num_threads,
-        num_workers=config.data.num_workers,
-        balance=config.data.balance,
         strategy_name=config.strategy,
         strategy=make_strategy(config.strategy, **config.guidance),
         model_name=config.model.name,
@@ -180,25 +182,11 @@ def config_json(config: ConfigDict) -> dict[str, Any]:
 
 
 def _check_values(config: ConfigDict, image_size: int) -> None:
-    tables: dict[str, tuple[Any, Any]] = {
-        "evaluation.select_by": (config.evaluation.select_by, BETTER),
-        "model.dtype": (config.model.dtype, ("float32", "bfloat16")),
-        "parallel.batch_norm": (config.parallel.batch_norm, BATCH_NORM),
-        "data.balance": (config.data.balance, BALANCES),
-    }
-    for key, (value, known) in tables.items():
-        check_known(f"config.{key}", value, known)
-    for key, value in {
-        "epochs": config.epochs,
-        "batch_size": config.batch_size,
-        "accumulate_steps": config.accumulate_steps,
-        "data.image_size": image_size,
-        "evaluation.batch_size": config.evaluation.batch_size,
-        "log_every_steps": config.log_every_steps,
-        "checkpoint_every_steps": 1 if config.checkpoint_every_steps is None else config.checkpoint_every_steps,
-        "grace_seconds": config.grace_seconds,
-    }.items():
-        if value < 1:
+    for key, known in _KNOWN.items():
+        check_known(f"config.{key}", operator.attrgetter(key)(config), known)
+    numbers = {key: operator.attrgetter(key)(config) for key in _AT_LEAST_ONE} | {"data.image_size": image_size}
+    for key, value in numbers.items():
+        if value is not None and value < 1:
             raise ConfigError(f"config.{key} is {value}; it must be at least 1.")
     if config.accumulate_steps > config.batch_size:
         raise ConfigError(
@@ -209,17 +197,11 @@ def _check_values(config: ConfigDict, image_size: int) -> None:
 
 def _optimizer(config: ConfigDict) -> Callable[[int], optax.GradientTransformation]:
     options, epochs = config.optimizer.to_dict(), config.epochs
-    pick = lambda *names: {name: options[name] for name in names}
+    of_schedule = {key: options.pop(key) for key in ("learning_rate", "step_epochs", "step_factor", "warmup_epochs")}
+    of_schedule |= {"name": options.pop("schedule"), "epochs": epochs}
 
     def make(steps_per_epoch: int) -> optax.GradientTransformation:
-        schedule = make_schedule(
-            options["schedule"],
-            options["learning_rate"],
-            steps_per_epoch=steps_per_epoch,
-            epochs=epochs,
-            **pick("step_epochs", "step_factor", "warmup_epochs"),
-        )
-        return make_optimizer(options["name"], schedule, **pick("momentum", "weight_decay", "clip_norm"))
+        return make_optimizer(schedule=make_schedule(**of_schedule, steps_per_epoch=steps_per_epoch), **options)
 
     return make
 
