@@ -32,10 +32,8 @@ Also = Callable[[steps.EvalOutput, steps.Batch], Any]
 class Prediction(NamedTuple):
     """What a model says of n images, in NumPy, float32; see `Trained.predict`.
 
-    Attributes:
-      logits, probabilities: of every class; the latter by softmax.
-      true_map, false_map: T and U, raw, at the feature map's resolution.
-      difference: D = T - U; for two classes its mean is the margin less the difference of the biases.
+    Probabilities are the logits' softmax; the maps are T, U and D = T - U, raw, at the feature map's resolution. For
+    two classes the mean of D is the margin less the difference of the biases.
     """
 
     logits: Float[np.ndarray, "n classes"]
