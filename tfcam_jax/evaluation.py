@@ -41,11 +41,9 @@ def evaluate_best(experiment: Experiment, checkpoints: Checkpoints) -> tuple[dic
     """Metrics of the best checkpoint at the end of training; `evaluate` gives the whole protocol.
 
     Returns:
-      `({"epoch", "class_names", "skipped", "thresholds", "sets"}, scores)`; `skipped` counts unreadable rows left out;
-      `thresholds` are those of `thresholds.choose_thresholds` on validation, by which later data are judged;
-      `sets` holds `val` and, where there is a test split, `closed` and `open` (see
-      `protocol.split_by_protocol`), each with `images`, `maps`, `accuracy`, `auroc`, `cross_entropy`, `map_agreement`
-      and `fooling_gap`; `scores` are those of validation and test, image by image.
+      What `results.json` holds, and the scores of validation and test, image by image. `skipped` counts unreadable
+      rows left out, `thresholds` are chosen on validation for all later data, and `sets` holds `describe_set` of `val`
+      and, where there is a test, of `closed` and `open` (`protocol.split_by_protocol`).
 
     Raises:
       CheckpointError: there is none.

@@ -244,12 +244,8 @@ def open_dataset(recipe: Recipe, checks: Path | None = None) -> Dataset:
 def open_source(recipe: Recipe, checks: Path | None = None) -> Dataset:
     """Opens and validates the recipe's data, as their owner splits them, with the maps as they are.
 
-    Args:
-      recipe: whose `data` to open.
-      checks: file that says which files were found sound before; None, or no such file: all of them are looked at.
-
-    Raises:
-      DataError: images, maps or lists that can't be used.
+    The file `checks` says which files were found sound before; without it all are looked at. Raises DataError for
+    images, maps or lists that can't be used.
     """
     return recipe.data.open(load_outcomes(checks) if checks else None)
 
@@ -303,16 +299,13 @@ class Experiment:
 
 
 def build_experiment(recipe: Recipe, dataset: Dataset | None = None, programs: Experiment | None = None) -> Experiment:
-    """Builds everything that a recipe describes; validates the data.
+    """Builds everything that a recipe describes.
 
     Args:
       recipe: what to build.
       dataset: what `open_dataset` gives for this recipe, where it is open already.
       programs: an experiment whose recipe differs in the seed alone and which has as many steps in an epoch: its
         compiled functions serve here too.
-
-    Raises:
-      DataError: images, maps or lists that can't be trained on.
     """
     dataset = dataset or open_dataset(recipe)
     steps_per_epoch = -(-len(dataset.splits["train"]) // recipe.batch_size)

@@ -102,13 +102,9 @@ def outputs_of(
     batches: Iterable[steps.Batch],
     also: Also = lambda output, batch: (),
 ) -> Iterator[tuple[Any, Any]]:
-    """Runs the eval step over batches that lie on the devices; every process has to.
+    """Runs the compiled eval step over batches that lie on the devices; every process has to.
 
-    Args:
-      eval_step: compiled.
-      state: of the model.
-      batches: padding has `mask` 0.
-      also: what else to fetch of a batch, arrays with a row per example; compiled by the caller if it computes.
+    `also` says what else to fetch of a batch: arrays with a row per example, compiled by the caller if it computes.
 
     Yields:
       `(EvalOutput, what also gave)` of each batch as NumPy arrays, in order, without padding.

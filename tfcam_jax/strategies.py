@@ -50,7 +50,7 @@ def guided(evidence: Evidence, alpha: float, name: str, guidance: Guidance, cam_
 
     Args:
       evidence: of the batch.
-      alpha: total = alpha * cross-entropy + (1 - alpha) * guidance. At 1 the guidance is not even traced.
+      alpha: total = alpha * cross-entropy + (1 - alpha) * guidance; at 1 the guidance is not even traced.
       name: of the guidance term, in metrics.
       guidance: from the maps to one value per example, and which examples it holds for.
       cam_labels: class whose map counts as the true one; None: the labels.
