@@ -10,7 +10,7 @@ from .cards import MODEL_CARDS, ModelCard
 from .densenet import DenseNet
 from .head import ModelOutput, PooledLinearHead
 from .inception import InceptionV3
-from .resnet import Bottleneck, ResNet
+from .resnet import ResNet
 from .small_cnn import SmallCNN
 from .xception import Xception
 
@@ -34,7 +34,7 @@ MODELS: dict[str, Callable[..., Backbone]] = {
     "inception_v3": InceptionV3,
     "resnet18": partial(ResNet, depths=(2, 2, 2, 2)),
     "resnet34": partial(ResNet, depths=(3, 4, 6, 3)),
-    "resnet50": partial(ResNet, depths=(3, 4, 6, 3), block_type=Bottleneck),
+    "resnet50": partial(ResNet, depths=(3, 4, 6, 3), bottleneck=True),
     "small_cnn": SmallCNN,
     "xception": Xception,
 }
