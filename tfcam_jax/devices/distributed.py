@@ -17,8 +17,6 @@ from ..errors import UserError
 
 # In what gloo, NCCL and jax's coordination service say when a process is gone.
 _LOST_CONNECTION = ("gloo", "nccl", "coordination service", "heartbeat", "connection closed", "connection reset")
-
-
 # Of waiting for the others, before that is said.
 _SECONDS_SILENT = 15.0
 
@@ -50,17 +48,20 @@ def initialize(
         minutes, jax ends the process.
     """
     given = {"coordinator_address": coordinator_address, "num_processes": num_processes, "process_id": process_id}
-    named = [name for name, value in given.items() if value is not None]
-    if num_processes == 1 or not (named or started_by_cluster(os.environ)):
+    missing = [f"--{name}" for name, value in given.items() if value is None]
+    if num_processes == 1 or (len(missing) == 3 and not started_by_cluster(os.environ)):
         return False
-    if 0 < len(named) < 3 and not started_by_cluster(os.environ):
-        missing = ", ".join(f"--{name}" for name in given if name not in named)
-        raise DistributedError(f"no cluster was found here to ask for the rest: give {missing} too, or none of them.")
-    if None not in (num_processes, process_id) and not 0 <= process_id < num_processes:
+    if missing and not started_by_cluster(os.environ):
+        raise DistributedError(
+            f"no cluster was found here to ask for the rest: give {', '.join(missing)} too, or none of them."
+        )
+    if process_id is not None and num_processes is not None and not 0 <= process_id < num_processes:
         raise DistributedError(
             f"--process_id is {process_id}; of {num_processes} processes the last is number {num_processes - 1}."
         )
-    still_waiting = threading.Timer(_SECONDS_SILENT, _tell_waiting, [coordinator_address])
+    whom = f"process 0 at {coordinator_address}" if coordinator_address else "the others that the cluster names"
+    waiting = f"waiting for {whom} and for all processes to come; without them this one ends"
+    still_waiting = threading.Timer(_SECONDS_SILENT, print, [waiting], {"file": sys.stderr, "flush": True})
     still_waiting.daemon = True
     still_waiting.start()
     try:
@@ -70,11 +71,6 @@ def initialize(
     finally:
         still_waiting.cancel()
     return jax.process_count() > 1
-
-
-def _tell_waiting(address: str | None) -> None:
-    where = f"process 0 at {address}" if address else "the others that the cluster names"
-    print(f"waiting for {where} and for all processes to come; without them this one ends", file=sys.stderr, flush=True)
 
 
 def started_by_cluster(environment: Mapping[str, str]) -> bool:

@@ -25,7 +25,7 @@ from filelock import FileLock, Timeout
 from flax import traverse_util
 
 from ..devices.distributed import is_first, wait_for_all
-from .checkpoints import FORMAT
+from .checkpoints import FORMAT, tell_version
 from .files import WorkdirError, read_json, write_json, write_text
 from .provenance import collect_provenance
 
@@ -84,11 +84,7 @@ def _check_format(workdir: Path) -> None:
     path = workdir / "run.json"
     found = _read_run(path).get("format", 1) if path.exists() else FORMAT
     if found != FORMAT:
-        age = "a newer" if not isinstance(found, int) or found > FORMAT else "an older"
-        raise WorkdirError(
-            f"{workdir} was written by {age} version of this project (format {found} in {path}; this one reads "
-            f"{FORMAT}). Use the version whose commit stands there, or train again in another --workdir."
-        )
+        raise WorkdirError(tell_version(workdir, found))
 
 
 @contextlib.contextmanager
@@ -139,7 +135,11 @@ def hold_workdir(workdir: Path, config: Mapping[str, Any]) -> Iterator[None]:
     """
     if not is_first():
         wait_for_all("made the workdir")
-        _check_shared(workdir)
+        if not (workdir / "config.json").exists():
+            raise WorkdirError(
+                f"{workdir} is not here, though the first process made it: --workdir has to lie on a file system that "
+                "all hosts of the run share."
+            )
         yield
         return
     try:
@@ -152,14 +152,6 @@ def hold_workdir(workdir: Path, config: Mapping[str, Any]) -> Iterator[None]:
         _record_start(workdir, config, continued)
         wait_for_all("made the workdir")
         yield
-
-
-def _check_shared(workdir: Path) -> None:
-    if not (workdir / "config.json").exists():
-        raise WorkdirError(
-            f"{workdir} is not here, though the first process made it: --workdir has to lie on a file system that all "
-            "hosts of the run share."
-        )
 
 
 def load_config(workdir: Path) -> dict[str, Any]:
