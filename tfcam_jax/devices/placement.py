@@ -62,8 +62,8 @@ class Placement:
           accumulate_steps: parts that each device works through one after the other.
 
         Returns:
-          the rows of all processes. Where the devices can't share them evenly, masked rows of zeros are added (-1 in
-          `index`), at the end of each process's.
+          the rows of all processes; where the devices can't share them evenly, with masked rows of zeros (-1 in
+          `index`) at the end of each process's.
         """
         batch = _pad(batch, len(self.mesh.local_devices) * accumulate_steps)
         if self.mode == "jit":
@@ -96,8 +96,8 @@ class Placement:
 
     def state_shardings(self, state: TrainState) -> TrainState:
         """The sharding of each of a state's arrays, which may be abstract."""
-        spread = jax.tree.map(lambda leaf: self._sharding(leaf.shape), state)
-        return spread._replace(batch_stats=jax.tree.map(lambda _: self._whole, state.batch_stats))
+        whole = jax.tree.map(lambda _: self._whole, state.batch_stats)
+        return self._shardings(state)._replace(batch_stats=whole)
 
     def gather(self, params: Any) -> Any:
         """Inside a compiled step: parameters as the model computes with them, whole on every device."""
@@ -105,10 +105,7 @@ class Placement:
 
     def scatter(self, gradient: Any) -> Any:
         """Inside a compiled step: a gradient spread as the parameters are kept."""
-        if not self.shard_state:
-            return gradient
-        place = lambda leaf: jax.lax.with_sharding_constraint(leaf, self._sharding(leaf.shape))
-        return jax.tree.map(place, gradient)
+        return jax.lax.with_sharding_constraint(gradient, self._shardings(gradient)) if self.shard_state else gradient
 
     def compile_train_step(
         self, step: Callable[[TrainState, Batch], tuple[TrainState, StepMetrics]], state: TrainState
@@ -143,6 +140,9 @@ class Placement:
     def _by_rows(self) -> Sharding:
         return NamedSharding(self.mesh, PartitionSpec(AXIS))
 
+    def _shardings(self, tree: Any) -> Any:
+        return jax.tree.map(lambda leaf: self._sharding(leaf.shape), tree)
+
     def _sharding(self, shape: tuple[int, ...]) -> Sharding:
         """Spread over the longest axis that the devices can share evenly; whole if there is none or it is small."""
         fitting = [axis for axis, size in enumerate(shape) if size % self.num_devices == 0]
@@ -157,9 +157,8 @@ def make_placement(mode: str = "auto", devices: int | None = None, shard_state: 
     """Chooses devices and how they are used.
 
     Args:
-      mode: `jit` runs on one device; `mesh` compiles one program that is spread over all, in any number of processes;
-        `pmap` compiles one for each, with sums between them, in one process; `auto` is jit where there is one device,
-        else mesh.
+      mode: `jit` runs on one device; `mesh` spreads one program over all, in any number of processes; `pmap` compiles
+        one for each, with sums between them, in one process; `auto` is jit where there is one device, else mesh.
       devices: how many, over all processes; None for all that there are (`jit`: the first).
       shard_state: for `mesh` only: spread parameters and optimiser state over the devices, for models that do not fit
         on one. A step then gathers the parameters, and each device updates its part.

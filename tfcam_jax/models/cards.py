@@ -18,10 +18,9 @@ class ModelCard(NamedTuple):
       cam_size: side of the CAM at that size.
       mean: subtracted from RGB images in [0, 1].
       std: then divided by.
-      repository: Hugging Face Hub repository of the ImageNet weights; None: none are published.
+      repository: Hugging Face Hub repository of the ImageNet weights (`model.safetensors`); None: none are published.
       torch_names: (pattern, replacement) pairs that turn the names in that file into names here, in order;
         replacement None leaves a name out. See `weights.py`.
-      file: the weights' file in the repository.
     """
 
     image_size: int
@@ -30,7 +29,6 @@ class ModelCard(NamedTuple):
     std: tuple[float, float, float]
     repository: str | None
     torch_names: tuple[tuple[str, str | None], ...]
-    file: str = "model.safetensors"
 
 
 # Sizes, means and deviations: torchvision's weight transforms and timm's pretrained_cfg of the named repository.

@@ -35,6 +35,11 @@ class Unit(NamedTuple):
     padding: str = "SAME"
 
 
+def _chain(name: str, *layers: tuple) -> list[Unit]:
+    """Units one after the other, numbered from 1."""
+    return [Unit(f"{name}_{i}", *layer) for i, layer in enumerate(layers, start=1)]
+
+
 # A branch is a sequence of units and poolings; a tuple of units is a fork, whose outputs are concatenated.
 _maximum = partial(max_pool_3x3, padding=0)
 
@@ -43,24 +48,19 @@ def _mixed_35(pool_features: int) -> tuple:
     """Branches of the modules at 35x35 places (InceptionA in torchvision)."""
     return (
         [Unit("branch1x1", 64, (1, 1))],
-        [Unit("branch5x5_1", 48, (1, 1)), Unit("branch5x5_2", 64, (5, 5))],
-        [Unit("branch3x3dbl_1", 64, (1, 1)), Unit("branch3x3dbl_2", 96, (3, 3)), Unit("branch3x3dbl_3", 96, (3, 3))],
+        _chain("branch5x5", (48, (1, 1)), (64, (5, 5))),
+        _chain("branch3x3dbl", (64, (1, 1)), (96, (3, 3)), (96, (3, 3))),
         [avg_pool_3x3, Unit("branch_pool", pool_features, (1, 1))],
     )
 
 
 def _mixed_17(width: int) -> tuple:
     """Branches of the modules at 17x17 places (InceptionC)."""
+    point, row, column = (width, (1, 1)), (width, (1, 7)), (width, (7, 1))
     return (
         [Unit("branch1x1", 192, (1, 1))],
-        [Unit("branch7x7_1", width, (1, 1)), Unit("branch7x7_2", width, (1, 7)), Unit("branch7x7_3", 192, (7, 1))],
-        [
-            Unit("branch7x7dbl_1", width, (1, 1)),
-            Unit("branch7x7dbl_2", width, (7, 1)),
-            Unit("branch7x7dbl_3", width, (1, 7)),
-            Unit("branch7x7dbl_4", width, (7, 1)),
-            Unit("branch7x7dbl_5", 192, (1, 7)),
-        ],
+        _chain("branch7x7", point, row, (192, (7, 1))),
+        _chain("branch7x7dbl", point, column, row, column, (192, (1, 7))),
         [avg_pool_3x3, Unit("branch_pool", 192, (1, 1))],
     )
 
@@ -70,8 +70,7 @@ _MIXED_8 = (
     [Unit("branch1x1", 320, (1, 1))],
     [Unit("branch3x3_1", 384, (1, 1)), (Unit("branch3x3_2a", 384, (1, 3)), Unit("branch3x3_2b", 384, (3, 1)))],
     [
-        Unit("branch3x3dbl_1", 448, (1, 1)),
-        Unit("branch3x3dbl_2", 384, (3, 3)),
+        *_chain("branch3x3dbl", (448, (1, 1)), (384, (3, 3))),
         (Unit("branch3x3dbl_3a", 384, (1, 3)), Unit("branch3x3dbl_3b", 384, (3, 1))),
     ],
     [avg_pool_3x3, Unit("branch_pool", 192, (1, 1))],
@@ -80,21 +79,12 @@ _MIXED_8 = (
 # From 35x35 to 17x17 places (InceptionB), and from 17x17 to 8x8 (InceptionD).
 _REDUCE_17 = (
     [Unit("branch3x3", 384, (3, 3), 2, "VALID")],
-    [
-        Unit("branch3x3dbl_1", 64, (1, 1)),
-        Unit("branch3x3dbl_2", 96, (3, 3)),
-        Unit("branch3x3dbl_3", 96, (3, 3), 2, "VALID"),
-    ],
+    _chain("branch3x3dbl", (64, (1, 1)), (96, (3, 3)), (96, (3, 3), 2, "VALID")),
     [_maximum],
 )
 _REDUCE_8 = (
-    [Unit("branch3x3_1", 192, (1, 1)), Unit("branch3x3_2", 320, (3, 3), 2, "VALID")],
-    [
-        Unit("branch7x7x3_1", 192, (1, 1)),
-        Unit("branch7x7x3_2", 192, (1, 7)),
-        Unit("branch7x7x3_3", 192, (7, 1)),
-        Unit("branch7x7x3_4", 192, (3, 3), 2, "VALID"),
-    ],
+    _chain("branch3x3", (192, (1, 1)), (320, (3, 3), 2, "VALID")),
+    _chain("branch7x7x3", (192, (1, 1)), (192, (1, 7)), (192, (7, 1)), (192, (3, 3), 2, "VALID")),
     [_maximum],
 )
 

@@ -25,6 +25,7 @@ from .state_dicts import read_state_dict
 
 FILE_SUFFIXES = (".safetensors", ".pth", ".pt", ".bin")
 IMAGENET = "imagenet"
+_HUB_FILE = "model.safetensors"
 
 # Leaf names of PyTorch's modules that are the same for every rank -> collection and name here.
 _LEAVES = {"bias": ("params", "bias"), "running_mean": ("batch_stats", "mean"), "running_var": ("batch_stats", "var")}
@@ -78,16 +79,16 @@ def find_weights(card: ModelCard, source: str | Path) -> Path:
     if repository is None:
         raise WeightsError("no ImageNet weights are published for this model; train it from scratch or give a file")
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    placed = cache / "tfcam_jax" / repository / card.file
+    placed = cache / "tfcam_jax" / repository / _HUB_FILE
     if placed.is_file():
         return placed
     try:
-        return Path(huggingface_hub.hf_hub_download(repository, card.file))
+        return Path(huggingface_hub.hf_hub_download(repository, _HUB_FILE))
     # The hub's errors are of both kinds: no connection, no such repository or file, not a repository's name.
     except (OSError, ValueError, huggingface_hub.errors.EntryNotFoundError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise WeightsError(
-            f"could not get {card.file} of {repository} from the Hugging Face Hub ({reason}). Download it where there "
+            f"could not get {_HUB_FILE} of {repository} from the Hugging Face Hub ({reason}). Download it where there "
             f"is a connection and place it at {placed}, or give the path of a .safetensors or .pth file instead of "
             f"{str(source)!r}"
         ) from error

@@ -54,6 +54,9 @@ class Checkpoints:
     Saving returns before the files are written; leaving the context waits for them. A checkpoint that is not complete
     does not count, and an older one goes only once its successor is complete.
 
+    Whatever is read is proved to be what was written. Reading raises CheckpointError of a damaged checkpoint and
+    CheckpointVersionError of one of another version or model.
+
     Args:
       workdir: folder of the run.
       read_only: for readers beside a run that may be going on.
@@ -80,9 +83,8 @@ class Checkpoints:
         try:
             self.wait()
         except CheckpointError:
-            if kind is None:
+            if kind is None:  # else the error under way is the first cause; Orbax has logged this one
                 raise
-            # The error under way is the first cause; Orbax has logged this one.
         finally:
             self._close()
 
@@ -109,11 +111,11 @@ class Checkpoints:
         return self.folder / str(step)
 
     def save(self, step: int, state: Any, record: dict[str, Any], score: float | None = None) -> None:
-        """Starts to save; takes the state's copy off the device and leaves the rest to a thread.
+        """Starts to save: takes the state, a pytree of arrays, off the device and leaves the rest to a thread.
 
         Args:
           step: names the checkpoint.
-          state: pytree of arrays.
+          state: what is saved.
           record: JSON-able.
           score: of the validation, larger is better; None for a checkpoint that was not validated.
 
@@ -156,12 +158,7 @@ class Checkpoints:
         self._manager.delete(step)
 
     def record(self, step: int) -> dict[str, Any]:
-        """The record of a checkpoint.
-
-        Raises:
-          CheckpointError: it is damaged.
-          CheckpointVersionError: it is of another version.
-        """
+        """The record of a checkpoint."""
         record = self._restore(step, "record", record=ocp.args.JsonRestore()).record
         if not isinstance(record, dict) or not {"crc32", "format"} <= record.keys():
             raise self._damaged(step, "record", "keys are missing")
@@ -174,15 +171,11 @@ class Checkpoints:
         return record
 
     def restore(self, step: int, like: Any) -> tuple[Any, dict[str, Any]]:
-        """A checkpoint's state and record, both proved to be what was written.
+        """A checkpoint's state and record.
 
         Args:
           step: which.
           like: a state of the same tree, shapes, dtypes and the shardings wanted; abstract arrays will do.
-
-        Raises:
-          CheckpointError: it is damaged.
-          CheckpointVersionError: it is of another version or model.
         """
         record = self.record(step)
         wanted, stored = describe_leaves(like), {name: what[:2] for name, what in record["leaves"].items()}
@@ -205,9 +198,6 @@ class Checkpoints:
 
         Damaged ones are moved to `checkpoints.damaged`, with a warning: training writes their steps anew. All that are
         kept are read once, so that a damaged best one is known now.
-
-        Raises:
-          CheckpointVersionError: it is of another version or model.
         """
         found, faults = None, {}
         for step in reversed(self.steps()):
@@ -224,12 +214,7 @@ class Checkpoints:
         return found
 
     def best(self) -> int | None:
-        """The step of the best checkpoint by validation, the later of two equal ones; None if none was validated.
-
-        Raises:
-          CheckpointError: the record of a checkpoint is damaged.
-          CheckpointVersionError: one is of another version.
-        """
+        """The step of the best checkpoint by validation, the later of two equal ones; None if none was validated."""
         best = _best(map(self.record, self.steps()))
         return None if best is None else best["step"]
 
@@ -241,7 +226,6 @@ class Checkpoints:
 
         Raises:
           CheckpointError: it is damaged; the message says which sound one is left.
-          CheckpointVersionError: it is of another version or model.
         """
         self.wait()
         try:
@@ -255,7 +239,7 @@ class Checkpoints:
 
     def _remedy(self, like: Callable[[dict[str, Any]], Any]) -> str:
         """What to do about a damaged best checkpoint."""
-        sound = []
+        sound: list[dict[str, Any]] = []
         for step in self.steps():
             with contextlib.suppress(CheckpointError):
                 sound.append(self.restore(step, like(self.record(step)))[1])

@@ -88,9 +88,8 @@ class MetricWriter:
         try:
             self._told(self._events.close)
         except MetricsError:
-            if kind is None:
+            if kind is None:  # else the error under way is the first cause
                 raise
-            # The error under way is the first cause.
 
     def _add(self, **fields: Any) -> None:
         event = _Event(wall_time=time.time(), **fields).SerializeToString()
@@ -133,8 +132,6 @@ def _write_all(file: Any, data: bytes) -> None:
 
 
 def _check_lines(path: Path, position: Position) -> None:
-    if position["bytes"] == 0:
-        return
     found = path.read_bytes()[: position["bytes"]] if path.exists() else b""
     if len(found) < position["bytes"] or zlib.crc32(found) != position["crc32"]:
         state = "is missing" if not path.exists() else "was cut or changed"
