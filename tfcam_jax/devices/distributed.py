@@ -36,8 +36,8 @@ def initialize(
     Args:
       coordinator_address: `host:port` of process 0, as the others reach it.
       num_processes: of all hosts; 1 stays alone, whatever the cluster says.
-      process_id: this one's number, from 0. What is None is found where SLURM, Open MPI or a TPU pod started several
-        processes; elsewhere, without any of the three, the process stays alone.
+      process_id: this one's number, from 0. Of these three, what is None is found where SLURM, Open MPI or a TPU pod
+        started several processes; elsewhere, without any of the three, the process stays alone.
       heartbeat_seconds: a process that has not been heard of for so long counts as dead, and all others end.
 
     Returns:
@@ -116,13 +116,14 @@ def end_with_others(main: Callable[[], None]) -> None:
 
 def _tell(error: BaseException) -> int:
     """Prints what went wrong here, and whether it may be the fault of another process; returns the exit status."""
-    here = f"process {jax.process_index()} of {jax.process_count()}"
-    if isinstance(error, SystemExit) and isinstance(error.code, int | None):
-        return error.code or 0
-    if isinstance(error, SystemExit):
-        print(f"{here}: {error.code}", file=sys.stderr)
-    else:
+    here, status = f"process {jax.process_index()} of {jax.process_count()}", 1
+    if not isinstance(error, SystemExit):
         traceback.print_exception(error)
-    if any(word in str(error).lower() for word in _LOST_CONNECTION):
+    elif isinstance(error.code, int | None):
+        status = error.code or 0  # whoever exits so has told why
+    else:
+        print(f"{here}: {error.code}", file=sys.stderr)
+    causes = f"{error} {error.__context__}".lower()
+    if status and any(word in causes for word in _LOST_CONNECTION):
         print(f"{here} lost its connection: another process ended first. Its output has the cause.", file=sys.stderr)
-    return 1
+    return status

@@ -25,27 +25,24 @@ def conv_general_dilated(
 ) -> Float[Array, "batch h_out w_out features"]:
     """`jax.lax.conv_general_dilated` for NHWC and HWIO, to be handed to `nn.Conv`.
 
-    XLA for CPUs transposes both operands of a convolution's weight gradient in memory. Most convolutions here are
-    1x1, and their weight gradient is a matrix product of the arrays as they lie, if they have two dimensions, not
-    four. Its convolution of each channel by itself is a scalar loop; see `depthwise_conv`.
+    XLA for CPUs transposes both operands of a convolution's weight gradient in memory; for 1x1 kernels, most of those
+    here, that gradient is a product of the arrays as they lie, if they have two dimensions, not four. Its convolution
+    of each channel by itself is a scalar loop; see `depthwise_conv`.
     """
     groups, size = options.get("feature_group_count", 1), kernel.shape[:2]
     sides = padding.upper() if isinstance(padding, str) else [tuple(pair) for pair in padding]
     if size == (1, 1) and groups == 1 and (isinstance(sides, str) or not any(map(any, sides))):
-        return _pointwise_conv(x, kernel, strides, options.get("precision"))
+        x = x[:, :: strides[0], :: strides[1]]
+        # Sizes written out: of an image too small to leave a place, -1 could not be told.
+        places = x.reshape(math.prod(x.shape[:-1]), x.shape[-1])
+        y = jnp.dot(places, kernel[0, 0], precision=options.get("precision"))
+        return y.reshape(*x.shape[:-1], kernel.shape[-1])
     is_odd = size[0] % 2 == size[1] % 2 == 1
     keeps_size = is_odd and tuple(strides) == (1, 1) and sides in ("SAME", [(side // 2, side // 2) for side in size])
     is_dilated = any(set(options.get(key) or (1,)) != {1} for key in ("lhs_dilation", "rhs_dilation"))
     if keeps_size and groups == x.shape[-1] == kernel.shape[-1] and not is_dilated:
         return depthwise_conv(x, kernel)
     return lax.conv_general_dilated(x, kernel, strides, padding, **options)
-
-
-def _pointwise_conv(x: Array, kernel: Array, strides: tuple[int, int], precision: Any) -> Array:
-    x = x[:, :: strides[0], :: strides[1]]
-    # Sizes written out: of an image too small to leave a place, -1 could not be told.
-    y = jnp.dot(x.reshape(math.prod(x.shape[:-1]), x.shape[-1]), kernel[0, 0], precision=precision)
-    return y.reshape(*x.shape[:-1], kernel.shape[-1])
 
 
 @jax.custom_vjp

@@ -65,7 +65,8 @@ def load_pretrained(
     file = find_weights(MODEL_CARDS[name], source)
     converted = convert(read_state_dict(file), MODEL_CARDS[name].torch_names)
     merged = merge(converted, variables, keep_head=keep_head, origin=str(file))
-    logging.info("%s: loaded %d arrays of %s, %s head", name, len(converted), file, "its" if keep_head else "a new")
+    count = len(traverse_util.flatten_dict(converted))
+    logging.info("%s: loaded %d arrays of %s, %s head", name, count, file, "its" if keep_head else "a new")
     return merged
 
 
@@ -140,11 +141,11 @@ def rename(key: str, torch_names: tuple[tuple[str, str | None], ...]) -> str | N
 def merge(
     converted: Mapping[str, Any], variables: Mapping[str, Any], *, keep_head: bool = False, origin: str = "the file"
 ) -> dict[str, Any]:
-    """`variables` with the values of `converted`, which must have the same names and shapes.
+    """A model's `variables` with the values of `converted` (see `convert`), which must have the same names and shapes.
 
     Args:
-      converted: what `convert` gives.
-      variables: `params` and `batch_stats` of a model.
+      converted: `params` and `batch_stats`.
+      variables: the same of a model.
       keep_head: take the head of `converted` too; otherwise `variables` keeps its own.
       origin: what the message calls the weights.
 

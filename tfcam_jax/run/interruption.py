@@ -38,9 +38,8 @@ class StoppedError(UserError):
 class Interruption:
     """Catches the first signal while it is a context manager; in the main thread only, elsewhere it does nothing.
 
-    A signal that the process ignores stays ignored.
-
-    Under jax.distributed, whose own service catches SIGTERM, all processes agree on the step to stop after.
+    A signal that the process ignores stays ignored. Under jax.distributed, whose own service catches SIGTERM, all
+    processes agree on the step to stop after.
 
     Args:
       grace_seconds: after so long the process ends, saved or not, also where a step or a disk hangs.
