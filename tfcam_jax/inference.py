@@ -24,7 +24,7 @@ from .errors import ConfigError
 from .experiment import Recipe, keep_checks, open_dataset, resolve
 from .run.checkpoints import CheckpointError, Checkpoints
 from .run.files import WorkdirError
-from .run.workdir import CHECKS, OTHER_CHECKS, config_differences, is_indifferent, load_config
+from .run.workdir import CHECKS, OTHER_CHECKS, config_differences, load_config
 
 Also = Callable[[steps.EvalOutput, steps.Batch], Any]
 
@@ -203,8 +203,8 @@ def _check_config(workdir: Path, trained: Mapping[str, Any], config: Mapping[str
     """Refuses a `config.json` that was changed since in more than speed and places of files."""
     differences = [
         line
-        for key, line in config_differences(trained, config)
-        if not is_indifferent(key) and not key.endswith((".manifest", ".data_dir", ".manual_dir", "batch_size"))
+        for key, line in config_differences(trained, config).items()
+        if not key.endswith((".manifest", ".data_dir", ".manual_dir", "batch_size"))
     ]
     if differences:
         raise WorkdirError(

@@ -23,7 +23,7 @@ from .run.files import write_json
 from .run.fingerprints import checksum_json
 from .run.interruption import Interruption, StoppedError
 from .run.metric_window import MetricWindow
-from .run.metrics_log import START, MetricWriter, SilentWriter, open_writer
+from .run.metrics_log import START, MetricWriter, open_writer
 from .run.workdir import CHECKS, check_workdir, hold_workdir
 from .steps import Batch, TrainState
 
@@ -97,7 +97,7 @@ class _Run:
 
     experiment: Experiment
     checkpoints: Checkpoints
-    writer: MetricWriter | SilentWriter
+    writer: MetricWriter
     stop: Interruption
     bar: tqdm
 

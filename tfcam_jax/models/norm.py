@@ -61,7 +61,7 @@ class BatchNorm(nn.Module):
         return (x.astype(jnp.float32) * per_channel(factor) + per_channel(shift)).astype(x.dtype)
 
     def _batch_statistics(self, x: Array, mask: Array | None) -> tuple[Array, Array, Array]:
-        """Mean and biased variance [groups here, channels] and number of values per channel [groups here, 1]."""
+        """Mean and biased variance [groups here, channels] and number of values [groups here, 1]."""
         groups = self._groups_here()
         if x.shape[0] % groups:
             raise ValueError(f"a batch of {x.shape[0]} examples does not fall into {groups} equal groups")

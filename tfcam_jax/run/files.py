@@ -15,7 +15,7 @@ class WorkdirError(UserError, RuntimeError):
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Writes JSON so that a reader sees the old file or the new one, never half of one."""
+    """`write_bytes` of indented JSON."""
     write_text(path, json.dumps(value, indent=2) + "\n")
 
 
@@ -39,9 +39,7 @@ def write_bytes(path: Path, content: bytes) -> None:
         partial.replace(path)
     except OSError as error:
         partial.unlink(missing_ok=True)
-        raise WorkdirError(
-            f"{path} can't be written: {error.strerror}. The file of before, if any, is left."
-        ) from error
+        raise WorkdirError(f"{path} can't be written: {error.strerror}. The old file, if any, is left.") from error
 
 
 def read_json(path: Path, remedy: str = "train again in another --workdir") -> dict[str, Any]:

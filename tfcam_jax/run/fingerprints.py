@@ -38,9 +38,7 @@ def _words(array: Array) -> Array:
     return jax.lax.bitcast_convert_type(array, jnp.dtype(f"uint{8 * size}")).astype(jnp.uint32)
 
 
-@jax.jit
-def _fingerprint_leaves(leaves: list[Array]) -> list[Array]:
-    return [fingerprint_array(leaf) for leaf in leaves]
+_fingerprint_leaves = jax.jit(lambda leaves: [fingerprint_array(leaf) for leaf in leaves])
 
 
 def describe_leaves(tree: Any) -> dict[str, list[Any]]:

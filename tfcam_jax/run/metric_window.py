@@ -61,7 +61,8 @@ class MetricWindow:
         if count > self._sound:
             self._metrics[self._sound : count] = jax.device_get(self._metrics[self._sound : count])
         for i in range(self._sound, count):
-            check_finite(self._metrics[i], self._last_step - len(self) + 1 + i, self._named(self._rows[i]))
+            images = [self._ids[int(row)] for row in self._rows[i] if row >= 0]
+            check_finite(self._metrics[i], self._last_step - len(self) + 1 + i, images)
         self._sound = max(count, self._sound)
         self._looked = time.monotonic()
 
@@ -76,9 +77,6 @@ class MetricWindow:
         scalars = summarize(self._metrics)
         self._metrics, self._rows, self._sound = [], [], 0
         return scalars
-
-    def _named(self, rows: np.ndarray) -> list[str]:
-        return [self._ids[row] for row in rows if row >= 0]
 
 
 def check_finite(metrics: StepMetrics, step: int, images: Sequence[str]) -> None:
