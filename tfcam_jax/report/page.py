@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined, Template
+from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined, Template, select_autoescape
 from markupsafe import Markup
 
 
@@ -15,7 +15,7 @@ def template(name: str, package: str = "tfcam_jax.report") -> Template:
     """A page of the templates of a package, which may extend and include those of this one."""
     environment = Environment(
         loader=ChoiceLoader([PackageLoader(package), PackageLoader("tfcam_jax.report")]),
-        autoescape=True,
+        autoescape=select_autoescape(),
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
