@@ -9,8 +9,7 @@ import numpy as np
 from jaxtyping import Int
 
 from ..data.protocol import split_by_domain, split_by_protocol
-from .attack_detection import attack_detection
-from .classification import binary_scores, probability_metrics, ranking_metrics, rates_at
+from .classification import attack_detection, binary_scores, probability_metrics, ranking_metrics, rates_at
 from .intervals import delong_interval, group_bootstrap, group_numbers
 from .scores import Scores, ScoresError
 from .thresholds import choose_thresholds
