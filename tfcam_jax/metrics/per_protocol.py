@@ -20,16 +20,10 @@ SUMMARY = ("auroc", "eer", "accuracy", "balanced_accuracy")
 
 
 def per_protocol_metrics(scores: Scores, thresholds: Thresholds, seed: int = 0) -> dict[str, dict[str, Any]]:
-    """Metrics of every set of one split.
+    """`set_metrics` of every set of one split: `{"sets": {"all", "closed", "open"}, "domains": {domain: ...}}`.
 
-    Args:
-      scores: of one split.
-      thresholds: from validation; may be empty.
-      seed: of the bootstrap.
-
-    Returns:
-      `{"sets": {"all": ..., "closed": ..., "open": ...}, "domains": {domain: ...}}`, see `set_metrics`. For the
-      validation split and for training there is "all" alone, as they have no closed and open set.
+    Validation and training have no closed and open set. `thresholds` come from validation and may be empty; `seed` is
+    the bootstrap's.
     """
     of = lambda rows: set_metrics(scores[rows], thresholds, seed)
     domains = split_by_domain(scores.domains, scores.labels)
@@ -57,7 +51,7 @@ def set_metrics(scores: Scores, thresholds: Thresholds, seed: int = 0) -> dict[s
       and under `at` for each threshold `rates_at` and `attack_detection`. Metrics that need both classes are absent
       where one is.
     """
-    metrics = {
+    metrics: dict[str, Any] = {
         "images": len(scores),
         "groups": len(np.unique(group_numbers(scores.groups))),
         "classes": np.bincount(scores.labels, minlength=scores.logits.shape[-1]).tolist(),
@@ -107,7 +101,10 @@ def leave_one_domain_out(tables: Sequence[Scores], seed: int = 0) -> dict[str, A
     """
     domains: dict[str, Any] = {}
     for number, table in enumerate(tables, start=1):
-        val, test = (_rows_of(table, split, number) for split in ("val", "test"))
+        val, test = (table[np.flatnonzero(np.asarray(table.splits) == split)] for split in ("val", "test"))
+        for split, part in (("val", val), ("test", test)):
+            if not len(part):
+                raise ScoresError(f"table {number} has no image of split {split}; evaluate that run without --split")
         thresholds = choose_thresholds(val.splits, val.labels, val.logits)
         unseen = {domain for domain in test.domains if domain} - set(test.seen_domains())
         if not unseen:
@@ -122,19 +119,8 @@ def leave_one_domain_out(tables: Sequence[Scores], seed: int = 0) -> dict[str, A
     return {"domains": domains, "mean": over(np.mean) if summaries else {}, "deviation": deviation}
 
 
-def _rows_of(table: Scores, split: str, number: int) -> Scores:
-    rows = np.flatnonzero(np.asarray(table.splits) == split)
-    if not len(rows):
-        raise ScoresError(f"table {number} has no image of split {split}; evaluate that run without --split")
-    return table[rows]
-
-
 def summarize_margin(metrics: Mapping[str, Any]) -> dict[str, float]:
-    """`SUMMARY` of one set, accuracies at validation's equal-error threshold; {} where it or validation lacks a class.
-
-    Args:
-      metrics: of `set_metrics`.
-    """
+    """`SUMMARY` of `set_metrics`, accuracies at validation's equal-error threshold; {} where a class is absent."""
     margin = metrics.get("scores", {}).get("margin", {})
     if "auroc" not in margin or not margin["at"]:
         return {}

@@ -29,14 +29,14 @@ def write_page(path: Path, about: dict[str, Any], summary: dict[str, Any], chunk
     Args:
       path: of the HTML file.
       about: title, run, strategy, model, epoch, class_names, images, image_size.
-      summary: of `explanation.summarize`.
+      summary: of `summary.summarize`.
       chunks: JSON files with `entries` and `pictures`.
     """
     stream = template("report.html").stream(
         about=about,
         data=embed({"about": about, "summary": summary}),
-        entries=(embed(chunk["entries"]) for chunk in _read(chunks)),
-        pictures=(embed(chunk["pictures"]) for chunk in _read(chunks)),
+        entries=(embed(chunk["entries"]) for chunk in read_chunks(chunks)),
+        pictures=(embed(chunk["pictures"]) for chunk in read_chunks(chunks)),
     )
     with path.open("w", encoding="utf-8") as file:
         file.writelines(stream)
@@ -48,6 +48,7 @@ def embed(value: Any) -> Markup:
     return Markup(text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026"))
 
 
-def _read(chunks: list[Path]) -> Iterator[dict[str, Any]]:
+def read_chunks(chunks: list[Path]) -> Iterator[dict[str, Any]]:
+    """What the chunks of `explanation.explain` hold, one after the other."""
     for path in chunks:
         yield json.loads(path.read_text(encoding="utf-8"))

@@ -14,6 +14,7 @@ from scipy.special import softmax
 from ..data.source import Records
 from ..steps import EvalOutput
 from .map_grid import Panel, Row, draw_panels
+from .page import read_chunks
 from .regions import is_cosmetic, margin_regions
 
 TOP_REGIONS = 48
@@ -90,11 +91,6 @@ def add_maps(sums: dict[str, Any], entry: dict[str, Any], one: EvalOutput) -> No
             into["disagreement"] = (np.asarray(into["disagreement"]) + normalized - one.saliency).tolist()
 
 
-def read_chunk(path: Path) -> dict[str, Any]:
-    """What `_chunk` left."""
-    return json.loads(path.read_text(encoding="utf-8"))
-
-
 def summarize(chunks: list[Path], class_names: tuple[str, ...]) -> dict[str, Any]:
     """Figures over all images, from the chunks' files one after the other.
 
@@ -106,8 +102,7 @@ def summarize(chunks: list[Path], class_names: tuple[str, ...]) -> dict[str, Any
     sums: dict[str, Any] = {}
     totals: dict[str, list[float]] = {}
     regions: list[dict[str, Any]] = []
-    for path in chunks:
-        chunk = read_chunk(path)
+    for chunk in read_chunks(chunks):
         for key, part in chunk["sums"].items():
             into = sums.setdefault(key, {"images": 0, "maps": 0, "difference": 0.0, "disagreement": 0.0})
             for name, value in part.items():
@@ -135,9 +130,7 @@ def summarize(chunks: list[Path], class_names: tuple[str, ...]) -> dict[str, Any
         "maps": means["all images"]["maps"],
         "accuracy": mean("right"),
         "mean_margin": mean("margin"),
-        "true_agreement": mean("true_agreement"),
-        "difference_agreement": mean("difference_agreement"),
-        "fooling_gap": mean("fooling_gap"),
+        **{name: mean(name) for name in ("true_agreement", "difference_agreement", "fooling_gap")},
         "cosmetic": int(totals["cosmetic"][0]),
     }
     return {"figures": figures, "mean_maps": means, "regions": regions}
@@ -151,11 +144,8 @@ def _order(key: str, class_names: tuple[str, ...]) -> tuple[int, str]:
 def draw_mean_maps(summary: dict[str, Any], path: Path) -> None:
     rows = []
     for key, part in summary["mean_maps"].items():
-        disagreement = part["disagreement"]
-        panels = [
-            Panel("mean D", np.asarray(part["difference"])),
-            Panel("N(D) - human map", None if disagreement is None else np.asarray(disagreement)),
-        ]
+        disagreement = None if part["disagreement"] is None else np.asarray(part["disagreement"])
+        panels = [Panel("mean D", np.asarray(part["difference"])), Panel("N(D) - human map", disagreement)]
         rows.append(Row(f"{key}\n{part['images']} images", panels))
     draw_panels(rows, path, title="Where the margin comes from, each panel on its own scale")
 
@@ -166,7 +156,7 @@ def write_figures(path: Path, about: dict[str, Any], summary: dict[str, Any], ch
     with path.open("w", encoding="utf-8") as file:
         head = json.dumps({"about": about, "summary": {**summary, "regions": regions}}, indent=1)
         file.write(head.removesuffix("\n}") + ',\n "images": [')
-        entries = (entry for chunk in chunks for entry in read_chunk(chunk)["entries"])
+        entries = (entry for chunk in read_chunks(chunks) for entry in chunk["entries"])
         for number, entry in enumerate(entries):
             file.write(("," if number else "") + "\n  " + json.dumps(entry))
         file.write("\n ]\n}\n")
