@@ -10,14 +10,13 @@ import functools
 import json
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import optax
 from absl import logging
-from ml_collections import ConfigDict
 
 from . import steps
 from .data.checks.outcomes import Outcome, load_outcomes, save_outcomes
@@ -34,6 +33,11 @@ from .models.weights import load_pretrained
 from .optimizers import make_optimizer, make_schedule
 from .strategies import make_strategy
 from .terms import Strategy
+
+if TYPE_CHECKING:
+    ConfigDict = Any  # its keys are known at run time alone
+else:
+    from ml_collections import ConfigDict
 
 BATCH_NORM = ("synchronized", "local")
 

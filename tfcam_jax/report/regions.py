@@ -47,7 +47,8 @@ def margin_regions(
     strong &= values != 0
     regions = []
     for sign in (values > 0, values < 0):
-        components = ndimage.label(strong & sign)[0]
+        components = np.zeros(values.shape, int)
+        ndimage.label(strong & sign, output=components)
         for number, (rows, columns) in enumerate(ndimage.find_objects(components), start=1):
             member = components == number
             box = (rows.start, columns.start, rows.stop, columns.stop)

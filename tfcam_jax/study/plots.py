@@ -223,8 +223,8 @@ def _draw_line(
         axis.axhline(values[None], color=look.color, linewidth=1.4, linestyle=":")
     style = {"color": look.color, "marker": look.marker, "linewidth": 1.2}
     hollow = rcParams["axes.facecolor"]
-    axis.plot(places.values(), [values[alpha] for alpha in places], markersize=5, markerfacecolor=hollow, **style)
-    if chosen in places:
+    axis.plot(list(places.values()), [values[alpha] for alpha in places], markersize=5, markerfacecolor=hollow, **style)
+    if chosen is not None and chosen in places:
         axis.plot(places[chosen], values[chosen], markersize=8, **style)
 
 
