@@ -63,7 +63,9 @@ def group_bootstrap(
     seed: int = 0,
     level: float = 0.95,
 ) -> dict[str, tuple[float, float] | None]:
-    """Percentile intervals from resampling whole groups with replacement.
+    """Percentile intervals of `auroc`, `accuracy` and `balanced_accuracy` from resampling whole groups.
+
+    Groups are drawn with replacement. Over the resamples that hold both classes; None where fewer than half do.
 
     Args:
       labels: 0 or 1.
@@ -73,10 +75,6 @@ def group_bootstrap(
       resamples: how many.
       seed: of the resampling.
       level: of confidence.
-
-    Returns:
-      `auroc`, `accuracy` and `balanced_accuracy`, over the resamples that hold both classes; None where fewer than half
-      do.
     """
     numbers = group_numbers(groups)
     count, of_class = int(numbers.max()) + 1, np.stack([labels == 1, labels != 1], axis=1).astype(np.float64)

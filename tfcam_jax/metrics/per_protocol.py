@@ -44,12 +44,10 @@ def protocol_sets(scores: Scores) -> dict[str, Int[np.ndarray, " m"]]:
 def set_metrics(scores: Scores, thresholds: Thresholds, seed: int = 0) -> dict[str, Any]:
     """Every metric of one set of images.
 
-    Returns:
-      `images`, `groups`, `classes` (images of each class index), `probability_metrics`, and for two classes `scores`:
-      for the margin and for the older score `ranking_metrics`, the interval of the AUROC after DeLong and from the
-      group bootstrap (with those of accuracy and balanced accuracy, at the threshold of equal errors on validation),
-      and under `at` for each threshold `rates_at` and `attack_detection`. Metrics that need both classes are absent
-      where one is.
+    `images`, `groups`, `classes` (images of each class index), `probability_metrics`, and for two classes `scores`: for
+    the margin and for the older score `ranking_metrics`, the interval of the AUROC after DeLong and from the group
+    bootstrap (with those of accuracy and balanced accuracy, at the threshold of equal errors on validation), and under
+    `at` for each threshold `rates_at` and `attack_detection`. Metrics that need both classes are absent where one is.
     """
     metrics: dict[str, Any] = {
         "images": len(scores),

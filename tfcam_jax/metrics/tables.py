@@ -50,25 +50,18 @@ Cell = Callable[[Any], str]
 
 
 def tabulate(title: str, first: str, items: Iterable[tuple[str, Any]], shown: Iterable[tuple[str, Cell]]) -> Table:
-    """A table with a row for each item.
+    """A table with a row for each pair of a name, which stands below the head `first`, and an item.
 
-    Args:
-      title: above it.
-      first: head of the first column, which holds the items' names.
-      items: name and item.
-      shown: of each further column its head and what it says of an item; heads may repeat.
+    `shown` are the further columns: their head, which may repeat, and what they say of an item.
     """
     heads, cells = zip(*shown, strict=True)
     return Table(title, (first, *heads), [(name, *(cell(item) for cell in cells)) for name, item in items])
 
 
 def columns(cell: Cell, heads: Mapping[str, str]) -> list[tuple[str, Cell]]:
-    """Columns that set what stands in an item in one way.
+    """Columns that bring values of an item to text in one way, their heads by the key of the value.
 
-    Args:
-      cell: from a value to its text.
-      heads: of each column, by the key of its value in the item; slashes lead deeper: `{"auroc/mean": "AUROC"}`,
-        `{"interval/0": "low"}`. What is below None is None.
+    Slashes lead deeper: `{"auroc/mean": "AUROC"}`, `{"interval/0": "low"}`. What is below None is None.
     """
     return [(head, lambda item, path=path: cell(_value(item, path))) for path, head in heads.items()]
 

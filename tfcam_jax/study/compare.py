@@ -40,8 +40,8 @@ def compare(config: ConfigDict, workdir: str | Path, num_images: int = 6) -> dic
     """Trains every arm of `config.compare` under every protocol with every seed, then writes what came out.
 
     All arms of a seed share initial weights, batches and number of steps. Runs that are finished already are taken as
-    they are, cut-off ones continue, and a run that fails does not stop the others. Leaves `runs.json` (the plan),
-    the files of `study_report.write_study`, `maps.png`, and a workdir for each run.
+    they are, cut-off ones continue, and a run that fails does not stop the others. Leaves `runs.json` (the plan), the
+    files of `page.write_study`, `maps.png`, and a workdir for each run.
 
     Args:
       config: as `configs/default.py` gives it.
@@ -49,7 +49,7 @@ def compare(config: ConfigDict, workdir: str | Path, num_images: int = 6) -> dic
       num_images: rows of the picture.
 
     Returns:
-      What `study.json` holds, see `study_report.write_study`.
+      What `study.json` holds, see `page.write_study`.
 
     Raises:
       ConfigError, DataError, WorkdirError: before the first run starts.

@@ -17,10 +17,9 @@ from ..run.files import read_json, write_json
 
 
 class Entry(NamedTuple):
-    """One run of a study: what it is, and its folder below the study's.
+    """One run of a study: what it is, and the name of its workdir below the study's.
 
     Attributes:
-      folder: name of the run's workdir.
       arm: a strategy, or one of its variants or controls: "difference", "cyborg_mean_map", "cross_entropy".
       alpha: guidance weight, total = alpha * cross-entropy + (1 - alpha) * guidance; None without guidance.
       protocol: a name of `protocol.PROTOCOLS`.
@@ -40,7 +39,7 @@ class Outcome(NamedTuple):
     """What one run reached on one set.
 
     Attributes:
-      arm, alpha, protocol, fold, seed: as in `Entry`; alpha is the one chosen on validation.
+      arm, alpha, protocol, fold, seed: as in `Entry`.
       set: "closed" or "open", sets of the test; "val", on which epoch and alpha were chosen and which tests nothing.
       ids: of the images; equal in all runs of a protocol and fold.
       groups: what must not be torn apart; "" if unknown.
@@ -95,10 +94,9 @@ def read_selection(workdir: str | Path) -> dict[str, dict[str, Any]]:
 
     Returns:
       `{protocol: {arm: {"chosen": alpha, "select_by": name, "alphas": [{"alpha", "runs", "validation", "test"}]}}}`,
-      JSON-able. `alphas` is in ascending order, one entry for each alpha with finished runs (a single one, None, for an
-      arm without guidance): how many, their mean validation metric, and `test`, `{set: {metric: mean over the runs}}`
-      with the metrics of `Outcome`. The test metrics of alphas that were not chosen took no part in the choice and are
-      exploration. An arm without a finished run is absent.
+      JSON-able, without arms that have no finished run. `alphas` ascend (a single one, None, for an arm without
+      guidance): the number of runs, their mean validation metric, and `test`, `{set: {metric: mean over the runs}}`
+      with the metrics of `Outcome`: of an alpha that was not chosen it took no part in the choice and is exploration.
     """
     select_by = read_json(Path(workdir) / "runs.json")["select_by"]
     found: dict[str, dict[str, dict[float | None, list[dict[str, Any]]]]] = {}

@@ -84,15 +84,15 @@ def study_statistics(
       outcomes: of the runs at each arm's chosen alpha.
       reference: every arm that is no placebo is tested against it.
       placebos: of each arm its control arms; the arm is tested against each of them.
-      strategies: of each arm its strategy; one that is absent is taken from the beginning of the arm's name.
+      strategies: of each arm its strategy, which says what is a reconstruction; one that is absent is taken from the
+        beginning of the arm's name.
       resamples: of the bootstrap.
       seed: of bootstrap and drawn permutations.
 
     Returns:
       One entry for each protocol and set, in the order of the outcomes: `protocol`, `set`, `images`, `groups`, `folds`;
-      `arms`, see `_summarize`; `comparisons`, see `_compare`, of sets of the test (not of validation, on which epoch
-      and alpha were chosen); `missing`, sentences on what could not be compared; and `correlations` of the map
-      agreement with the AUROC, see `_correlations`.
+      `arms` (`_summarize`, and `_kinds`); `comparisons` (`_compare`), of sets of the test, not of validation, on which
+      epoch and alpha were chosen; `missing`, sentences on what could not be compared; and `correlations`.
 
     Raises:
       StudyError: no outcome, or outcomes that contradict each other: a run twice, two alphas of an arm and protocol,
@@ -251,12 +251,10 @@ def _over_folds(cell: _Cell, metric: str, by_fold: Mapping[str, Outcome]) -> flo
 
 
 def _summarize(cell: _Cell, arm: str, drawn: Mapping[tuple[str, int], np.ndarray], seed: int) -> dict[str, Any]:
-    """One arm on one set.
+    """`arm`, `alpha`, `seeds`, `incomplete` (seeds that lack a fold and count nowhere) and `figures`.
 
-    Returns:
-      `arm`, `alpha`, `seeds`, `incomplete` (seeds that lack a fold and count nowhere) and `figures`: of each metric
-      `values` by seed, `mean`, sample `deviation`, `interval` (Student's, over seeds) and for the AUROC `bootstrap`,
-      the 95 % interval over seeds and groups. None stands for a value that does not exist.
+    Those are of each metric what `describe` gives of the seeds' values, and of the AUROC also `bootstrap`, the 95 %
+    interval over seeds and groups. None stands for a value that does not exist.
     """
     seeds = sorted(cell.runs[arm])
     alpha = next((run.alpha for by_fold in cell.runs[arm].values() for run in by_fold.values()), None)
@@ -282,10 +280,9 @@ def _compare(
 ) -> dict[str, Any]:
     """The AUROC of the first arm minus that of the second, seed by seed.
 
-    Returns:
-      `arm`, `other`, `seeds` in common, `unpaired` seeds that one of both lacks, `difference` (as `describe`, with
-      `bootstrap`), `p_seeds` and `smallest_p_seeds` (that so many seeds can give), `p_groups` (None where scores have
-      no AUROC: more than two classes), `p`, `effect_size` and `seeds_won`.
+    `arm`, `other`, `seeds` in common, `unpaired` seeds that one of both lacks, `difference` (as `describe`, with
+    `bootstrap`), `p_seeds` and `smallest_p_seeds` (that so many seeds can give), `p_groups` (None where scores have no
+    AUROC: more than two classes), `p`, `effect_size` and `seeds_won`.
     """
     first, second = (np.array(_values(cell, arm, "auroc", seeds), np.float64) for arm in arms)
     differences = first - second
@@ -355,9 +352,8 @@ def _areas(cell: _Cell, times: Int[np.ndarray, "r groups"]) -> dict[tuple[str, i
 def _two_level(rows: Sequence[Float[np.ndarray, " resamples"]], seed: int) -> list[float] | None:
     """95 % percentile interval of the mean over resampled seeds of AUROCs on resampled groups; None without a seed.
 
-    Of S seeds S - 1 are drawn, as with the groups; a single seed stays, and the interval is over groups alone. Drawing
-    both crossed levels is on the safe side: what differs by seed and image alike counts more than once (Owen, "The
-    pigeonhole bootstrap", 2007).
+    Of S seeds S - 1 are drawn, as with the groups; a single seed stays. Drawing both crossed levels is on the safe
+    side: what differs by seed and image alike counts more than once (Owen, "The pigeonhole bootstrap", 2007).
     """
     if not rows:
         return None
