@@ -13,6 +13,7 @@ from ..csv_files import read_table
 from ..image_folder import walk_images
 from ..listing import Row
 from ..source import DataError
+from . import read_text
 from .listed_builder import ListedBuilder, ListedConfig, no_rows
 from .owner_files import Found, below, split_by_share
 
@@ -37,60 +38,12 @@ class ChestXrayConfig(ListedConfig):
 
 
 class ChestXray(ListedBuilder):
-    """Frontal chest films, class normal or abnormal; the domain is the collection.
-
-    nih: ChestX-ray14. Normal is "No Finding", the rest abnormal; labels were mined from reports. Boxes on about 880
-      films. The owner's test list is the test; a tenth of the other patients validate. Group: the patient.
-    rsna: RSNA Pneumonia Detection Challenge. Normal is class "Normal", abnormal the other two; boxes on "Lung Opacity".
-      Its films come from the NIH's, so that taking both puts films into training and test alike, which is refused.
-    mimic: films of MIMIC-CXR with one radiologist's gaze. Normal is column `Normal`, the rest abnormal. Maps are sums
-      of Gaussians at the fixations (columns X_ORIGINAL, Y_ORIGINAL, in pixels of the film) weighted by their duration
-      (FPOGD, seconds), of standard deviation `sigma`; its unit is film pixels, or degrees of the visual field if
-      `pixels_per_degree` says how many film pixels made one. The owners' own maps use 150 pixels. Group: the patient.
-    rsna and mimic publish no split for classification: 70 % train, 10 % validate, 20 % test, by a hash of the patient
-    (rsna: the film).
-
-    Licences: the NIH's terms stand beside its download, RSNA's in the challenge's rules; MIMIC-CXR and the gaze data
-    need PhysioNet's training and signed agreements. Pass on neither films nor prepared sets.
-    """
+    """Frontal chest films, class normal or abnormal; the domain is the collection (chest_xray.md)."""
 
     BUILDER_CONFIGS: ClassVar = [ChestXrayConfig()]
     CLASS_NAMES = (NORMAL, ABNORMAL)
-    CITATION = """@inproceedings{wang2017chestxray8,
-  title = {ChestX-ray8: Hospital-scale Chest X-ray Database and Benchmarks on Weakly-Supervised Classification and
-           Localization of Common Thorax Diseases},
-  author = {Wang, Xiaosong and Peng, Yifan and Lu, Le and Lu, Zhiyong and Bagheri, Mohammadhadi and Summers, Ronald M.},
-  booktitle = {IEEE Conference on Computer Vision and Pattern Recognition (CVPR)},
-  pages = {3462--3471},
-  year = {2017}
-}
-@article{karargyris2021creation,
-  title = {Creation and validation of a chest X-ray dataset with eye-tracking and report dictation for AI development},
-  author = {Karargyris, Alexandros and Kashyap, Satyananda and Lourentzou, Ismini and Wu, Joy T. and others},
-  journal = {Scientific Data},
-  volume = {8},
-  number = {92},
-  year = {2021}
-}
-@misc{karargyris2020eye,
-  title = {Eye Gaze Data for Chest X-rays (version 1.0.0)},
-  author = {Karargyris, Alexandros and Kashyap, Satyananda and Lourentzou, Ismini and Wu, Joy and others},
-  publisher = {PhysioNet},
-  doi = {10.13026/qfdz-zr67},
-  year = {2020}
-}"""
-    MANUAL_DOWNLOAD_INSTRUCTIONS = """
-Any of these folders, side by side in one folder; films may lie in subfolders and be PNG, JPEG or DICOM (for which
-`pip install pydicom`, or this project's extra [dicom]):
-  nih/    from https://nihcc.app.box.com/v/ChestXray-NIHCC: Data_Entry_2017*.csv, BBox_List_2017.csv, test_list.txt
-          and the unpacked images_*.
-  rsna/   from https://www.kaggle.com/c/rsna-pneumonia-detection-challenge, after accepting its rules:
-          stage_2_train_labels.csv, stage_2_detailed_class_info.csv, stage_2_train_images/.
-  mimic/  after PhysioNet's training and agreements: master_sheet.csv and fixations.csv from
-          https://physionet.org/content/egd-cxr/1.0.0/, and the films it names from
-          https://physionet.org/content/mimic-cxr/2.0.0/ (or its JPEG version), under any subfolders.
-Then python launch/prepare.py --config=configs/chest_xray.py --config.data.chest_xray.manual_dir=FOLDER --check
-"""
+    DESCRIPTION, CITATION = read_text("chest_xray.md"), read_text("chest_xray.bib")
+    MANUAL_DOWNLOAD_INSTRUCTIONS = read_text("chest_xray.txt")
 
     @classmethod
     def find_rows(cls, folder: Path, config: ChestXrayConfig) -> Found:

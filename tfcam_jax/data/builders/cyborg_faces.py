@@ -9,6 +9,7 @@ from typing import ClassVar
 
 from ..csv_files import Line, read_list
 from ..listing import Row
+from . import read_text
 from .listed_builder import ListedBuilder, ListedConfig, no_rows
 from .owner_files import Found, ambiguous_maps, below, find_lists, group_of, index_maps, with_map
 
@@ -49,36 +50,12 @@ class CyborgFacesConfig(ListedConfig):
 
 
 class CyborgFaces(ListedBuilder):
-    """Faces from photographs (class Real) and from generators (class Synthetic), with human maps for training.
-
-    The domain is the generator or the collection of photographs, read off the path (`SOURCES_IN_PATHS`; the image's
-    folder where the path says nothing known). Training: 919 real and 902 synthetic faces with human maps; validation:
-    10,000 of each; test: FFHQ, CelebA-HQ and six generators. Licence: agreed with the owner on request; neither images
-    nor prepared sets may be passed on.
-    """
+    """Photographed (class Real) and generated (Synthetic) faces with human maps for training (cyborg_faces.md)."""
 
     BUILDER_CONFIGS: ClassVar = [CyborgFacesConfig()]
     CLASS_NAMES = ("Real", "Synthetic")
-    CITATION = """@inproceedings{boyd2023cyborg,
-  title = {CYBORG: Blending Human Saliency Into the Loss Improves Deep Learning-Based Synthetic Face Detection},
-  author = {Boyd, Aidan and Tinsley, Patrick and Bowyer, Kevin and Czajka, Adam},
-  booktitle = {IEEE/CVF Winter Conference on Applications of Computer Vision (WACV)},
-  year = {2023},
-  pages = {6097--6106},
-  note = {arXiv:2112.00686}
-}"""
-    MANUAL_DOWNLOAD_INSTRUCTIONS = """
-1. Ask the University of Notre Dame Computer Vision Research Lab for the collection "UND WACV 2023 CYBORG":
-   https://cvrl.nd.edu/projects/data/#und-wacv-2023-cyborg
-2. Unpack it into one folder, so that it holds
-     train*.csv   lines `split,class,path` without a header: split train or test (this one validates),
-                  class Real or Synthetic
-     test*.csv    the same, for each generator and collection to test on
-     images/      what the paths are relative to
-     heatmaps/    human maps of training images, by the image's path or file name
-   Other names are given as data.cyborg_faces.train_lists, .test_lists, .images and .heatmaps.
-3. python launch/prepare.py --config=configs/cyborg_faces.py --config.data.cyborg_faces.manual_dir=FOLDER --check
-"""
+    DESCRIPTION, CITATION = read_text("cyborg_faces.md"), read_text("cyborg_faces.bib")
+    MANUAL_DOWNLOAD_INSTRUCTIONS = read_text("cyborg_faces.txt")
 
     @classmethod
     def find_rows(cls, folder: Path, config: CyborgFacesConfig) -> Found:

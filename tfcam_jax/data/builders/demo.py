@@ -13,6 +13,7 @@ from ...errors import ConfigError
 from ..checks.outcomes import Outcome
 from ..decode import check_channels
 from ..source import Dataset
+from . import read_text
 from .demo_images import CLASS_NAMES, Drawing, draw
 from .tfds_source import features, open_prepared, png
 
@@ -51,25 +52,7 @@ class DemoConfig(tfds.core.BuilderConfig):
 
 
 class Demo(tfds.core.GeneratorBasedBuilder):
-    """Drawn images with a local true cue, a global shortcut, and human maps of the true cue.
-
-    The class is the kind of one small mark, checks or rings, at a random place on a clouded background. The light is
-    warm or cool, and in `train`, `val` and the closed part of `test` (domain "shortcut_agrees") it fits the class in
-    97 of 100 images: warm for rings, cool for checks. In the open part of `test` (domain "shortcut_random") it fits
-    half of them. Everything else has the same distribution throughout, and both classes are equally frequent.
-    The maps are freehand blobs around the mark: displaced by 2 px, at times (15 %) sloppy, at times (20 %) missing.
-
-    What it shows: a classifier trained on the labels alone takes the light, does well on the closed part, fails on the
-    open one, and its maps show why. The marks can be learnt: where the light says nothing (`shortcut_agreement=0.5`)
-    the same network with the same budget tells them apart. So whatever is gained on the open part is gained by
-    looking at the right place.
-
-    What it cannot show: that a method helps on photographs, or how much. The cue is as local and the map as apt as
-    theory would wish, the shortcut is a single and known one, the marks are the same in every part, one annotator
-    draws alike for both classes, and one training run's figures vary by several points with its seed. The settings
-    were chosen looking at plain cross-entropy and at true-class guidance (`cyborg`) only, not at any loss that uses
-    the false class. It is no evidence for ranking strategies.
-    """
+    """Drawn images with a local true cue, a global shortcut, and human maps of the true cue (demo.md)."""
 
     VERSION = tfds.core.Version("1.0.0")
     BUILDER_CONFIGS: ClassVar = [DemoConfig()]
@@ -80,7 +63,7 @@ class Demo(tfds.core.GeneratorBasedBuilder):
         # In the order of drawing: TFDS would shuffle by a hash of the key.
         return tfds.core.DatasetInfo(
             builder=self,
-            description=self.__doc__,
+            description=read_text("demo.md"),
             features=features(CLASS_NAMES),
             disable_shuffling=True,
         )

@@ -11,6 +11,7 @@ from typing import ClassVar
 from ..csv_files import read_list
 from ..image_folder import walk_images
 from ..listing import Row
+from . import read_text
 from .listed_builder import ListedBuilder, ListedConfig, no_rows
 from .owner_files import Found, ambiguous_maps, below, find_lists, group_of, index_maps, split_by_share, with_map
 
@@ -40,39 +41,12 @@ class IrisPadConfig(ListedConfig):
 
 
 class IrisPad(ListedBuilder):
-    """Iris images: class live or attack; the domain is the attack's type, or "live".
-
-    The published splits are those of the lists or folders. To leave attack types out, one after the other, set
-    data.protocol.name="leave_one_domain_out". Licence: each collection's own, agreed with its owner; neither images nor
-    prepared sets may be passed on.
-    """
+    """Iris images: class live or attack; the domain is the attack's type, or "live" (iris_pad.md)."""
 
     BUILDER_CONFIGS: ClassVar = [IrisPadConfig()]
     CLASS_NAMES = ("live", "attack")
-    CITATION = """@misc{das2020livdet,
-  title = {Iris Liveness Detection Competition (LivDet-Iris) -- The 2020 Edition},
-  author = {Das, Priyanka and McGrath, Joseph and Fang, Zhaoyuan and Boyd, Aidan and Jang, Ganghee and
-            Mohammadi, Amir and Purnapatra, Sandip and Yambay, David and Marcel, S{\'e}bastien and
-            Trokielewicz, Mateusz and Maciejewicz, Piotr and Bowyer, Kevin and Czajka, Adam and Schuckers, Stephanie
-            and others},
-  year = {2020},
-  note = {arXiv:2009.00749}
-}"""
-    MANUAL_DOWNLOAD_INSTRUCTIONS = """
-1. Iris collections are given out by their owners on request, each under its own licence; the citation names the
-   organisers of LivDet-Iris 2020, and https://cvrl.nd.edu/projects/data/ lists Notre Dame's.
-2. Put them into one folder, either with list files without a header
-     *.csv       lines `split,class,path` or `split,class,path,group`: split train, val or test; class live or the
-                 attack's type (attack: the type is the image's folder); group the eye or person.
-                 Lines `path,class` are a test list.
-     images/     what the paths are relative to
-     maps/       human maps, by the same path or by file name
-   or with folders
-     images/TYPE/...          types live, textured_contacts, printout, ...; split 70/10/20 by group or file name
-     images/SPLIT/TYPE/...    the same, with splits of your own
-   Other names are given as data.iris_pad.lists, .images and .maps.
-3. python launch/prepare.py --config=configs/iris_pad.py --config.data.iris_pad.manual_dir=FOLDER --check
-"""
+    DESCRIPTION, CITATION = read_text("iris_pad.md"), read_text("iris_pad.bib")
+    MANUAL_DOWNLOAD_INSTRUCTIONS = read_text("iris_pad.txt")
 
     @classmethod
     def find_rows(cls, folder: Path, config: IrisPadConfig) -> Found:

@@ -58,6 +58,7 @@ class ListedBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     # Nothing is downloaded. To find that out, TFDS would import importlib_resources, which it doesn't declare.
     url_infos = None
     CLASS_NAMES: ClassVar[tuple[str, ...]] = ()
+    DESCRIPTION: ClassVar[str] = ""
     CITATION: ClassVar[str] = ""
 
     @classmethod
@@ -119,7 +120,7 @@ class ListedBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         # In the order of the lists: TFDS would shuffle by a hash of the key.
         return tfds.core.DatasetInfo(
             builder=self,
-            description=type(self).__doc__,
+            description=self.DESCRIPTION,
             citation=self.CITATION,
             features=features(self.CLASS_NAMES),
             disable_shuffling=True,
@@ -169,7 +170,7 @@ def no_rows(builder: type[ListedBuilder], folder: Path, wanted: str) -> DataErro
 
 
 def _how(builder: type[ListedBuilder]) -> str:
-    return f"how to obtain and unpack the data:\n{builder.MANUAL_DOWNLOAD_INSTRUCTIONS}"
+    return f"how to obtain and unpack the data:\n\n{builder.MANUAL_DOWNLOAD_INSTRUCTIONS}"
 
 
 def _only_prepared(builder: type[ListedBuilder], data_dir: str) -> str:
