@@ -59,12 +59,17 @@ class Example:
         cls, image: UInt8[np.ndarray, "H W channels"], saliency: Float[np.ndarray, "h w"] | None
     ) -> Example:
         """An example whose image, of 1 or 3 channels, is an array."""
-        return cls(Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image), saliency)
+        return cls(to_picture(image), saliency)
 
     @property
     def image(self) -> UInt8[np.ndarray, "H W channels"]:
         """The picture's pixels."""
         return pixels(self.picture)
+
+
+def to_picture(image: UInt8[np.ndarray, "H W channels"]) -> Image.Image:
+    """An array of 1 or 3 channels as a picture of mode L or RGB."""
+    return Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image)
 
 
 def pixels(picture: Image.Image) -> UInt8[np.ndarray, "H W channels"]:

@@ -10,9 +10,9 @@ from typing import ClassVar
 from ..annotations import csv_table
 from ..annotations.marks import Table
 from ..csv_files import read_table
-from ..image_folder import walk_images
 from ..listing import Row
 from ..source import DataError
+from ..unlisted import walk_images
 from . import read_text
 from .listed_builder import ListedBuilder, ListedConfig, no_rows
 from .owner_files import Found, below, split_by_share

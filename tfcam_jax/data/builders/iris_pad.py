@@ -9,8 +9,8 @@ from pathlib import Path, PurePosixPath
 from typing import ClassVar
 
 from ..csv_files import read_list
-from ..image_folder import walk_images
 from ..listing import Row
+from ..unlisted import walk_images
 from . import read_text
 from .listed_builder import ListedBuilder, ListedConfig, no_rows
 from .owner_files import Found, ambiguous_maps, below, find_lists, group_of, index_maps, split_by_share, with_map
