@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Int, UInt8
 from PIL import Image
 
 from .checks.files import check_files
@@ -72,17 +71,17 @@ class GivenImages:
 
 
 def open_images(
-    images: UInt8[np.ndarray, "n H W channels"] | Sequence[str | Path] | str | Path,
+    images: np.ndarray | Sequence[str | Path] | str | Path,
     channels: int,
-    labels: Int[np.ndarray, " n"] | Sequence[int] | None,
+    labels: np.ndarray | Sequence | None,
     num_classes: int,
 ) -> GivenImages:
     """Checks what was handed over, but for the content of files, and makes a source of it.
 
     Args:
-      images: uint8 with 1 or 3 channels, all of one size; or paths of files; or one path.
+      images: uint8 [n, H, W, channels] with 1 or 3 channels; or paths of files; or one path.
       channels: that the source gives: grey becomes RGB and the other way round.
-      labels: class indices; None: unlabelled.
+      labels: class index of each image; None: unlabelled.
       num_classes: labels are below it.
 
     Raises:
