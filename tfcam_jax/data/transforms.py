@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Float, UInt8
 from PIL import Image, ImageEnhance
 
-from ..errors import ConfigError
+from ..errors import check_ranges
 from .source import Example, pixels
 
 _BILINEAR = Image.Resampling.BILINEAR
@@ -47,10 +47,7 @@ class Augment:
     # Beyond these limits no image is left to learn from, and what must be padded grows without bound.
     def __post_init__(self):
         limits = {"flip": 1, "crop": 0.9, "rotate": 180, "translate": 0.5, "scale": 0.5, "shear": 45}
-        limits |= {"brightness": 0.5, "contrast": 0.9, "saturation": 1}
-        for name, limit in limits.items():
-            if not 0 <= getattr(self, name) <= limit:
-                raise ConfigError(f"augment.{name} must be in [0, {limit}]; got {getattr(self, name)}")
+        check_ranges("augment", self, limits | {"brightness": 0.5, "contrast": 0.9, "saturation": 1})
 
 
 IDENTITY = Augment()
