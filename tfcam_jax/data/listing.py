@@ -14,7 +14,7 @@ from jaxtyping import Float
 from ..errors import ConfigError
 from .annotations.formats import find_marks, is_table, read_picture, read_table
 from .annotations.marks import Table, render
-from .checks.outcomes import USABLE, Outcome
+from .checks.outcomes import USABLE, Found, Outcome
 from .decode import decode_picture
 from .human_maps import combine
 from .source import SPLITS, DataError, Example, Records
@@ -168,7 +168,7 @@ def reason(path: Path, error: Exception) -> str:
 class ListedSource:
     """One split of a listing; files are read when asked for."""
 
-    rows: tuple[Row, ...]
+    rows: Sequence[Row]
     reader: MapReader
     channels: int
     records: Records
@@ -195,14 +195,12 @@ def listed_sources(listing: Listing, outcomes: Sequence[Outcome], channels: int)
     }
 
 
-def by_split(
-    rows: Sequence[Row], outcomes: Sequence[Outcome]
-) -> Iterator[tuple[str, tuple[Row, ...], tuple[Outcome, ...]]]:
+def by_split(rows: Sequence[Row], outcomes: Sequence[Found]) -> Iterator[tuple[str, Sequence[Row], Sequence[Found]]]:
     """Each split that has rows, with its rows and their outcomes."""
     for split in SPLITS:
         members = [pair for pair in zip(rows, outcomes, strict=True) if pair[0].split == split]
         if members:
-            yield split, tuple(row for row, _ in members), tuple(outcome for _, outcome in members)
+            yield split, *zip(*members, strict=True)
 
 
 def listed_records(rows: Sequence[Row], outcomes: Sequence[Outcome], class_names: Sequence[str]) -> Records:

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import ClassVar
 
-from ..csv_files import Line, read_list
+from ..csv_files import read_list
 from ..listing import Row
 from . import read_text
 from .listed_builder import ListedBuilder, ListedConfig, no_rows
-from .owner_files import Found, ambiguous_maps, below, find_lists, group_of, index_maps, with_map
+from .owner_files import Found, below, find_lists, group_of, index_maps
 
 # What a path says of where a face comes from. Longer names first: "stylegan2" is a part of "stylegan2ada".
 SOURCES_IN_PATHS = {
@@ -69,25 +69,15 @@ class CyborgFaces(ListedBuilder):
         for path in [*train, *test]:
             lines, wrong = read_list(path, (3,), "split,class,path")
             found.problems += wrong
-            found.problems += [
-                f"{path}, row {line.number}: unknown split {line.cells[0]!r}; use train or test"
-                for line in lines
-                if line.cells[0] not in ("train", "test")
-            ]
-            found.rows += [_row(path, line, config, path in train) for line in lines]
-        found.rows = [
-            with_map(row, maps, config.heatmaps, config.images) if row.split == "train" else row for row in found.rows
-        ]
-        found.problems += ambiguous_maps(found.rows)
+            for number, (split, label, image) in lines:
+                if split not in ("train", "test"):
+                    found.problems.append(f"{path}, row {number}: unknown split {split!r}; use train or test")
+                split = ("train" if split == "train" else "val") if path in train else "test"
+                image = below(config.images, image)
+                person = group_of(image, config.group_pattern)
+                found.rows.append(Row(str(path), number, split, label, image, "", domain_of(image), person))
+        found.add_maps(maps, config.heatmaps, config.images, split="train")
         return found
-
-
-def _row(path: Path, line: Line, config: CyborgFacesConfig, for_training: bool) -> Row:
-    split, label, image = line.cells
-    split = ("train" if split == "train" else "val") if for_training else "test"
-    image = below(config.images, image)
-    group = group_of(image, config.group_pattern)
-    return Row(str(path), line.number, split, label, image, domain=domain_of(image), group=group)
 
 
 def domain_of(path: str) -> str:

@@ -10,17 +10,16 @@ from typing import ClassVar
 
 from ..csv_files import read_list
 from ..listing import Row
+from ..source import SPLITS
 from ..unlisted import walk_images
 from . import read_text
 from .listed_builder import ListedBuilder, ListedConfig, no_rows
-from .owner_files import Found, ambiguous_maps, below, find_lists, group_of, index_maps, split_by_share, with_map
+from .owner_files import Found, below, find_lists, group_of, index_maps, split_by_share
 
 LIVE_NAMES = frozenset({"live", "real", "bonafide", "authentic", "genuine"})
 # Classes that say attack without saying which; its type is then the name of the image's folder.
 UNNAMED_ATTACKS = frozenset({"attack", "attacks", "spoof", "fake", "pa"})
-_SPLIT_NAMES = {
-    "train": "train", "training": "train", "val": "val", "validation": "val", "test": "test", "testing": "test"
-}  # fmt: skip
+_SPLIT_NAMES = {name: name for name in SPLITS} | {"training": "train", "validation": "val", "testing": "test"}
 
 
 @dataclass(eq=False)
@@ -55,9 +54,7 @@ class IrisPad(ListedBuilder):
         if not found.rows and not found.problems:
             wanted = f"neither a list {' or '.join(config.lists)} nor images in {config.images}/TYPE/"
             raise no_rows(cls, folder, wanted)
-        maps = index_maps(folder / config.maps)
-        found.rows = [with_map(row, maps, config.maps, config.images) for row in found.rows]
-        found.problems += ambiguous_maps(found.rows)
+        found.add_maps(index_maps(folder / config.maps), config.maps, config.images)
         return found
 
 
@@ -66,16 +63,12 @@ def _from_lists(lists: Sequence[Path], config: IrisPadConfig) -> Found:
     for path in lists:
         lines, wrong = read_list(path, (2, 3, 4), "split,class,path or split,class,path,group or path,class")
         found.problems += wrong
-        for line in lines:
-            if len(line.cells) == 2:
-                image, kind = line.cells
-                split, group = "test", ""
-            else:
-                split, kind, image, group = (*line.cells, "")[:4]
+        for number, cells in lines:
+            split, kind, image, group = ("test", *reversed(cells), "") if len(cells) == 2 else (*cells, "")[:4]
             if not kind:
-                found.problems.append(f"{path}, row {line.number}: no class given; use live or the attack's type")
+                found.problems.append(f"{path}, row {number}: no class given; use live or the attack's type")
             split = _SPLIT_NAMES.get(split.lower(), split)
-            row = Row(str(path), line.number, split, "", below(config.images, image), group=group)
+            row = Row(str(path), number, split, "", below(config.images, image), group=group)
             found.rows.append(_classify(row, kind, config))
     return found
 
