@@ -174,7 +174,7 @@ def test_a_set_cut_short_is_not_read(tmp_path, monkeypatch):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(demo, "_features", stop)
+        patch.setattr(demo, "pack", stop)
         with pytest.raises(KeyboardInterrupt):
             open_demo(data_dir=str(tmp_path), **TINY)
     # What a killed process leaves, as nothing tidies up behind it.

@@ -127,7 +127,7 @@ def _move_picture(picture: Image.Image, size: int, geometry: _Geometry) -> np.nd
         values, coefficients = np.asarray(picture), _affine_coefficients(size, *geometry.affine)
         margin = _overshoot(size, coefficients)
         padded = np.pad(values, ((margin, margin), (margin, margin), *[(0, 0)] * (values.ndim - 2)), mode="edge")
-        picture = _affine(Image.fromarray(padded), size, _behind_margin(coefficients, margin))
+        picture = _affine(Image.fromarray(padded), size, coefficients + np.array([0, 0, margin]))
     return pixels(picture)
 
 
@@ -161,10 +161,6 @@ def _overshoot(size: int, coefficients: np.ndarray) -> int:
     corners = np.array([[0, 0, size, size], [0, size, 0, size], [1, 1, 1, 1]])
     reached = coefficients @ corners
     return max(0, math.ceil(max(-reached.min(), reached.max() - size))) + 1
-
-
-def _behind_margin(coefficients: np.ndarray, margin: int) -> np.ndarray:
-    return coefficients + np.array([[0, 0, margin], [0, 0, margin]])
 
 
 def _affine(picture: Image.Image, size: int, coefficients: np.ndarray) -> Image.Image:

@@ -14,8 +14,8 @@ from ..checks.outcomes import Outcome
 from ..decode import check_channels
 from ..source import Dataset
 from . import read_text
-from .demo_images import CLASS_NAMES, Drawing, draw
-from .tfds_source import features, open_prepared, png
+from .demo_images import CLASS_NAMES, draw
+from .tfds_source import features, open_prepared, pack, png
 
 AGREES, RANDOM = "shortcut_agrees", "shortcut_random"
 # Exceptions are rare enough that a classifier can do well without ever looking at the marks.
@@ -87,7 +87,8 @@ class Demo(tfds.core.GeneratorBasedBuilder):
                 label = i % 2
                 drawing = draw(np.random.default_rng([*seeds, part, i + 1]), label, warm=bool(label == agrees[i]))
                 number = part * count + i
-                yield number, _features(drawing, label, domain, f"{split}_{number:06d}")
+                known = {"label": label, "domain": domain, "group": "", "id": f"{split}_{number:06d}"}
+                yield number, pack(png(drawing.image), drawing.saliency, **known)
 
 
 def _agreeing(rng: np.random.Generator, count: int, agreement: float) -> np.ndarray:
@@ -97,19 +98,6 @@ def _agreeing(rng: np.random.Generator, count: int, agreement: float) -> np.ndar
         members = rng.permutation(np.arange(label, count, 2))
         agrees[members[: round(agreement * len(members))]] = True
     return agrees
-
-
-def _features(drawing: Drawing, label: int, domain: str, name: str) -> dict:
-    saliency = np.zeros((1, 1), np.uint8) if drawing.saliency is None else drawing.saliency
-    return {
-        "image": png(drawing.image),
-        "saliency": png(saliency),
-        "has_map": drawing.saliency is not None,
-        "label": label,
-        "domain": domain,
-        "group": "",
-        "id": name,
-    }
 
 
 def open_demo(

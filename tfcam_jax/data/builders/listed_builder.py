@@ -22,7 +22,7 @@ from ..decode import check_channels, decode_image
 from ..listing import Listing, MapReader, Row, by_split, listed_records, split_map_cell
 from ..source import DataError, Dataset
 from .owner_files import Found
-from .tfds_source import columns_path, features, open_directory, open_prepared, png, save_records
+from .tfds_source import columns_path, features, open_directory, open_prepared, pack, png, save_records
 
 _SKIPPED = "skipped.txt"
 
@@ -142,7 +142,11 @@ class ListedBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         self, reader: MapReader, rows: Sequence[Row], outcomes: Sequence[Outcome]
     ) -> Iterator[tuple[int, dict]]:
         for number, (row, outcome) in enumerate(zip(rows, outcomes, strict=True)):
-            yield number, _example(reader, row, outcome)
+            saliency = reader.read(row, *outcome.size) if outcome.map == USABLE else None
+            if saliency is not None:
+                saliency = np.rint(255 * saliency / max(saliency.max(), 1e-12)).astype(np.uint8)
+            known = {"label": row.label, "domain": row.domain, "group": row.group, "id": row.image}
+            yield number, pack(_eight_bit(reader.open(row.image)), saliency, **known)
 
 
 def find_listing(builder: type[ListedBuilder], manual_dir: str | os.PathLike, config: ListedConfig) -> Listing:
@@ -195,19 +199,6 @@ def _fingerprint(listing: Listing, config: ListedConfig) -> str:
     return digest.hexdigest()[:16]
 
 
-def _example(reader: MapReader, row: Row, outcome: Outcome) -> dict:
-    saliency = reader.read(row, *outcome.size) if outcome.map == USABLE else None
-    return {
-        "image": _eight_bit((reader.folder / row.image).read_bytes()),
-        "saliency": _map_png(np.zeros((1, 1)) if saliency is None else saliency),
-        "has_map": saliency is not None,
-        "label": row.label,
-        "domain": row.domain,
-        "group": row.group,
-        "id": row.image,
-    }
-
-
 def _eight_bit(encoded: bytes) -> bytes:
     """The file as it is, if any reader of TFDS sets will take it for what we do; otherwise a PNG of what we see."""
     if encoded[128:132] != b"DICM":
@@ -216,7 +207,3 @@ def _eight_bit(encoded: bytes) -> bytes:
         if plain and not image.has_transparency_data and image.getexif().get(0x0112, 1) == 1:
             return encoded
     return png(decode_image(encoded, 3))
-
-
-def _map_png(saliency: np.ndarray) -> bytes:
-    return png(np.rint(255 * saliency / max(saliency.max(), 1e-12)).astype(np.uint8))

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import tensorflow_datasets as tfds
+from jaxtyping import UInt8
 from PIL import Image
 
 from ..decode import decode_map, decode_picture
@@ -59,6 +60,12 @@ def open_directory(folder: str | os.PathLike, channels: int) -> Dataset:
     prepared: Any = tfds.builder_from_directory(folder)
     sources = {split: TfdsSource.open(prepared, split, channels) for split in SPLITS if split in prepared.info.splits}
     return Dataset(prepared.name, tuple(prepared.info.features["label"].names), sources)
+
+
+def pack(image: bytes, saliency: UInt8[np.ndarray, "h w"] | None, **known: Any) -> dict[str, Any]:
+    """An example with the features of `features`, of which `known` are label, domain, group and id."""
+    picture = png(np.zeros((1, 1), np.uint8) if saliency is None else saliency)
+    return {"image": image, "saliency": picture, "has_map": saliency is not None, **known}
 
 
 def png(pixels: np.ndarray) -> bytes:
