@@ -37,11 +37,8 @@ def decode_picture(encoded: bytes, channels: int) -> Image.Image:
 
     Palettes are resolved, CMYK and other colour spaces converted, 16-bit values divided by 257 and rounded.
     Transparent pixels are laid over black: their hidden colour is arbitrary, and black is what lies outside the
-    object in the images at hand.
-
-    Raises:
-      ValueError: not an image, a broken or truncated one, or of a kind without a known brightness (floats, 32-bit
-        integers beyond 16 bits).
+    object in the images at hand. Raises ValueError: not an image, a broken or truncated one, or of a kind without a
+    known brightness (floats, 32-bit integers beyond 16 bits).
     """
     image = _open(encoded)
     if image.mode in (*_INTEGER_MODES, "F"):
@@ -53,10 +50,7 @@ def decode_map(encoded: bytes) -> Float[np.ndarray, "h w"]:
     """Decodes a human map to floats in [0, 1], where 1 is the brightest value of the file's bit depth.
 
     Colours become luma. Transparent pixels are laid over black: nobody marked them. 16-bit maps keep their depth;
-    float files hold values in [0, 1] already.
-
-    Raises:
-      ValueError: as in `decode_picture`.
+    float files hold values in [0, 1] already. Raises ValueError as `decode_picture`.
     """
     image = _open(encoded)
     if image.mode in (*_INTEGER_MODES, "F"):
@@ -68,9 +62,8 @@ def decode_array(encoded: bytes) -> Float[np.ndarray, "h w"]:
     """Decodes a map from the bytes of an NPY file.
 
     Arrays are [h, w] or [h, w, 1], finite and non-negative. Booleans and integers up to 1 are taken as they are, larger
-    integers are divided by their type's largest value, floats beyond 1 by their own largest.
-
-    Raises ValueError: no such array.
+    integers are divided by their type's largest value, floats beyond 1 by their own largest. Raises ValueError for
+    anything else.
     """
     try:
         array = np.load(io.BytesIO(encoded), allow_pickle=False)

@@ -20,6 +20,11 @@ SPLITS = ("train", "val", "test")
 _SHOWN = 20
 
 
+def shorten(lines: Sequence[str], shown: int) -> list[str]:
+    """The first lines, and how many there are beyond them."""
+    return [*lines[:shown], *([f"... and {len(lines) - shown} more"] if len(lines) > shown else [])]
+
+
 class DataError(UserError, ValueError):
     """What is wrong with a data set: every problem found, each with its place and a remedy.
 
@@ -29,10 +34,7 @@ class DataError(UserError, ValueError):
 
     def __init__(self, problems: Sequence[str]):
         self.problems = list(problems)
-        count = len(self.problems)
-        lines = self.problems[:_SHOWN]
-        if count > _SHOWN:
-            lines.append(f"... and {count - _SHOWN} more")
+        count, lines = len(self.problems), shorten(self.problems, _SHOWN)
         super().__init__("\n".join(lines if count == 1 else [f"{count} problems in the data:", *lines]))
 
     def __reduce__(self):
@@ -107,10 +109,8 @@ class Records:
 
     def __getitem__(self, rows: Sequence[int] | Int[np.ndarray, " m"]) -> Records:
         rows = [int(row) for row in rows]
-        pick = lambda column: tuple(column[row] for row in rows)
-        ids, domains, groups = pick(self.ids), pick(self.domains), pick(self.groups)
-        digests = None if self.digests is None else pick(self.digests)
-        return Records(ids, self.labels[rows], domains, groups, self.has_map[rows], digests)
+        pick = lambda column: column[rows] if isinstance(column, np.ndarray) else tuple(column[row] for row in rows)
+        return Records(**{name: column if column is None else pick(column) for name, column in vars(self).items()})
 
 
 @runtime_checkable

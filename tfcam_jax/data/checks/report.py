@@ -12,7 +12,7 @@ from jaxtyping import UInt8
 
 from ..human_maps import agreement
 from ..listing import Row, by_split
-from ..source import SPLITS
+from ..source import SPLITS, shorten
 from .inspection import Inspection
 from .near_duplicates import THUMBNAIL, alike_pairs, perceptual_hash, thumbnail
 from .outcomes import ABSENT, CONSTANT, EMPTY, USABLE, Outcome
@@ -29,8 +29,7 @@ class Appearance(Outcome):
     """What a report tells of a row beyond what training needs.
 
     Attributes:
-      hash: alike for alike images, see `near_duplicates.perceptual_hash`.
-      thumbnail: 16 x 16 grey values, to confirm that images with like hashes are alike.
+      hash, thumbnail: see `near_duplicates`; the second confirms that images with like hashes are alike.
       annotators: how many annotated the image.
       agreement: between them, see `human_maps.agreement`.
     """
@@ -76,19 +75,15 @@ def make_report(inspection: Inspection, extra_problems: Sequence[str] = ()) -> R
     pairs, splits = list(zip(listing.rows, seen, strict=True)), list(by_split(listing.rows, seen))
     problems = (*inspection.problems, *extra_problems)
     near = _near_duplicates(pairs)
-    notes = [
-        *_map_notes(pairs),
-        *_domain_notes(pairs),
-        *_group_notes(splits),
-        *_border_note(pairs, listing.class_names),
-    ]
+    notes = [*_map_notes(pairs), *_domain_notes(pairs), *_group_notes(splits)]
+    notes += _border_note(pairs, listing.class_names)
     sections = {
         "Images": align(_content_table(pairs)),
         "Human maps": align(_map_table(splits)),
         "Sizes (width x height)": _sizes(seen),
         "Groups": align(_group_table(splits)),
         f"Duplicates: {_duplicates(pairs)}": (),
-        f"Near-duplicates across splits: {len(near)}": _shorten(near),
+        f"Near-duplicates across splits: {len(near)}": shorten(near, _SHOWN),
         f"Notes: {len(notes)}": notes,
         f"Problems: {len(problems)}": problems,
     }
@@ -191,16 +186,14 @@ def _map_notes(pairs: Pairs) -> list[str]:
 
 
 def _domain_notes(pairs: Pairs) -> list[str]:
-    domains = {split: {row.domain for row, _ in pairs if row.split == split} for split in SPLITS}
-    notes = []
-    if unseen := sorted(domains["test"] - domains["train"]):
-        notes.append(f"open set: test alone has the domains {', '.join(unseen)}")
-    classes = defaultdict(set)
+    trained = defaultdict(set)
     for row, _ in pairs:
         if row.split == "train":
-            classes[row.domain].add(row.label)
-    single = sorted(domain for domain, labels in classes.items() if len(labels) == 1)
-    if len(classes) > 1 and len(single) == len(classes):
+            trained[row.domain].add(row.label)
+    notes = []
+    if unseen := sorted({row.domain for row, _ in pairs if row.split == "test"} - trained.keys()):
+        notes.append(f"open set: test alone has the domains {', '.join(unseen)}")
+    if len(trained) > 1 and all(len(labels) == 1 for labels in trained.values()):
         notes.append("in training each domain has one class only: whatever tells domains apart tells classes apart")
     return notes
 
@@ -242,7 +235,3 @@ def _border_note(pairs: Pairs, class_names: Sequence[str]) -> list[str]:
         f"the border alone (outermost 1/16 of each side, linear, {_FOLDS} folds by group) tells training's classes "
         f"with AUROC {roc_auc_score(labels, scores):.2f}; .50 would be chance"
     ]
-
-
-def _shorten(lines: Sequence[str]) -> Sequence[str]:
-    return lines if len(lines) <= _SHOWN else [*lines[:_SHOWN], f"... and {len(lines) - _SHOWN} more"]
