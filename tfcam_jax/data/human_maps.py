@@ -28,15 +28,10 @@ _PLACEBO_SIDE = _PLACES * _PLACE_SIDE
 
 
 def combine(maps: Mapping[str, Float[np.ndarray, "_ _"]], how: str) -> Float[np.ndarray, "h w"] | None:
-    """One map of several annotators'.
+    """One map of several annotators', at least one; they are brought to the first one's size.
 
-    Args:
-      maps: by annotator, at least one; brought to the first one's size.
-      how: "mean"; "majority": the share of annotators is counted whose map reaches half of its own peak, and the
-        result is 1 where they are more than half; or the name of an annotator.
-
-    Returns:
-      The map; None if the named annotator did not see the image.
+    `how` is "mean"; "majority": the share of annotators is counted whose map reaches half of its own peak, and the
+    result is 1 where they are more than half; or the name of an annotator: None if that one did not see the image.
     """
     if how not in ("mean", "majority"):
         return maps.get(how)

@@ -45,7 +45,7 @@ def open_manifest(
     known: Mapping[str, Outcome] | None = None,
     **reading: Any,
 ) -> Dataset:
-    """Opens and checks a manifest.
+    """Opens and checks a manifest. A map that is constant counts as absent; how many is logged.
 
     Args:
       manifest: path of a UTF-8 CSV file with a header. Columns `split` (train, val, test), `label` and `image` are
@@ -58,9 +58,6 @@ def open_manifest(
       skip_unreadable: leave out rows whose files can't be read; `Dataset.skipped` lists them.
       known: outcomes of an earlier opening (`Dataset.checked`): unchanged files are not decoded again.
       **reading: `combine`, `sigma` and `pixels_per_degree`, as in `listing.MapReader`.
-
-    Returns:
-      The data set. A map that is constant counts as absent; how many is logged.
 
     Raises:
       ConfigError: options that can't be.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Bool, Float, Int, UInt8
@@ -110,7 +110,8 @@ class Records:
     def __getitem__(self, rows: Sequence[int] | Int[np.ndarray, " m"]) -> Records:
         rows = [int(row) for row in rows]
         pick = lambda column: column[rows] if isinstance(column, np.ndarray) else tuple(column[row] for row in rows)
-        return Records(**{name: column if column is None else pick(column) for name, column in vars(self).items()})
+        columns: dict[str, Any] = {name: pick(column) for name, column in vars(self).items() if column is not None}
+        return Records(**columns)
 
 
 @runtime_checkable

@@ -74,15 +74,8 @@ def apply(
     The affine part may ask for pixels beyond the border. The image repeats its edge there, as a black wedge would be
     a cue of its own; the map is 0 there, as nobody marked what does not exist.
 
-    Args:
-      example: image and map, which may differ in size.
-      size: side of the result, pixels.
-      augment: what to vary.
-      rng: source of the draws; None leaves the geometry as it is.
-
-    Returns:
-      `(image, saliency)`. The saliency is all zero, which later stages read as "no map", if there is none, if it is
-      constant, or if the crop leaves a constant piece of it.
+    Without a source of draws, `rng`, nothing is varied. The saliency returned is all zero, which later stages read as
+    "no map", if there is none, if it is constant, or if the crop leaves a constant piece of it.
     """
     geometry = _Geometry() if rng is None else _draw(augment, rng)
     image = _move_picture(example.picture, size, geometry)

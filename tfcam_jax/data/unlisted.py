@@ -76,16 +76,13 @@ def open_images(
     labels: np.ndarray | Sequence | None,
     num_classes: int,
 ) -> GivenImages:
-    """Checks what was handed over, but for the content of files, and makes a source of it.
+    """Checks what was handed over, but for the content of files, and makes a source of it, or raises DataError.
 
     Args:
       images: uint8 [n, H, W, channels] with 1 or 3 channels; or paths of files; or one path.
       channels: that the source gives: grey becomes RGB and the other way round.
       labels: class index of each image; None: unlabelled.
       num_classes: labels are below it.
-
-    Raises:
-      DataError: no image, arrays of another dtype or shape, files that are not there, labels that don't fit.
     """
     if isinstance(images, np.ndarray):
         if images.dtype != np.uint8 or images.ndim != 4 or images.shape[-1] not in (1, 3):

@@ -5,4 +5,4 @@ from importlib import resources
 
 def read_text(name: str) -> str:
     """A file beside this one: a builder's description (.md), citation (.bib) or how to obtain its data (.txt)."""
-    return resources.files(__package__).joinpath(name).read_text(encoding="utf-8")
+    return resources.files(__name__).joinpath(name).read_text(encoding="utf-8")

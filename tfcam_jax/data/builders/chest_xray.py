@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import ClassVar
+from typing import ClassVar, TypeVar
 
 from ..annotations import csv_table
 from ..annotations.marks import Table
@@ -22,6 +22,8 @@ NIH_BOXES, RSNA_BOXES, FIXATIONS = "nih/BBox_List_2017.csv", "rsna/stage_2_train
 _NIH_COLUMNS = {"Image Index": "image", "Bbox [x": "x", "y": "y", "w": "width", "h]": "height"}
 _RSNA_COLUMNS = {"patientId": "image"}
 _FIXATION_COLUMNS = {"DICOM_ID": "image", "X_ORIGINAL": "x", "Y_ORIGINAL": "y", "FPOGD": "duration"}
+
+Read = TypeVar("Read")
 
 
 @dataclass(eq=False)
@@ -126,26 +128,24 @@ def _films(folder: Path, collection: str) -> dict[str, str]:
 
 def _read(path: Path, wanted: tuple[str, ...], found: Found) -> list[tuple[int, dict[str, str]]]:
     """Rows of an owner's CSV by column; problems go to what is found."""
-    try:
-        rows = read_table(path, wanted, "is it the original?")
-    except (OSError, DataError) as error:
-        found.problems += _told(path, error, "it lists the films")
-        return []
-    if not rows:
+    rows = _try(lambda: read_table(path, wanted, "is it the original?"), path, "it lists the films", found)
+    if rows == []:
         found.problems.append(f"{path}, row 1: no rows; is it the original?")
-    return [(number, {name: cells.get(name, "") for name in wanted}) for number, cells in rows]
+    return [(number, {name: cells.get(name, "") for name in wanted}) for number, cells in rows or []]
 
 
 def _marks(folder: Path, table: str, renamed: Mapping[str, str], found: Found) -> Table:
     """An owner's table of marks, which what is found then holds; empty if it can't be read."""
-    path = folder / table
-    try:
-        found.tables[table] = csv_table.read(path, renamed)
-    except (OSError, DataError) as error:
-        found.problems += _told(path, error, "it holds what the radiologists marked")
-        found.tables[table] = {}
+    read = lambda: csv_table.read(folder / table, renamed)
+    found.tables[table] = _try(read, folder / table, "it holds what the radiologists marked", found) or {}
     return found.tables[table]
 
 
-def _told(path: Path, error: OSError | DataError, purpose: str) -> list[str]:
-    return error.problems if isinstance(error, DataError) else [f"{path}: no such file; {purpose}"]
+def _try(read: Callable[[], Read], path: Path, purpose: str, found: Found) -> Read | None:
+    try:
+        return read()
+    except DataError as error:
+        found.problems += error.problems
+    except OSError:
+        found.problems.append(f"{path}: no such file; {purpose}")
+    return None

@@ -61,12 +61,8 @@ class Demo(tfds.core.GeneratorBasedBuilder):
 
     def _info(self) -> tfds.core.DatasetInfo:
         # In the order of drawing: TFDS would shuffle by a hash of the key.
-        return tfds.core.DatasetInfo(
-            builder=self,
-            description=read_text("demo.md"),
-            features=features(CLASS_NAMES),
-            disable_shuffling=True,
-        )
+        described = {"description": read_text("demo.md"), "features": features(CLASS_NAMES)}
+        return tfds.core.DatasetInfo(builder=self, disable_shuffling=True, **described)
 
     def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Iterator]:
         config: Any = self.builder_config
@@ -77,9 +73,7 @@ class Demo(tfds.core.GeneratorBasedBuilder):
             "test": self._generate_examples(config.seed, "test", config.num_test, agrees, at_random),
         }
 
-    def _generate_examples(
-        self, seed: int, split: str, count: int, *parts: tuple[str, float]
-    ) -> Iterator[tuple[int, dict]]:
+    def _generate_examples(self, seed: int, split: str, count: int, *parts: tuple[str, float]) -> Iterator:
         seeds = [seed, _SPLIT_CODES[split]]
         for part, (domain, agreement) in enumerate(parts):
             agrees = _agreeing(np.random.default_rng([*seeds, part, 0]), count, agreement)
@@ -105,21 +99,15 @@ def open_demo(
 ) -> Dataset:
     """Opens the demo data, drawing it first if these settings are not on disk yet (seconds).
 
+    Both test parts are in split "test", told apart by their domain.
+
     Args:
       data_dir: folder for prepared data sets; "" means TFDS's own default.
       channels: 3 for RGB, 1 for grey (which hides the shortcut).
       known: makes no difference, as there are no files to check.
-      **options: fields of `DemoConfig`, but for the name.
-
-    Returns:
-      The data set; `Demo` describes it. Both test parts are in split "test", told apart by their domain.
-
-    Raises:
-      ConfigError: settings that can't be.
+      **options: fields of `DemoConfig`, but for the name; ConfigError where they can't be.
     """
     check_channels(channels)
     config = DemoConfig(**options)
-    builder = Demo(
-        data_dir=data_dir or None, config=Demo.builder_configs.get(config.name, config), file_format="array_record"
-    )
-    return open_prepared(builder, channels)
+    config = Demo.builder_configs.get(config.name, config)
+    return open_prepared(Demo(data_dir=data_dir or None, config=config, file_format="array_record"), channels)

@@ -31,9 +31,8 @@ _SKIPPED = "skipped.txt"
 class ListedConfig(tfds.core.BuilderConfig):
     """Options that every such builder has; what is prepared depends on all of them.
 
-    Attributes:
-      combine, sigma, pixels_per_degree: how maps are read, see `listing.MapReader`.
-      skip_unreadable: leave out rows whose files can't be read, instead of stopping.
+    `skip_unreadable` leaves out rows whose files can't be read, instead of stopping; for the rest see
+    `listing.MapReader`.
     """
 
     name: str = "default"
@@ -63,22 +62,16 @@ class ListedBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
 
     @classmethod
     def find_rows(cls, folder: Path, config: Any) -> Found:
-        """The rows of the owner's files, `config` being of this builder's kind; opens no image.
+        """The rows of the owner's files, no image opened, by a config of this builder's kind.
 
-        Raises:
-          DataError: nothing of the owner's layout is there.
+        Raises DataError where nothing of the owner's layout is there.
         """
         raise NotImplementedError
 
     @classmethod
     def list_files(cls, *, manual_dir: str, data_dir: str = "", **options) -> Listing:
         """The owner's files, no image opened; arguments as in `open_files` (`data_dir` makes no difference)."""
-        return find_listing(cls, manual_dir, cls.make_config(**options))
-
-    @classmethod
-    def make_config(cls, **options) -> ListedConfig:
-        """This builder's options."""
-        return type(cls.BUILDER_CONFIGS[0])(**options)
+        return find_listing(cls, manual_dir, type(cls.BUILDER_CONFIGS[0])(**options))
 
     @classmethod
     def open_files(
@@ -105,7 +98,7 @@ class ListedBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
             set.
         """
         check_channels(channels)
-        config = cls.make_config(**options)
+        config = type(cls.BUILDER_CONFIGS[0])(**options)
         if manual_dir:
             config.name = _fingerprint(find_listing(cls, manual_dir, config), config)
             builder = cls(data_dir=data_dir or None, config=config, file_format="array_record")
@@ -138,9 +131,7 @@ class ListedBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
             examples[split] = self._generate_examples(listing.reader, rows, found)
         return examples
 
-    def _generate_examples(
-        self, reader: MapReader, rows: Sequence[Row], outcomes: Sequence[Outcome]
-    ) -> Iterator[tuple[int, dict]]:
+    def _generate_examples(self, reader: MapReader, rows: Sequence[Row], outcomes: Sequence[Outcome]) -> Iterator:
         for number, (row, outcome) in enumerate(zip(rows, outcomes, strict=True)):
             saliency = reader.read(row, *outcome.size) if outcome.map == USABLE else None
             if saliency is not None:
@@ -152,9 +143,7 @@ class ListedBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
 def find_listing(builder: type[ListedBuilder], manual_dir: str | os.PathLike, config: ListedConfig) -> Listing:
     """The rows below `manual_dir`.
 
-    Raises:
-      DataError: no such folder, a zip in its place, or nothing of the expected layout in it; says how to obtain the
-        data.
+    Raises DataError, which says how to obtain the data: no such folder, a zip in its place, or nothing of the layout.
     """
     folder = Path(manual_dir)
     if folder.is_file() and zipfile.is_zipfile(folder):

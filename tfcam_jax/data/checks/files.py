@@ -27,16 +27,13 @@ def check_files(
     progress: bool = True,
     kind: type[Outcome] = Outcome,
 ) -> tuple[list[Outcome], dict[str, Outcome]]:
-    """Decodes every image and map, but those of which an outcome is known.
+    """Decodes every image and map, but those known. Returns an outcome per row, and those of sound rows by their keys.
 
     Args:
       listing: what to check.
       known: outcomes by `row_keys`, as an earlier call returned them.
       progress: show a bar if it takes more than a few seconds.
       kind: of the outcomes; a subclass looks closer and is not taken from `known`.
-
-    Returns:
-      An outcome per row, and those of sound rows by their keys.
     """
     keys = row_keys(listing)
     known = known if known and kind is Outcome else {}

@@ -54,8 +54,7 @@ def _judge(listing: Listing, outcomes: Sequence[Outcome], checked: Mapping[str, 
 def usable_rows(inspection: Inspection, skip_unreadable: bool) -> tuple[Inspection, tuple[str, ...]]:
     """What to go on with, free of problems, and a line for each unreadable row left out.
 
-    Raises:
-      DataError: any problem; with `skip_unreadable`, any but those of single rows' files.
+    Raises DataError for any problem; with `skip_unreadable`, for any but those of single rows' files.
     """
     skipped = inspection.unreadable if skip_unreadable else ()
     if skipped:

@@ -116,7 +116,8 @@ def _content_table(pairs: Pairs) -> list[tuple[str, ...]]:
 
 
 def _map_table(splits: Splits) -> list[tuple[str, ...]]:
-    rows = [("split", "usable", "constant", "empty", "absent", "several annotators", "their agreement (CC)")]
+    head = ("split", "usable", "constant", "empty", "absent", "several annotators", "their agreement (CC)")
+    rows: list[tuple[str, ...]] = [head]
     for split, _, own in splits:
         kinds = Counter(seen.map for seen in own)
         agreed = [seen.agreement for seen in own if seen.agreement is not None]
