@@ -21,8 +21,8 @@ from jaxtyping import Float, UInt8
 from tqdm import tqdm
 
 from . import cams
-from .data.image_folder import open_image_folder
 from .data.source import Records, Source, Subset
+from .data.unlisted import open_image_folder
 from .errors import UserError
 from .inference import Trained, choose_split, open_other_data, open_own_data, restore
 from .metrics.agreement import correlation, fooling_gap

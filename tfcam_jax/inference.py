@@ -16,9 +16,9 @@ from scipy.special import softmax
 
 from . import steps
 from .data.checks.outcomes import load_outcomes
-from .data.given_images import open_images
 from .data.manifest import OpenedSplit
 from .data.source import DataError, Dataset, Source
+from .data.unlisted import open_images
 from .devices.placement import fetch, make_placement
 from .errors import ConfigError
 from .experiment import Recipe, keep_checks, open_dataset, resolve
