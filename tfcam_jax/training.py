@@ -123,9 +123,10 @@ class _Run:
             "config": self.experiment.recipe.stored,
             **_describe_dataset(self.experiment.dataset),
         }
-        value = validation and validation[self.experiment.recipe.select_by]
+        select_by = self.experiment.recipe.select_by
+        value = None if validation is None else validation[select_by]
         # The best checkpoint has the largest score, the later one of equals, as in the CYBORG recipe.
-        self.checkpoints.save(step, state, record, value and BETTER[self.experiment.recipe.select_by] * value)
+        self.checkpoints.save(step, state, record, None if value is None else BETTER[select_by] * value)
 
     def leave(self, state: TrainState, step: int, epoch: int, batch: int, window: MetricWindow | None) -> StoppedError:
         """Saves a last checkpoint and returns the error to leave with."""
