@@ -21,6 +21,9 @@ from ..errors import ConfigError, check_known
 from ..steps import Batch, EvalOutput, StepMetrics, TrainState
 from .compilation import compiler_options
 
+TrainStep = Callable[[TrainState, Batch], tuple[TrainState, StepMetrics]]
+EvalStep = Callable[[Any, Any, Batch], EvalOutput]
+
 MODES = ("auto", "jit", "mesh", "pmap")
 AXIS = "data"
 
@@ -91,8 +94,8 @@ class Placement:
 
     def abstract_state(self, state: TrainState) -> TrainState:
         """Shapes, dtypes and places of a state, to restore a checkpoint like it."""
-        place = lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
-        return jax.tree.map(place, state, self.state_shardings(state))
+        abstract = lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place)
+        return jax.tree.map(abstract, state, self.state_shardings(state))
 
     def state_shardings(self, state: TrainState) -> TrainState:
         """The sharding of each of a state's arrays, which may be abstract."""
@@ -107,9 +110,7 @@ class Placement:
         """Inside a compiled step: a gradient spread as the parameters are kept."""
         return jax.lax.with_sharding_constraint(gradient, self._shardings(gradient)) if self.shard_state else gradient
 
-    def compile_train_step(
-        self, step: Callable[[TrainState, Batch], tuple[TrainState, StepMetrics]], state: TrainState
-    ) -> Callable[[TrainState, Batch], tuple[TrainState, StepMetrics]]:
+    def compile_train_step(self, step: TrainStep, state: TrainState) -> TrainStep:
         """Compiles `steps.make_train_step`'s step when it is first called; its state argument is donated.
 
         Args:
@@ -122,9 +123,7 @@ class Placement:
         outputs = (self.state_shardings(state), self._whole)
         return jax.jit(step, donate_argnums=0, out_shardings=outputs, compiler_options=compiler_options())
 
-    def compile_eval_step(
-        self, step: Callable[[Any, Any, Batch], EvalOutput]
-    ) -> Callable[[Any, Any, Batch], EvalOutput]:
+    def compile_eval_step(self, step: EvalStep) -> EvalStep:
         """Compiles `steps.make_eval_step`'s step when it is first called; outputs stay spread like the batch."""
         spread = self._whole if self.mode == "jit" else self._by_rows
         gathered = lambda params, batch_stats, batch: step(self.gather(params), batch_stats, batch)

@@ -114,10 +114,7 @@ class Backbone(nn.Module):
 def cam_size(model: Backbone, image_size: int | tuple[int, int]) -> tuple[int, int]:
     """Height and width of the feature map, hence of the CAM, for images of `image_size` px (one side or (H, W)).
 
-    Nothing is computed: only shapes are traced.
-
-    Raises:
-      ConfigError: the images are too small for the model.
+    Only shapes are traced. Raises ConfigError if the images are too small for the model.
     """
     height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
     images = jax.ShapeDtypeStruct((1, height, width, 3), jnp.float32)

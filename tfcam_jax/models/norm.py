@@ -17,7 +17,7 @@ class BatchNorm(nn.Module):
     unbiased one. Statistics are float32 whatever the input's dtype; the output has the input's dtype.
 
     Attributes:
-      momentum: share of the old running statistics that is kept at each training step (PyTorch's 1 - momentum).
+      momentum: share of the running statistics that is kept at each training step (PyTorch's 1 - momentum).
       epsilon: added to the variance.
       axis_name: pmap axis that the batch is spread over; None where the input is the whole batch.
       groups: equal parts of the whole batch, of consecutive examples, that are normalised each by its own statistics:

@@ -27,8 +27,7 @@ def write_text(path: Path, text: str) -> None:
 def write_bytes(path: Path, content: bytes) -> None:
     """Writes so that a reader sees the old file or the new one, never half of one, even after a power cut.
 
-    Raises:
-      WorkdirError: the disk is full, or the like.
+    Raises WorkdirError if the disk is full, or the like.
     """
     partial = path.with_name(f".{path.name}.{os.getpid()}")
     try:
@@ -43,11 +42,7 @@ def write_bytes(path: Path, content: bytes) -> None:
 
 
 def read_json(path: Path, remedy: str = "train again in another --workdir") -> dict[str, Any]:
-    """Reads a JSON object.
-
-    Raises:
-      WorkdirError: it is damaged; the message says to restore it, or else the remedy.
-    """
+    """Reads a JSON object. Raises WorkdirError if it is damaged, which says to restore it, or else the remedy."""
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
         if not isinstance(value, dict):

@@ -48,8 +48,7 @@ class MetricWindow:
     def add(self, metrics: StepMetrics, rows: np.ndarray) -> None:
         """Takes a step's metrics, still being computed, and the rows of its examples (-1: padding).
 
-        Raises:
-          NonFiniteError: an earlier step had a NaN. Steps that are slow are looked at every two seconds.
+        Raises NonFiniteError if an earlier step had a NaN; slow steps are looked at every two seconds.
         """
         self._metrics.append(metrics)
         self._rows.append(rows)
@@ -80,11 +79,7 @@ class MetricWindow:
 
 
 def check_finite(metrics: StepMetrics, step: int, images: Sequence[str]) -> None:
-    """Looks for the first term that is NaN or infinite.
-
-    Raises:
-      NonFiniteError: with the step, the term, its images and what to try.
-    """
+    """Raises NonFiniteError of the first term that is NaN or infinite: step, term, images and what to try."""
     values = {f"term {name!r} of the loss": total.sum for name, total in metrics.terms.items()}
     values["norm of the gradient"] = metrics.grad_norm
     for name, value in values.items():

@@ -61,8 +61,7 @@ class MetricWriter:
     def write(self, step: int, scalars: dict[str, float | int | None]) -> None:
         """Writes one line; a None (a figure that does not exist) is `null` there and left out of TensorBoard.
 
-        Raises:
-          MetricsError: the disk is full, or the like.
+        Raises MetricsError if the disk is full, or the like.
         """
         line = (json.dumps({"step": step, **scalars}) + "\n").encode()
         self._told(lambda: _write_all(self._lines, line))

@@ -153,11 +153,7 @@ def hold_workdir(workdir: Path, config: Mapping[str, Any]) -> Iterator[None]:
 
 
 def load_config(workdir: Path) -> dict[str, Any]:
-    """The config of a run, as JSON has it.
-
-    Raises:
-      WorkdirError: the folder holds no run, or its config can't be read or is of a newer version.
-    """
+    """The config of a run. Raises WorkdirError if there is none, or it can't be read or is of another version."""
     path = workdir / "config.json"
     if not path.exists():
         raise WorkdirError(f"{path} does not exist: {workdir} holds no run. Give the --workdir of a finished training.")
