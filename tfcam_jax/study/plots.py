@@ -69,8 +69,8 @@ def arm_looks(arms: Sequence[Mapping[str, Any]], placebos: Mapping[str, Sequence
     """A look for each arm: a colour for each strategy, another marker for each of its variants, hollow for controls.
 
     Strategies beyond the usual ones take the remaining colours in turn. No two arms look alike as long as no colour has
-    more than eight controls or eight others. Arms are as `study_statistics` gives them; `arm`, `strategy` and `kind` are
-    read. `placebos` are of each arm its controls.
+    more than eight controls or eight others. Arms are as `study_statistics` gives them; `arm`, `strategy` and `kind`
+    are read. `placebos` are of each arm its controls.
     """
     parents = {control: arm for arm, controls in placebos.items() for control in controls}
     # The plain strategies come first, so that they have the plain marker in every study.
