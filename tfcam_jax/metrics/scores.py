@@ -73,9 +73,9 @@ def join_scores(parts: list[Scores]) -> Scores:
 def write_scores(path: Path, scores: Scores, class_names: tuple[str, ...]) -> None:
     """Writes a CSV, whole or not at all (see `run.files.write_bytes`).
 
-    Columns: id, split, label, domain, group, seen (yes or no), a logit_CLASS for each class, p (softmax probability
-    of class 1 for two classes, else of the predicted class), prediction; for two classes also margin (logit of class 1
-    minus that of class 0) and sigmoid_logit_1, the older score. Floats are written so that they read back exactly.
+    Columns: id, split, label, domain, group, seen (yes or no), a logit_CLASS for each class, p (softmax probability of
+    class 1 for two classes, else of the predicted class), prediction; for two classes also those of `binary_scores`.
+    Floats are written so that they read back exactly.
     """
     proba = softmax(np.asarray(scores.logits, np.float64), axis=-1)
     binary = binary_scores(scores.logits) if len(class_names) == 2 else {}

@@ -42,16 +42,11 @@ class Region(NamedTuple):
 def margin_regions(
     difference: Float[np.ndarray, "h w"], threshold: float = REGION_THRESHOLD
 ) -> tuple[list[Region], float]:
-    """Splits the mean of D into the regions that carry it and the rest.
+    """Splits the mean of D of one image into the regions that carry it, and the rest.
 
-    Args:
-      difference: D of one image.
-      threshold: share of the largest |D| from which on a place belongs to a region, in (0, 1].
-
-    Returns:
-      `(regions, rest)`. Regions are the 4-connected components of equal sign, the largest contribution (in magnitude)
-      first. `sum(contributions) + rest == mean(D)`, and for the margin of `cams.decompose_margin` the bias difference
-      comes on top. A D that is zero everywhere has no region.
+    Regions are the 4-connected components of equal sign where |D| reaches `threshold`, in (0, 1], of its largest value;
+    the largest contribution (in magnitude) first. `sum(contributions) + rest == mean(D)`, and for the margin of
+    `cams.decompose_margin` the bias difference comes on top. A D that is zero everywhere has no region.
     """
     values = np.asarray(difference, np.float64)
     strong = np.abs(values) >= threshold * np.abs(values).max()
@@ -71,11 +66,9 @@ def margin_regions(
 def is_cosmetic(
     true_agreement: Float[np.ndarray, " n"], difference_agreement: Float[np.ndarray, " n"]
 ) -> Bool[np.ndarray, " n"]:
-    """True where the true-class map looks right while the difference, which alone decides, does not.
+    """True where T looks right (correlation with the human map at least 0.5) while D, which alone decides, does not.
 
-    Args:
-      true_agreement: correlation of T with the human map; at least 0.5 looks right.
-      difference_agreement: of D; less than 0.25 does not.
+    D looks wrong below 0.25.
     """
     return (true_agreement >= LOOKS_RIGHT) & (difference_agreement < LOOKS_RIGHT / 2)
 

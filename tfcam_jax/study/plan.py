@@ -5,8 +5,7 @@ from __future__ import annotations
 import copy
 import inspect
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.parse import quote
 
 from flax import traverse_util
@@ -25,8 +24,7 @@ _WITHOUT_MAPS = frozenset({"cross_entropy", "entropy", "hard_negative", "sham"})
 _FIXED_IN_VARIANTS = ("seed", "compare", "data.protocol")
 
 
-@dataclass(frozen=True)
-class Run:
+class Run(NamedTuple):
     """One run: its entry in the study's list, and its whole config."""
 
     entry: Entry

@@ -69,11 +69,8 @@ def arm_looks(arms: Sequence[Mapping[str, Any]], placebos: Mapping[str, Sequence
     """A look for each arm: a colour for each strategy, another marker for each of its variants, hollow for controls.
 
     Strategies beyond the usual ones take the remaining colours in turn. No two arms look alike as long as no colour has
-    more than eight controls or eight others.
-
-    Args:
-      arms: as `study_statistics` gives them; `arm`, `strategy` and `kind` are read.
-      placebos: of each arm its controls.
+    more than eight controls or eight others. Arms are as `study_statistics` gives them; `arm`, `strategy` and `kind`
+    are read. `placebos` are of each arm its controls.
     """
     parents = {control: arm for arm, controls in placebos.items() for control in controls}
     # The plain strategies come first, so that they have the plain marker in every study.
@@ -134,7 +131,8 @@ def draw_auroc(
     entries: Sequence[dict[str, Any]], arms: Sequence[str], looks: Mapping[str, Look], reference: str
 ) -> Figure:
     """A panel for each set, a row for each arm."""
-    figure, axes = _panels(1, len(entries), (3.0 + 4.2 * len(entries), 1.1 + 0.46 * len(arms)), sharey=True)
+    figure = Figure(figsize=(3.0 + 4.2 * len(entries), 1.1 + 0.46 * len(arms)))
+    axes = figure.subplots(1, len(entries), squeeze=False, sharey=True)
     for axis, entry in zip(axes[0], entries, strict=True):
         areas = {arm["arm"]: arm["figures"]["auroc"] for arm in entry["arms"]}
         ends = [value for area in areas.values() for value in (*area["values"], *_bounds(area)) if value is not None]
@@ -193,7 +191,8 @@ def draw_alpha(chosen: Mapping[str, Any], entries: Sequence[dict[str, Any]], loo
     """A panel for validation and one for each set of the test; a line for each arm over its guidance weights."""
     alphas = sorted({point["alpha"] for own in chosen.values() for point in own["alphas"]} - {None})
     sets = [entry["set"] for entry in entries if entry["set"] != "val"]
-    figure, axes = _panels(1, 1 + len(sets), (3.6 * (1 + len(sets)) + 0.6, 4.2))
+    figure = Figure(figsize=(3.6 * (1 + len(sets)) + 0.6, 4.2))
+    axes = figure.subplots(1, 1 + len(sets), squeeze=False)
     by = next(iter(chosen.values()))["select_by"].replace("auroc", "AUROC").replace("_", "-")
     for axis, name in zip(axes[0], ["val", *sets], strict=True):
         for number, (arm, own) in enumerate(chosen.items()):
@@ -230,7 +229,8 @@ def _draw_line(
 
 def draw_agreement(entries: Sequence[dict[str, Any]], looks: Mapping[str, Look]) -> Figure:
     """A row for each set; T to the left, D to the right."""
-    figure, axes = _panels(len(entries), 2, (9.2, 3.5 * len(entries) + 1.0), sharey="row")
+    figure = Figure(figsize=(9.2, 3.5 * len(entries) + 1.0))
+    axes = figure.subplots(len(entries), 2, squeeze=False, sharey="row")
     for line, entry in zip(axes, entries, strict=True):
         for axis, key, name in zip(line, ("cc_true", "cc_difference"), ("T", "D = T - U"), strict=True):
             for arm in entry["arms"]:
@@ -245,11 +245,6 @@ def draw_agreement(entries: Sequence[dict[str, Any]], looks: Mapping[str, Look])
     shown = {arm["arm"] for entry in entries for arm in entry["arms"]}
     _legend(figure, [look for arm, look in looks.items() if arm in shown])
     return figure
-
-
-def _panels(rows: int, columns: int, size: tuple[float, float], **shared: Any) -> tuple[Figure, np.ndarray]:
-    figure = Figure(figsize=size)
-    return figure, figure.subplots(rows, columns, squeeze=False, **shared)
 
 
 def _legend(figure: Figure, looks: Sequence[Look]) -> None:
