@@ -10,7 +10,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
-from tiny_run import train_tiny
 
 from configs import default
 from tfcam_jax import losses, strategies
@@ -89,17 +88,16 @@ def test_the_example_of_a_strategy_works():
     assert len(code.strip().splitlines()) <= 6
 
 
-def test_a_checkpoint_is_used_in_five_lines(tmp_path, monkeypatch, capsys):
+def test_a_checkpoint_is_used_in_five_lines(trained_run, tmp_path, monkeypatch, capsys):
     code = next(block for block in blocks("python") if block.startswith("import tfcam_jax\n"))
     assert len(code.strip().splitlines()) <= 5 and '"runs/mine"' in code
-    workdir = train_tiny(tmp_path)
     monkeypatch.chdir(tmp_path)
     names = re.findall(r'"(\w+\.png)"', code)
     for shade, name in enumerate(names):
         Image.new("RGB", (40, 48), (200 * shade,) * 3).save(name)
     namespace = {}
     capsys.readouterr()  # what training printed
-    exec(code.replace('"runs/mine"', repr(os.fspath(workdir))), namespace)
+    exec(code.replace('"runs/mine"', repr(os.fspath(trained_run))), namespace)
     found = namespace["found"]
     np.testing.assert_allclose(found.probabilities.sum(1), np.ones(len(names)), rtol=1e-5)
     np.testing.assert_allclose(found.difference, found.true_map - found.false_map, atol=1e-5)
