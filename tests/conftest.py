@@ -21,11 +21,6 @@ os.environ["XLA_FLAGS"] = " ".join(
 )
 os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
 os.environ["JAX_PLATFORMS"] = "cpu"
-# Each program is compiled once for all workers and for the processes that tests start. A folder that is named outside
-# is used, and kept.
-OWN_COMPILED = None
-if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
-    OWN_COMPILED = os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="compiled-")
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.05"
 
 import hypothesis
@@ -64,6 +59,17 @@ def _enforce_signatures() -> None:
     typing.TYPE_CHECKING = False
 
 
+def pytest_configure(config):
+    """Each program is compiled once for all workers and for the processes that tests start.
+
+    A folder for it that the environment names is used, and kept.
+    """
+    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+        os.environ["JAX_COMPILATION_CACHE_DIR"] = compiled = tempfile.mkdtemp(prefix="compiled-")
+        config.add_cleanup(lambda: shutil.rmtree(compiled))
+        jax.config.update("jax_compilation_cache_dir", compiled)
+
+
 def pytest_collection_modifyitems(config, items):
     unasked = {name for name in ONLY_BY_NAME if name not in config.getoption("markexpr")}
     left_out = [item for item in items if any(mark.name in unasked for mark in item.iter_markers())]
@@ -72,16 +78,11 @@ def pytest_collection_modifyitems(config, items):
         items[:] = [item for item in items if item not in left_out]
 
 
-def pytest_unconfigure():
-    if OWN_COMPILED:
-        shutil.rmtree(OWN_COMPILED)
-
-
 @pytest.fixture(scope="session")
 def trained_run(tmp_path_factory, worker_id) -> pathlib.Path:
-    """The finished run of tests/tiny_run.py, trained once for all workers. Nobody writes into it; copies may be changed.
+    """The finished run of tests/tiny_run.py, its data beside it in `data`: trained once for all workers.
 
-    Its data are beside it, in `data`.
+    Nobody writes into it; copies may be changed.
     """
     from tiny_run import train_tiny
 
