@@ -118,11 +118,6 @@ def end_with_others(main: Callable[[], None]) -> None:
         os._exit(status)
 
 
-def is_lost_connection(error: BaseException) -> bool:
-    """Whether an error is what another process's end looks like from here."""
-    return any(word in str(error).lower() for word in _LOST_CONNECTION)
-
-
 def _tell(error: BaseException) -> int:
     """Prints what went wrong here, and whether it may be the fault of another process; returns the exit status."""
     here = f"process {jax.process_index()} of {jax.process_count()}"
@@ -132,6 +127,6 @@ def _tell(error: BaseException) -> int:
         print(f"{here}: {error.code}", file=sys.stderr)
     else:
         traceback.print_exception(error)
-    if is_lost_connection(error):
+    if any(word in str(error).lower() for word in _LOST_CONNECTION):
         print(f"{here} lost its connection: another process ended first. Its output has the cause.", file=sys.stderr)
     return 1

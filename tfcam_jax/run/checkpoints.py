@@ -18,7 +18,7 @@ import orbax.checkpoint as ocp
 from absl import logging
 from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, LatestN
 
-from ..devices.distributed import is_lost_connection, wait_for_all
+from ..devices.distributed import wait_for_all
 from ..errors import UserError
 from .fingerprints import checksum_json, describe_leaves, fingerprint_tree
 
@@ -142,8 +142,6 @@ class Checkpoints:
         try:
             return call()
         except Exception as error:  # Orbax raises what TensorStore or the file system raised
-            if is_lost_connection(error):
-                raise
             sound = [step for step in self.steps() if self.path(step).is_dir()]
             kept = f"The checkpoint of step {sound[-1]} is complete" if sound else "There is none before it"
             raise CheckpointError(
