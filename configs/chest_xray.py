@@ -5,7 +5,7 @@
     python launch/train.py --config=configs/chest_xray.py --config.data.chest_xray.manual_dir=FOLDER \
         --config.data.chest_xray.collections="('mimic',)" --config.strategy=difference --workdir=runs/chest
 
-FOLDER holds subfolders nih, rsna, mimic as their owners lay them out; see tfcam_jax/data/builders/chest_xray.py, which
+FOLDER holds subfolders nih, rsna, mimic as their owners lay them out; see tfcam_jax/data/builders/chest_xray.txt, which
 also says how to obtain them. Papers: Wang et al., CVPR 2017; Karargyris et al., Scientific Data 2021. What to expect:
 gaze maps exist for normal films too, boxes only for abnormal ones, where the placebo arms (data.maps.placebo) are
 needed to tell what a gain is owed to. rsna's films are among nih's: taking both is refused where they cross splits.

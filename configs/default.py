@@ -25,7 +25,7 @@ def get_config() -> ConfigDict:
 
     config.data = ConfigDict()
     config.data.source = "manifest"  # a key of tfcam_jax.data.SOURCES
-    config.data.image_size = placeholder(int)  # pixels; unset: the model's own, see tfcam_jax/models/cards.py
+    config.data.image_size = placeholder(int)  # pixels; unset: the model's own, see tfcam_jax/models/__init__.py
     config.data.channels = 3  # 1 for grayscale: repeated to three on the device
     config.data.mean = placeholder(tuple)  # of RGB in [0, 1]; unset: the model's own
     config.data.std = placeholder(tuple)

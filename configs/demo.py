@@ -1,4 +1,4 @@
-"""The embedded demo: drawn 64 px images with a true cue and a shortcut (tfcam_jax/data/builders/demo.py).
+"""The embedded demo: drawn 64 px images with a true cue and a shortcut (tfcam_jax/data/builders/demo.md).
 
     python launch/compare.py --config=configs/demo.py --workdir=runs/demo
     python launch/train.py --config=configs/demo.py --config.strategy=difference --workdir=runs/difference

@@ -9,8 +9,8 @@
         --workdir=runs/iris_without_printout
 
 FOLDER holds collections that their owners give out on request; its layout stands in
-tfcam_jax/data/builders/iris_pad.py. The last command leaves one attack type out. What to expect: attacks outnumber live
-eyes or the reverse, hence balanced sampling; figures per attack type. This config has not been run on the real
+tfcam_jax/data/builders/iris_pad.txt. The last command leaves one attack type out. What to expect: attacks outnumber
+live eyes or the reverse, hence balanced sampling; figures per attack type. This config has not been run on the real
 collections. Paper of the task: Das et al., arXiv 2009.00749.
 """
 

@@ -18,7 +18,6 @@ from tfcam_jax.models import (
     MODEL_CARDS,
     MODELS,
     Backbone,
-    Bottleneck,
     DenseNet,
     InceptionV3,
     ModelOutput,
@@ -33,14 +32,14 @@ from tfcam_jax.models.norm import BatchNorm
 
 # Per architecture a model that compiles fast and yet has every kind of block.
 INCEPTION_MODULES = (
-    ("reduce", ([Unit("a", 16, (3, 3), 2)], [partial(max_pool_3x3, padding=0)])),
+    ("reduce", ([Unit("a", 16, (3, 3), 2, "VALID")], [partial(max_pool_3x3, padding=0)])),
     ("fork", ([Unit("a", 16, (1, 1)), (Unit("b", 16, (1, 3)), Unit("c", 16, (3, 1)))], [Unit("d", 16, (1, 1))])),
 )
 SMALL_MODELS = {
     "densenet": partial(DenseNet, depths=(2, 2), growth=8),
     "inception": partial(InceptionV3, modules=INCEPTION_MODULES),
     "resnet_basic": partial(ResNet, depths=(1, 1)),
-    "resnet_bottleneck": partial(ResNet, depths=(1, 1), block_type=Bottleneck),
+    "resnet_bottleneck": partial(ResNet, depths=(1, 1), bottleneck=True),
     "small_cnn": partial(SmallCNN, widths=(8, 16)),
     "xception": partial(Xception, widths=((16, 16), (16, 16, 16), (16, 32))),
 }

@@ -7,8 +7,8 @@ from hypothesis import strategies as st
 from scipy.stats import norm
 from sklearn.metrics import balanced_accuracy_score, roc_auc_score
 
-from tfcam_jax.metrics.attack_detection import attack_detection
 from tfcam_jax.metrics.classification import (
+    attack_detection,
     binary_scores,
     classification,
     d_prime,

@@ -114,7 +114,7 @@ def test_outcomes_are_those_of_the_chosen_alpha_and_their_figures_follow_from_th
 def test_a_finished_study_is_read_and_a_grown_one_trains_only_what_is_new(study, monkeypatch):
     workdir, config, found = study
     trained = []
-    monkeypatch.setattr(study_worker, "train", lambda config, folder, *_, **__: trained.append(folder.name))
+    monkeypatch.setattr(study_worker, "train_recipe", lambda config, folder, *_, **__: trained.append(folder.name))
     assert compare(config, workdir, num_images=3)["statistics"] == found["statistics"] and not trained
     grown = config.copy_and_resolve_references()
     grown.compare.strategies = ("cross_entropy", "cyborg", "opposed")
@@ -207,22 +207,22 @@ def test_what_does_not_fit_or_is_cropped_is_not_held(manifest):
 
 def test_a_failing_run_does_not_lose_the_others(manifest, tmp_path, monkeypatch):
     config = make_config(manifest)
-    original = study_worker.train
+    original = study_worker.train_recipe
 
-    def fails_once(config, folder, *arguments, **options):
+    def fails_once(recipe, folder, *arguments, **options):
         if folder.name == "cyborg-alpha0.5-published-seed0":
             raise MemoryError("no room")
-        return original(config, folder, *arguments, **options)
+        return original(recipe, folder, *arguments, **options)
 
     without_pictures(monkeypatch)
-    monkeypatch.setattr(study_worker, "train", fails_once)
+    monkeypatch.setattr(study_worker, "train_recipe", fails_once)
     with pytest.raises(
         FailedRunsError, match=r"1 of 2 runs failed[^\n]*\n  cyborg-alpha0\.5-published-seed0: MemoryError: no"
     ):
         compare(config, tmp_path / "study", num_images=2)
     assert "fails_once" in (tmp_path / "study/failures.txt").read_text()
     assert [o.arm for o in read_outcomes(tmp_path / "study") if o.set == "open"] == ["cross_entropy"]
-    monkeypatch.setattr(study_worker, "train", original)
+    monkeypatch.setattr(study_worker, "train_recipe", original)
     compare(config, tmp_path / "study", num_images=2)
     assert len(read_outcomes(tmp_path / "study")) == 2 * 3
     assert not (tmp_path / "study/failures.txt").exists()

@@ -345,8 +345,8 @@ def test_list_files_of_other_programs(tmp_path, content, expected):
     (tmp_path / "list.csv").write_bytes(content)
     lines, wrong = read_list(tmp_path / "list.csv", (3,), "split,class,path")
     if isinstance(expected, list):
-        assert [line.cells for line in lines] == expected and not wrong
-        assert [line.number for line in lines] == [1, 3]
+        assert [tuple(cells) for _, cells in lines] == expected and not wrong
+        assert [number for number, _ in lines] == [1, 3]
     else:
         assert len(wrong) == 1 and expected in wrong[0]
 

@@ -170,11 +170,11 @@ TINY = {"num_train": 4, "num_val": 2, "num_test": 2}
 
 
 def test_a_set_cut_short_is_not_read(tmp_path, monkeypatch):
-    def stop(drawn, *_):
+    def stop(drawn, *_, **__):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(demo, "_features", stop)
+        patch.setattr(demo, "pack", stop)
         with pytest.raises(KeyboardInterrupt):
             open_demo(data_dir=str(tmp_path), **TINY)
     # What a killed process leaves, as nothing tidies up behind it.
@@ -200,9 +200,9 @@ def test_two_processes_may_draw_at_once(tmp_path, monkeypatch):
 
 
 def test_a_disk_fault_is_not_mistaken_for_another_process(tmp_path, monkeypatch):
-    def fail(*_):
+    def fail(*_, **__):
         raise OSError("No space left on device")
 
-    monkeypatch.setattr(demo, "_features", fail)
+    monkeypatch.setattr(demo, "pack", fail)
     with pytest.raises(OSError, match="No space left"):
         open_demo(data_dir=str(tmp_path), **TINY)

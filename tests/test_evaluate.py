@@ -12,8 +12,8 @@ from scipy.stats import pearsonr
 from sklearn.metrics import roc_auc_score
 from tiny_manifest import write_manifest
 
-from tfcam_jax.data.image_folder import open_image_folder
 from tfcam_jax.data.source import DataError
+from tfcam_jax.data.unlisted import open_image_folder
 from tfcam_jax.evaluation import evaluate, evaluate_leave_one_domain_out
 from tfcam_jax.experiment import open_dataset
 from tfcam_jax.inference import join_outputs, restore

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tfcam_jax.cams import decompose_margin, grad_cam_difference
-from tfcam_jax.report.regions import is_cosmetic, margin_regions
+from tfcam_jax.report.summary import is_cosmetic, margin_regions
 
 
 def draw(classes, seed=0, n=4, h=3, w=5, channels=6):

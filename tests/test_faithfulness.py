@@ -8,7 +8,7 @@ import scipy.sparse
 from scipy.sparse.linalg import spsolve
 from scipy.stats import spearmanr
 
-from tfcam_jax.metrics import perturbation as faithfulness
+from tfcam_jax.metrics import faithfulness
 from tfcam_jax.metrics.agreement import fooling_gap
 
 

@@ -17,6 +17,7 @@ from configs import chest_xray, cyborg_faces, default, demo, iris_pad
 from tfcam_jax.data.checks.near_duplicates import MAX_DISTANCE, alike_pairs, perceptual_hash, thumbnail
 from tfcam_jax.data.checks.prepare import prepare
 from tfcam_jax.data.checks.report import align
+from tfcam_jax.data.source import DataError
 from tfcam_jax.errors import ConfigError
 from tfcam_jax.experiment import build_experiment, open_dataset, resolve
 from tfcam_jax.training import train

@@ -12,7 +12,7 @@ from tiny_study import make_outcomes, make_selection
 
 from tfcam_jax.metrics.tables import probability
 from tfcam_jax.study.page import write_study
-from tfcam_jax.study.plots import DARK, LIGHT, arm_looks, draw_agreement, draw_alpha, draw_auroc, draw_study
+from tfcam_jax.study.plots import arm_looks, draw_agreement, draw_alpha, draw_auroc, draw_study, theme
 from tfcam_jax.study.statistics import StudyError, study_statistics
 from tfcam_jax.study.tables import overview
 from tfcam_jax.study.verdicts import signed, summary, verdict
@@ -323,13 +323,16 @@ def drawings(outcomes):
     entries = [e for e in study_statistics(many, resamples=20) if e["set"] != "val"]
     arms = [arm["arm"] for arm in entries[0]["arms"]]
     looks = arm_looks(entries[0]["arms"], PLACEBOS)
-    figures = {
-        "auroc": draw_auroc(entries, arms, looks, "cyborg", LIGHT),
-        "alpha": draw_alpha(make_selection(arms, sets=("open", "closed"))["published"], entries, looks, LIGHT),
-        "agreement": draw_agreement(entries, looks, DARK),
-    }
-    for figure in figures.values():
-        figure.draw_without_rendering()
+    selection = make_selection(arms, sets=("open", "closed"))["published"]
+    figures = {}
+    for name, colors, draw in (
+        ("auroc", "light", lambda: draw_auroc(entries, arms, looks, "cyborg")),
+        ("alpha", "light", lambda: draw_alpha(selection, entries, looks)),
+        ("agreement", "dark", lambda: draw_agreement(entries, looks)),
+    ):
+        with theme(colors):
+            figures[name] = draw()
+            figures[name].draw_without_rendering()
     return figures
 
 

@@ -12,7 +12,7 @@ import safetensors.numpy
 from flax import traverse_util
 from huggingface_hub import constants as hub_constants
 
-from tfcam_jax.models import MODEL_CARDS, MODELS, ResNet, weights
+from tfcam_jax.models import MODEL_CARDS, MODELS, ResNet
 from tfcam_jax.models.weights import WeightsError, convert, load_pretrained, merge
 
 TINY = partial(ResNet, depths=(1,))
@@ -143,7 +143,7 @@ def tiny_file(folder: Path, num_classes: int = 5, seed: int = 0) -> tuple[Path, 
 def test_the_head_is_replaced(tmp_path):
     file, state_dict = tiny_file(tmp_path)
     variables = variables_of(TINY, 3)
-    loaded = load_pretrained("tiny", file, variables, cache_dir=tmp_path / "cache")
+    loaded = load_pretrained("tiny", file, variables)
     assert jax.tree.structure(loaded) == jax.tree.structure(variables)
     assert all(isinstance(leaf, jax.Array) and leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(loaded))
     np.testing.assert_array_equal(loaded["params"]["head"]["kernel"], variables["params"]["head"]["kernel"])
@@ -155,7 +155,7 @@ def test_the_head_is_replaced(tmp_path):
 
 def test_the_head_is_kept_on_request(tmp_path):
     file, state_dict = tiny_file(tmp_path)
-    loaded = load_pretrained("tiny", file, variables_of(TINY, 5), keep_head=True, cache_dir=tmp_path)
+    loaded = load_pretrained("tiny", file, variables_of(TINY, 5), keep_head=True)
     np.testing.assert_array_equal(loaded["params"]["head"]["kernel"], state_dict["fc.weight"].T)
     np.testing.assert_array_equal(loaded["params"]["head"]["bias"], state_dict["fc.bias"])
 
@@ -163,7 +163,7 @@ def test_the_head_is_kept_on_request(tmp_path):
 def test_a_head_of_other_classes_is_refused_with_both_shapes(tmp_path):
     file, _ = tiny_file(tmp_path)
     with pytest.raises(WeightsError, match=r"params/head/kernel: \(64, 5\) in the weights, \(64, 3\) in the model"):
-        load_pretrained("tiny", file, variables_of(TINY, 3), keep_head=True, cache_dir=tmp_path)
+        load_pretrained("tiny", file, variables_of(TINY, 3), keep_head=True)
 
 
 def test_all_differences_are_listed_at_once(tmp_path):
@@ -173,7 +173,7 @@ def test_all_differences_are_listed_at_once(tmp_path):
     del state_dict["layer1.0.bn2.running_mean"]
     file = save(tmp_path / "odd.safetensors", state_dict)
     with pytest.raises(WeightsError) as error:
-        load_pretrained("tiny", file, variables_of(TINY, 3), cache_dir=tmp_path)
+        load_pretrained("tiny", file, variables_of(TINY, 3))
     lines = str(error.value).splitlines()
     assert lines[0] == f"{file} does not fit the model, 3 arrays differ:"
     assert sorted(line.strip() for line in lines[1:]) == [
@@ -221,63 +221,10 @@ def test_half_precision_becomes_float32():
     np.testing.assert_array_equal(converted, [0.5, 1.5])
 
 
-def test_a_second_start_reads_the_cache(tmp_path, monkeypatch):
-    file, _ = tiny_file(tmp_path)
-    variables = variables_of(TINY, 3)
-    first = load_pretrained("tiny", file, variables, cache_dir=tmp_path / "cache")
-    monkeypatch.setattr(weights, "convert", lambda *_: pytest.fail("converted again"))
-    copy = file.rename(tmp_path / "renamed.safetensors")
-    second = load_pretrained("tiny", copy, variables, cache_dir=tmp_path / "cache")
-    jax.tree.map(np.testing.assert_array_equal, first, second)
-
-
-def test_another_content_under_the_same_name_is_read_anew(tmp_path):
-    file, _ = tiny_file(tmp_path)
-    variables = variables_of(TINY, 3)
-    load_pretrained("tiny", file, variables, cache_dir=tmp_path / "cache")
-    other, state_dict = tiny_file(tmp_path, seed=1)
-    other.rename(file)
-    loaded = load_pretrained("tiny", file, variables, cache_dir=tmp_path / "cache")
-    np.testing.assert_array_equal(loaded["params"]["bn1"]["scale"], state_dict["bn1.weight"])
-
-
-@pytest.mark.parametrize("damage", ["overwrite", "truncate", "remove"])
-def test_a_damaged_cache_is_converted_again(tmp_path, damage):
-    file, _ = tiny_file(tmp_path)
-    variables = variables_of(TINY, 3)
-    first = load_pretrained("tiny", file, variables, cache_dir=tmp_path / "cache")
-    data = max((tmp_path / "cache").rglob("*"), key=lambda path: path.stat().st_size if path.is_file() else 0)
-    content = bytearray(data.read_bytes())
-    if damage == "remove":
-        data.unlink()
-    elif damage == "truncate":
-        data.write_bytes(content[: len(content) // 2])
-    else:
-        content[len(content) // 2] ^= 255
-        data.write_bytes(content)
-    for _ in range(2):
-        again = load_pretrained("tiny", file, variables, cache_dir=tmp_path / "cache")
-        jax.tree.map(np.testing.assert_array_equal, first, again)
-
-
-def test_a_bad_file_leaves_nothing_in_the_cache(tmp_path):
-    file = save(tmp_path / "a.safetensors", {"x.extra": np.zeros(2, np.float32)})
-    with pytest.raises(WeightsError, match=r"x\.extra"):
-        load_pretrained("tiny", file, variables_of(TINY, 3), cache_dir=tmp_path / "cache")
-    assert not [path for path in (tmp_path / "cache").rglob("*") if path.is_file()]
-
-
-def test_the_cache_is_in_the_users_cache_folder_by_default(tmp_path, monkeypatch):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    assert weights.default_cache_dir() == tmp_path / "tfcam_jax"
-    monkeypatch.delenv("XDG_CACHE_HOME")
-    monkeypatch.setenv("HOME", str(tmp_path))
-    assert weights.default_cache_dir() == tmp_path / ".cache" / "tfcam_jax"
-
-
 @pytest.fixture
 def offline_hub(tmp_path, monkeypatch) -> Path:
-    """The hub's client without a connection, and its cache folder."""
+    """The hub's client without a connection, and its cache folder; an empty cache of our own."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setattr(hub_constants, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr(hub_constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
     return tmp_path / "hub"
@@ -286,15 +233,15 @@ def offline_hub(tmp_path, monkeypatch) -> Path:
 @pytest.mark.parametrize(("source", "repository"), [("imagenet", "someone/tiny"), ("an/other", "an/other")])
 def test_offline_the_error_says_which_file_to_place_where(tmp_path, offline_hub, source, repository):
     with pytest.raises(WeightsError) as error:
-        load_pretrained("tiny", source, variables_of(TINY, 3), cache_dir=tmp_path)
-    placed = tmp_path / repository / "model.safetensors"
+        load_pretrained("tiny", source, variables_of(TINY, 3))
+    placed = tmp_path / "tfcam_jax" / repository / "model.safetensors"
     assert f"model.safetensors of {repository}" in str(error.value)
     assert str(placed) in str(error.value)
     # ... and placed there it is found.
     placed.parent.mkdir(parents=True)
     file, state_dict = tiny_file(tmp_path)
     file.rename(placed)
-    loaded = load_pretrained("tiny", source, variables_of(TINY, 3), cache_dir=tmp_path)
+    loaded = load_pretrained("tiny", source, variables_of(TINY, 3))
     np.testing.assert_array_equal(loaded["params"]["bn1"]["scale"], state_dict["bn1.weight"])
 
 
@@ -305,7 +252,7 @@ def test_weights_in_the_hubs_own_cache_are_found(tmp_path, offline_hub):
     (repository / "snapshots" / "0123abcd").mkdir(parents=True)
     file, state_dict = tiny_file(tmp_path)
     file.rename(repository / "snapshots" / "0123abcd" / "model.safetensors")
-    loaded = load_pretrained("tiny", "imagenet", variables_of(TINY, 3), cache_dir=tmp_path / "cache")
+    loaded = load_pretrained("tiny", "imagenet", variables_of(TINY, 3))
     np.testing.assert_array_equal(loaded["params"]["bn1"]["scale"], state_dict["bn1.weight"])
 
 
@@ -318,6 +265,6 @@ def test_weights_in_the_hubs_own_cache_are_found(tmp_path, offline_hub):
         ("tiny", "not a repository!", WeightsError, "could not get"),
     ],
 )
-def test_sources_that_cannot_be(tmp_path, offline_hub, name, source, error, message):
+def test_sources_that_cannot_be(offline_hub, name, source, error, message):
     with pytest.raises(error, match=message):
-        load_pretrained(name, source, variables_of(TINY, 3), cache_dir=tmp_path)
+        load_pretrained(name, source, variables_of(TINY, 3))

@@ -77,14 +77,14 @@ def split_true_false(
     num_classes = maps.shape[-1]
     if num_classes < 2:
         raise ValueError(f"split_true_false needs maps of at least 2 classes; maps has shape {maps.shape}")
-    if num_classes > 2 and logits is None:
-        raise ValueError(
-            f"split_true_false needs logits to weigh the {num_classes - 1} false classes of maps {maps.shape}"
-        )
     maps = at_least_float32(maps)
     is_true = jax.nn.one_hot(labels, num_classes, dtype=bool)
     if num_classes == 2:
         false_weights = (~is_true).astype(maps.dtype)
+    elif logits is None:
+        raise ValueError(
+            f"split_true_false needs logits to weigh the {num_classes - 1} false classes of maps {maps.shape}"
+        )
     else:
         others = jnp.where(is_true, -jnp.inf, at_least_float32(logits))
         false_weights = jax.lax.stop_gradient(jax.nn.softmax(others, axis=-1)).astype(maps.dtype)

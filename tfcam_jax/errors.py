@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 
 class UserError(Exception):
@@ -27,6 +27,13 @@ def check_known(kind: str, value: object, known: Iterable[object]) -> None:
     names = [str(each) for each in known]
     if str(value) not in names:
         raise ConfigError(f"{kind} is {value!r}.{did_you_mean(str(value), names)} Known: {', '.join(names)}.")
+
+
+def check_ranges(section: str, options: object, limits: Mapping[str, float]) -> None:
+    """Raises ConfigError unless each of these attributes lies between 0 and its limit."""
+    for name, limit in limits.items():
+        if not 0 <= getattr(options, name) <= limit:
+            raise ConfigError(f"{section}.{name} must be in [0, {limit}]; got {getattr(options, name)}")
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:

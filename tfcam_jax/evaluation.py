@@ -24,15 +24,15 @@ from .metrics.faithfulness import measure_faithfulness
 from .metrics.per_protocol import leave_one_domain_out, per_protocol_metrics, protocol_sets
 from .metrics.protocol_tables import format_evaluation, format_leave_one_domain_out
 from .metrics.scores import Scores, ScoresError, join_scores, read_scores, write_scores
-from .metrics.tables import align, decimal
+from .metrics.tables import columns, decimal, tabulate
 from .metrics.thresholds import SelectionError, choose_thresholds
 from .run.checkpoints import CheckpointError, Checkpoints
 from .run.files import WorkdirError, read_json, write_json, write_text
 from .steps import EvalOutput, TrainState
 
 
-def evaluate_source(experiment: Experiment, state: TrainState, source: Source) -> EvalOutput:
-    """What the eval step says of every example of a split, once and in order, in NumPy."""
+def evaluate_source(experiment: Experiment, state: TrainState, source: Source) -> Any:
+    """What the eval step says of every example of a split, once and in order: `EvalOutput` in NumPy."""
     batches = experiment.eval_epoch(source)
     return join_outputs(output for output, _ in outputs_of(experiment.eval_step, state, batches))
 
@@ -41,11 +41,9 @@ def evaluate_best(experiment: Experiment, checkpoints: Checkpoints) -> tuple[dic
     """Metrics of the best checkpoint at the end of training; `evaluate` gives the whole protocol.
 
     Returns:
-      `({"epoch", "class_names", "skipped", "thresholds", "sets"}, scores)`; `skipped` counts unreadable rows left out;
-      `thresholds` are those of `thresholds.choose_thresholds` on validation, by which later data are judged;
-      `sets` holds `val` and, where there is a test split, `closed` and `open` (see
-      `protocol.split_by_protocol`), each with `images`, `maps`, `accuracy`, `auroc`, `cross_entropy`, `map_agreement`
-      and `fooling_gap`; `scores` are those of validation and test, image by image.
+      What `results.json` holds, and the scores of validation and test, image by image. `skipped` counts unreadable
+      rows left out, `thresholds` are chosen on validation for all later data, and `sets` holds `describe_set` of `val`
+      and, where there is a test, of `closed` and `open` (`protocol.split_by_protocol`).
 
     Raises:
       CheckpointError: there is none.
@@ -75,8 +73,8 @@ def evaluate_best(experiment: Experiment, checkpoints: Checkpoints) -> tuple[dic
     return results, join_scores(tables)
 
 
-def describe_set(output: EvalOutput) -> dict[str, Any]:
-    """Every metric that the table at the end of training shows of one set.
+def describe_set(output: Any) -> dict[str, Any]:
+    """Every metric that the table at the end of training shows of one set, from its `EvalOutput` in NumPy.
 
     `map_agreement` is the mean correlation of T, U and D with the human maps (`agreement.correlation`); None without
     any human map.
@@ -134,7 +132,9 @@ def evaluate(
     trained = restore(workdir)
     validation, tested, source = open_sources(trained, workdir, data, split, thresholds)
     scores, measured = score_source(trained, source, tested)
-    val = scores if source is validation else validation and score_source(trained, validation, "val")[0]
+    val = scores if source is validation else None
+    if validation is not None and val is None:
+        val, _ = score_source(trained, validation, "val")
     chosen = choose_thresholds(val.splits, val.labels, val.logits) if val else stored_thresholds(workdir, trained)
     evaluation = {
         "epoch": trained.epoch,
@@ -164,7 +164,11 @@ def evaluate_leave_one_domain_out(tables: list[str | Path], out: str | Path | No
     Raises:
       ScoresError: tables that are not there, don't fit together, or left no domain out.
     """
-    read = [read_scores(_scores_path(Path(table))) for table in tables]
+    inside = ("scores.csv", "evaluation/scores.csv")
+    found = [
+        next((path for path in (Path(table) / name for name in inside) if path.is_file()), table) for table in tables
+    ]
+    read = [read_scores(Path(path)) for path in found]
     for table, (_, names) in zip(tables, read, strict=True):
         if names != read[0][1]:
             raise ScoresError(f"{table} has classes {', '.join(names)}; {tables[0]} has {', '.join(read[0][1])}")
@@ -178,22 +182,10 @@ def evaluate_leave_one_domain_out(tables: list[str | Path], out: str | Path | No
     return study
 
 
-def _scores_path(path: Path) -> Path:
-    inside = [path / "scores.csv", path / "evaluation" / "scores.csv"]
-    return next((candidate for candidate in inside if candidate.is_file()), path)
-
-
 def open_sources(
     trained: Trained, workdir: Path, data: str | Path | None, split: str | None, thresholds: str
 ) -> tuple[Source | None, str, Source]:
-    """Opens what `evaluate` asks for, and nothing else.
-
-    Returns:
-      `(validation, split, tested)`; no validation where the thresholds are those of the run and the data others.
-
-    Raises:
-      DataError: no such split, other classes, broken files.
-    """
+    """`(validation, split, tested)`; no validation where the thresholds are those of the run and the data others."""
     if not data:
         dataset = open_own_data(trained, workdir)
         split = choose_split(dataset, split)
@@ -203,11 +195,7 @@ def open_sources(
 
 
 def score_source(trained: Trained, source: Source, split: str) -> tuple[Scores, dict[str, Any]]:
-    """Runs the model over every image of a source, in constant memory but for a row of figures per image.
-
-    Returns:
-      the scores, and per image `fooling_gap`, `map` and `image` (`agreement.measure_maps`).
-    """
+    """Scores, and of each image `fooling_gap`, `map` and `image` (`agreement.measure_maps`), in constant memory."""
     measure = jax.jit(_measure)
     logits, measured = [], []
     with tqdm(total=len(source), desc=f"scoring {split}", unit="image", disable=None if is_first() else True) as bar:
@@ -275,11 +263,7 @@ def agreement_of_sets(scores: Scores, measured: dict[str, Any]) -> dict[str, Any
 
 
 def stored_thresholds(workdir: Path, trained: Trained) -> dict[str, dict[str, float]]:
-    """The thresholds that the end of training left, from its validation images.
-
-    Raises:
-      WorkdirError: training did not end, or went on after it had ended.
-    """
+    """The thresholds that the end of training left, from its validation images; WorkdirError if it has not ended."""
     path = workdir / "results.json"
     results = read_json(path, remedy="continue the training, which writes it anew") if path.exists() else {}
     if results.get("epoch") != trained.epoch:
@@ -305,16 +289,8 @@ def write_evaluation(out: Path, evaluation: dict[str, Any], scores: Scores, clas
 
 def format_results(results: dict[str, Any], title: str) -> str:
     """An aligned table of what `evaluate_best` returns, a row per set."""
-    header = ("set", "images", "maps", "cross-entropy", "accuracy", "AUROC", "CC true", "CC false", "CC difference")
-    rows = [
-        (
-            name,
-            f"{entry['images']}",
-            f"{entry['maps']}",
-            *(decimal(entry[key]) for key in ("cross_entropy", "accuracy", "auroc")),
-            *(decimal(entry["map_agreement"][key]) for key in ("true", "false", "difference")),
-        )
-        for name, entry in results["sets"].items()
-    ]
-    notes = "CC: correlation of the model's maps with the human maps, over the images that have one."
-    return "\n".join([title, *align([header, *rows]), notes])
+    metrics = {"cross_entropy": "cross-entropy", "accuracy": "accuracy", "auroc": "AUROC"}
+    metrics |= {f"map_agreement/{name}": f"CC {name}" for name in ("true", "false", "difference")}
+    shown = [*columns(str, {"images": "images", "maps": "maps"}), *columns(decimal, metrics)]
+    note = "CC: correlation of the model's maps with the human maps, over the images that have one."
+    return f"{tabulate(title, 'set', results['sets'].items(), shown).text()}\n{note}"

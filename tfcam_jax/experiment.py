@@ -8,16 +8,16 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
+import operator
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import optax
 from absl import logging
-from ml_collections import ConfigDict
 
 from . import steps
 from .data.checks.outcomes import Outcome, load_outcomes, save_outcomes
@@ -29,34 +29,40 @@ from .devices.distributed import is_first
 from .devices.placement import Placement, make_placement
 from .errors import ConfigError, check_known
 from .metrics.classification import BETTER
-from .models import MODEL_CARDS, MODELS, cam_size
+from .models import MODEL_CARDS, MODELS, Backbone, cam_size
 from .models.weights import load_pretrained
 from .optimizers import make_optimizer, make_schedule
 from .strategies import make_strategy
 from .terms import Strategy
 
+if TYPE_CHECKING:
+    ConfigDict = Any  # its keys are known at run time alone
+else:
+    from ml_collections import ConfigDict
+
 BATCH_NORM = ("synchronized", "local")
+_KNOWN = {
+    "evaluation.select_by": BETTER,
+    "model.dtype": ("float32", "bfloat16"),
+    "parallel.batch_norm": BATCH_NORM,
+    "data.balance": BALANCES,
+}
+_LOOP = ("seed", "epochs", "batch_size", "accumulate_steps")
+_LOOP += ("log_every_steps", "checkpoint_every_steps", "grace_seconds")
+_AT_LEAST_ONE = (*_LOOP[1:], "evaluation.batch_size")
 
 
 @dataclasses.dataclass(frozen=True)
 class Recipe:
-    """What a config asks for, checked: values and functions that name no key.
+    """What a config asks for, checked. A field that is not explained here is the config's key of that name.
 
     Attributes:
       stored: the whole config as JSON has it, kept with a run and compared with it.
-      seed, epochs, batch_size, accumulate_steps, log_every_steps, checkpoint_every_steps, grace_seconds,
-        eval_batch_size, num_threads, num_workers, balance: as `configs/default.py` explains them.
-      select_by: validation metric that the best checkpoint is chosen by, a key of `metrics.classification.BETTER`.
-      strategy_name: key of `STRATEGIES`.
       strategy: with its options, from `Evidence` to terms.
-      model_name: key of `MODELS`.
-      make_model: the model for `num_classes`; further arguments as in `models.Backbone`.
-      weights: where pretrained weights come from, see `models.weights.load_pretrained`; "" for none.
-      keep_head: take their head too.
+      make_model: from `num_classes` and further fields of `models.Backbone`.
       image_size: pixels a side.
       preprocess: from uint8 images to the model's float32 input.
       make_optimizer: from the number of steps in an epoch.
-      augment: in training.
       data: which images, human maps and splits.
       placement: the devices and how they are used.
       local_batch_norm: batch statistics are those of each device's part.
@@ -78,7 +84,7 @@ class Recipe:
     strategy_name: str
     strategy: Strategy
     model_name: str
-    make_model: Callable[..., nn.Module]
+    make_model: Callable[..., Backbone]
     weights: str
     keep_head: bool
     image_size: int
@@ -134,25 +140,17 @@ def resolve(config: ConfigDict, placement: Placement | None = None) -> Recipe:
     Raises:
       ConfigError: a value that would fail late or do nothing sensible; names the key and what is allowed.
     """
-    _check_names(config)
+    check_known("config.model.name", config.model.name, MODELS)
     card = MODEL_CARDS[config.model.name]
     image_size = card.image_size if config.data.image_size is None else config.data.image_size
-    _check_numbers(config, image_size)
+    _check_values(config, image_size)
     mean, std = tuple(config.data.mean or card.mean), tuple(config.data.std or card.std)
     recipe = Recipe(
+        **{name: config[name] for name in _LOOP},
+        **{name: config.data[name] for name in ("num_threads", "num_workers", "balance")},
         stored=config_json(config),
-        seed=config.seed,
-        epochs=config.epochs,
-        batch_size=config.batch_size,
-        accumulate_steps=config.accumulate_steps,
-        log_every_steps=config.log_every_steps,
-        checkpoint_every_steps=config.checkpoint_every_steps,
-        grace_seconds=config.grace_seconds,
         select_by=config.evaluation.select_by,
         eval_batch_size=config.evaluation.batch_size,
-        num_threads=config.data.num_threads,
-        num_workers=config.data.num_workers,
-        balance=config.data.balance,
         strategy_name=config.strategy,
         strategy=make_strategy(config.strategy, **config.guidance),
         model_name=config.model.name,
@@ -188,30 +186,12 @@ def config_json(config: ConfigDict) -> dict[str, Any]:
     return json.loads(config.to_json())
 
 
-def _check_names(config: ConfigDict) -> None:
-    tables: dict[str, tuple[Any, Any]] = {
-        "model.name": (config.model.name, MODELS),
-        "evaluation.select_by": (config.evaluation.select_by, BETTER),
-        "model.dtype": (config.model.dtype, ("float32", "bfloat16")),
-        "parallel.batch_norm": (config.parallel.batch_norm, BATCH_NORM),
-        "data.balance": (config.data.balance, BALANCES),
-    }
-    for key, (value, known) in tables.items():
-        check_known(f"config.{key}", value, known)
-
-
-def _check_numbers(config: ConfigDict, image_size: int) -> None:
-    for key, value in {
-        "epochs": config.epochs,
-        "batch_size": config.batch_size,
-        "accumulate_steps": config.accumulate_steps,
-        "data.image_size": image_size,
-        "evaluation.batch_size": config.evaluation.batch_size,
-        "log_every_steps": config.log_every_steps,
-        "checkpoint_every_steps": 1 if config.checkpoint_every_steps is None else config.checkpoint_every_steps,
-        "grace_seconds": config.grace_seconds,
-    }.items():
-        if value < 1:
+def _check_values(config: ConfigDict, image_size: int) -> None:
+    for key, known in _KNOWN.items():
+        check_known(f"config.{key}", operator.attrgetter(key)(config), known)
+    numbers = {key: operator.attrgetter(key)(config) for key in _AT_LEAST_ONE} | {"data.image_size": image_size}
+    for key, value in numbers.items():
+        if value is not None and value < 1:
             raise ConfigError(f"config.{key} is {value}; it must be at least 1.")
     if config.accumulate_steps > config.batch_size:
         raise ConfigError(
@@ -222,17 +202,11 @@ def _check_numbers(config: ConfigDict, image_size: int) -> None:
 
 def _optimizer(config: ConfigDict) -> Callable[[int], optax.GradientTransformation]:
     options, epochs = config.optimizer.to_dict(), config.epochs
-    pick = lambda *names: {name: options[name] for name in names}
+    of_schedule = {key: options.pop(key) for key in ("learning_rate", "step_epochs", "step_factor", "warmup_epochs")}
+    of_schedule |= {"name": options.pop("schedule"), "epochs": epochs}
 
     def make(steps_per_epoch: int) -> optax.GradientTransformation:
-        schedule = make_schedule(
-            options["schedule"],
-            options["learning_rate"],
-            steps_per_epoch=steps_per_epoch,
-            epochs=epochs,
-            **pick("step_epochs", "step_factor", "warmup_epochs"),
-        )
-        return make_optimizer(options["name"], schedule, **pick("momentum", "weight_decay", "clip_norm"))
+        return make_optimizer(schedule=make_schedule(**of_schedule, steps_per_epoch=steps_per_epoch), **options)
 
     return make
 
@@ -275,12 +249,8 @@ def open_dataset(recipe: Recipe, checks: Path | None = None) -> Dataset:
 def open_source(recipe: Recipe, checks: Path | None = None) -> Dataset:
     """Opens and validates the recipe's data, as their owner splits them, with the maps as they are.
 
-    Args:
-      recipe: whose `data` to open.
-      checks: file that says which files were found sound before; None, or no such file: all of them are looked at.
-
-    Raises:
-      DataError: images, maps or lists that can't be used.
+    The file `checks` says which files were found sound before; without it all are looked at. Raises DataError for
+    images, maps or lists that can't be used.
     """
     return recipe.data.open(load_outcomes(checks) if checks else None)
 
@@ -334,16 +304,13 @@ class Experiment:
 
 
 def build_experiment(recipe: Recipe, dataset: Dataset | None = None, programs: Experiment | None = None) -> Experiment:
-    """Builds everything that a recipe describes; validates the data.
+    """Builds everything that a recipe describes.
 
     Args:
       recipe: what to build.
       dataset: what `open_dataset` gives for this recipe, where it is open already.
       programs: an experiment whose recipe differs in the seed alone and which has as many steps in an epoch: its
         compiled functions serve here too.
-
-    Raises:
-      DataError: images, maps or lists that can't be trained on.
     """
     dataset = dataset or open_dataset(recipe)
     steps_per_epoch = -(-len(dataset.splits["train"]) // recipe.batch_size)
@@ -351,7 +318,10 @@ def build_experiment(recipe: Recipe, dataset: Dataset | None = None, programs: E
     if programs:
         initialize, train_step, eval_step = programs.initialize, programs.train_step, programs.eval_step
     else:
-        model = _model_on_devices(recipe, len(dataset.class_names))
+        groups = placement.num_devices if recipe.local_batch_norm else 1
+        model = recipe.make_model(
+            num_classes=len(dataset.class_names), axis_name=placement.axis_name, batch_norm_groups=groups
+        )
         initialize = jax.jit(lambda key: steps.initialize(model, key, recipe.image_size))
         train_step = _compile_train_step(recipe, model, tx, len(dataset.class_names))
         eval_step = placement.compile_eval_step(steps.make_eval_step(model, recipe.preprocess))
@@ -363,16 +333,15 @@ def build_experiment(recipe: Recipe, dataset: Dataset | None = None, programs: E
         steps_per_epoch=steps_per_epoch,
         initialize=initialize,
         random_state=lambda: create_state(variables()),
-        initial_state=lambda: create_state(_pretrained(recipe, variables())),
+        initial_state=lambda: create_state(
+            load_pretrained(recipe.model_name, recipe.weights, variables(), keep_head=recipe.keep_head)
+            if recipe.weights
+            else variables()
+        ),
         train_step=train_step,
         eval_step=eval_step,
         eval_epoch=recipe.read_for_evaluation,
     )
-
-
-def _model_on_devices(recipe: Recipe, num_classes: int) -> nn.Module:
-    groups = recipe.placement.num_devices if recipe.local_batch_norm else 1
-    return recipe.make_model(num_classes=num_classes, axis_name=recipe.placement.axis_name, batch_norm_groups=groups)
 
 
 def _compile_train_step(
@@ -390,9 +359,3 @@ def _compile_train_step(
         scatter=placement.scatter,
     )
     return placement.compile_train_step(step, recipe.abstract_state(num_classes))
-
-
-def _pretrained(recipe: Recipe, variables: dict[str, Any]) -> dict[str, Any]:
-    if not recipe.weights:
-        return variables
-    return load_pretrained(recipe.model_name, recipe.weights, variables, keep_head=recipe.keep_head)

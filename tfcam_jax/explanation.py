@@ -21,25 +21,16 @@ from jaxtyping import Float, UInt8
 from tqdm import tqdm
 
 from . import cams
-from .data.image_folder import open_image_folder
 from .data.source import Records, Source, Subset
+from .data.unlisted import open_image_folder
 from .errors import UserError
 from .inference import Trained, choose_split, open_other_data, open_own_data, restore
 from .metrics.agreement import correlation, fooling_gap
+from .report import summary as of_report
 from .report.page import write_page
 from .report.pictures import crop, data_uri, pack_maps, sheet
-from .report.summary import (
-    TOP_REGIONS,
-    add_maps,
-    caption,
-    describe_image,
-    draw_mean_maps,
-    ledger,
-    summarize,
-    write_figures,
-)
 from .run.files import write_json
-from .steps import Batch, EvalOutput
+from .steps import EvalOutput
 
 CHUNK = 128  # images, at least
 # Longest side of the input's picture in the page, by the number of images.
@@ -51,14 +42,10 @@ class ReportError(UserError, RuntimeError):
 
 
 class Explained(NamedTuple):
-    """One batch of `explain_source`, in NumPy.
+    """One batch of `explain_source`, in NumPy: place of each image in the source, the image as preprocessing takes it.
 
-    Attributes:
-      rows: place of each image in the source.
-      images: as the model's preprocessing takes them.
-      output: see `steps.EvalOutput`.
-      agreement: of each image, `true` and `difference`: correlation of T and of D with the human map, in [-1, 1], 0
-        where there is none; `fooling_gap`, see `metrics.agreement.fooling_gap`.
+    `agreement` has of each image `true` and `difference`, the correlation of T and of D with the human map (in [-1, 1];
+    0 where there is none), and `fooling_gap`, see `metrics.agreement.fooling_gap`.
     """
 
     rows: np.ndarray
@@ -69,10 +56,7 @@ class Explained(NamedTuple):
 
 def explain_source(trained: Trained, source: Source) -> Iterator[Explained]:
     """Explains every image of a source, in order, a batch at a time, on all local devices."""
-
-    def also(output: EvalOutput, batch: Batch) -> tuple[Any, ...]:
-        return batch["index"], batch["image"], _agreement(output)
-
+    also = lambda output, batch: (batch["index"], batch["image"], _agreement(output))
     for output, (rows, images, agreement) in trained.outputs(source, also):
         yield Explained(rows, images, output, agreement)
 
@@ -135,9 +119,9 @@ def explain(
     }
     staging = _prepare(out, about, trained, source.records)
     chunks = _write_chunks(trained, source, staging)
-    summary = summarize(chunks, trained.class_names)
-    draw_mean_maps(summary, staging / "mean_maps.png")
-    write_figures(staging / "figures.json", about, summary, chunks)
+    summary = of_report.summarize(chunks, trained.class_names)
+    of_report.draw_mean_maps(summary, staging / "mean_maps.png")
+    of_report.write_figures(staging / "figures.json", about, summary, chunks)
     write_page(staging / "index.html", about, summary, chunks)
     return _finish(staging, out)
 
@@ -205,7 +189,7 @@ def _chunk(
         for i, row in enumerate(explained.rows + start):
             image = explained.images[i]
             one, agreement = jax.tree.map(lambda leaf, i=i: leaf[i], (explained.output, explained.agreement))
-            entry = describe_image(one, agreement, int(row), records, class_names)
+            entry = of_report.describe_image(one, agreement, int(row), records, class_names)
             entries.append(entry)
             maps = np.stack([one.true_map, one.false_map, one.difference])
             packed, reach = pack_maps(maps)
@@ -214,11 +198,13 @@ def _chunk(
             for region in entry["regions"][:3]:
                 piece = crop(image, region["box"], maps.shape[1:])
                 regions.append({"row": int(row), **region, "crop": piece})
-            add_maps(sums, entry, one)
-            named = dict(zip(("T", "U", "D = T - U"), maps, strict=True))
+            of_report.add_maps(sums, entry, one)
+            named: dict[str, np.ndarray] = dict(zip(("T", "U", "D = T - U"), maps, strict=True))
             human_map = one.saliency if one.usable else None
-            sheet(image, human_map, named, caption(entry), ledger(entry)).save(staging / entry["png"])
-    regions = heapq.nlargest(TOP_REGIONS, regions, key=lambda region: abs(region["contribution"]))
+            sheet(image, human_map, named, of_report.caption(entry), of_report.ledger(entry)).save(
+                staging / entry["png"]
+            )
+    regions = heapq.nlargest(of_report.TOP_REGIONS, regions, key=lambda region: abs(region["contribution"]))
     for region in regions:
         region["crop"] = data_uri(region["crop"], 96)
     return {"entries": entries, "pictures": pictures, "regions": regions, "sums": sums}

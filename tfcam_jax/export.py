@@ -67,6 +67,6 @@ def _predict(trained: Trained) -> Any:
         count = images.shape[0]
         nobody = {"label": jnp.full((count,), -1), "saliency": jnp.zeros((count, 1, 1))}
         output = step(params, batch_stats, {"image": images, **nobody})
-        return output.logits, output.true_map, output.false_map, output.difference
+        return output.logits, output.true_map, output.false_map, output.true_map - output.false_map
 
     return predict

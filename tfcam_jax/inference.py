@@ -16,15 +16,15 @@ from scipy.special import softmax
 
 from . import steps
 from .data.checks.outcomes import load_outcomes
-from .data.given_images import open_images
 from .data.manifest import OpenedSplit
 from .data.source import DataError, Dataset, Source
+from .data.unlisted import open_images
 from .devices.placement import fetch, make_placement
 from .errors import ConfigError
 from .experiment import Recipe, keep_checks, open_dataset, resolve
 from .run.checkpoints import CheckpointError, Checkpoints
 from .run.files import WorkdirError
-from .run.workdir import CHECKS, OTHER_CHECKS, config_differences, is_indifferent, load_config
+from .run.workdir import CHECKS, OTHER_CHECKS, config_differences, load_config
 
 Also = Callable[[steps.EvalOutput, steps.Batch], Any]
 
@@ -32,10 +32,8 @@ Also = Callable[[steps.EvalOutput, steps.Batch], Any]
 class Prediction(NamedTuple):
     """What a model says of n images, in NumPy, float32; see `Trained.predict`.
 
-    Attributes:
-      logits, probabilities: of every class; the latter by softmax.
-      true_map, false_map: T and U, raw, at the feature map's resolution.
-      difference: D = T - U; for two classes its mean is the margin less the difference of the biases.
+    Probabilities are the logits' softmax; the maps are T, U and D = T - U, raw, at the feature map's resolution. For
+    two classes the mean of D is the margin less the difference of the biases.
     """
 
     logits: Float[np.ndarray, "n classes"]
@@ -93,7 +91,7 @@ class Trained:
         probabilities = softmax(output.logits, axis=-1)
         return Prediction(output.logits, probabilities, output.true_map, output.false_map, output.difference)
 
-    def outputs(self, source: Source, also: Also = lambda output, batch: ()) -> Iterator[tuple[steps.EvalOutput, Any]]:
+    def outputs(self, source: Source, also: Also = lambda output, batch: ()) -> Iterator[tuple[Any, Any]]:
         """What the eval step says of every example of a source, see `outputs_of`."""
         return outputs_of(self.eval_step, self.state, self.recipe.read_for_evaluation(source), also)
 
@@ -103,17 +101,13 @@ def outputs_of(
     state: steps.TrainState,
     batches: Iterable[steps.Batch],
     also: Also = lambda output, batch: (),
-) -> Iterator[tuple[steps.EvalOutput, Any]]:
-    """Runs the eval step over batches that lie on the devices; every process has to.
+) -> Iterator[tuple[Any, Any]]:
+    """Runs the compiled eval step over batches that lie on the devices; every process has to.
 
-    Args:
-      eval_step: compiled.
-      state: of the model.
-      batches: padding has `mask` 0.
-      also: what else to fetch of a batch, arrays with a row per example; compiled by the caller if it computes.
+    `also` says what else to fetch of a batch: arrays with a row per example, compiled by the caller if it computes.
 
     Yields:
-      `(output, what also gave)` of each batch as NumPy arrays, in order, without padding.
+      `(EvalOutput, what also gave)` of each batch as NumPy arrays, in order, without padding.
     """
     for batch in batches:
         output = eval_step(state.params, state.batch_stats, batch)
@@ -209,8 +203,8 @@ def _check_config(workdir: Path, trained: Mapping[str, Any], config: Mapping[str
     """Refuses a `config.json` that was changed since in more than speed and places of files."""
     differences = [
         line
-        for key, line in config_differences(trained, config)
-        if not is_indifferent(key) and not key.endswith((".manifest", ".data_dir", ".manual_dir", "batch_size"))
+        for key, line in config_differences(trained, config).items()
+        if not key.endswith((".manifest", ".data_dir", ".manual_dir", "batch_size"))
     ]
     if differences:
         raise WorkdirError(

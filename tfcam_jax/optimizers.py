@@ -78,7 +78,10 @@ def make_optimizer(
         _refuse(f"optimizer {name!r}", momentum=momentum)
     if name == "sgd":
         momentum = 0.9 if momentum is None else momentum
-        chain = [optax.add_decayed_weights(weight_decay), optax.sgd(schedule, momentum=momentum)]
+        chain: list[optax.GradientTransformation] = [
+            optax.add_decayed_weights(weight_decay),
+            optax.sgd(schedule, momentum=momentum),
+        ]
     elif name == "adam":
         chain = [optax.add_decayed_weights(weight_decay), optax.adam(schedule)]
     else:

@@ -22,7 +22,7 @@ RING_RADIUS = 0.65
 
 
 def to_cam_resolution(
-    human_maps: Float[Array, "*batch H W"], size: tuple[int, int]
+    human_maps: Float[Array, "*batch H W"], size: tuple[int, ...]
 ) -> tuple[Float[Array, "*batch h w"], Bool[Array, "*batch"]]:
     """Resizes human maps to the CAM's `size = (h, w)` and normalises each to [0, 1].
 
@@ -43,7 +43,7 @@ def to_cam_resolution(
     return jnp.where(usable[..., None, None], normalize(resized), 0), usable
 
 
-def _resize(maps: Float[Array, "*batch H W"], size: tuple[int, int]) -> Float[Array, "*batch h w"]:
+def _resize(maps: Float[Array, "*batch H W"], size: tuple[int, ...]) -> Float[Array, "*batch h w"]:
     """As `jax.image.resize(maps, ..., "linear", antialias=True)` but for the last bits, in half the time on a CPU.
 
     That function works its weights out in every step and sums over the rows first, which copies the whole maps.
@@ -67,7 +67,7 @@ def _triangles(old: int, new: int) -> np.ndarray:
     return weights / weights.sum(axis=0)
 
 
-def border_ring(size: tuple[int, int]) -> Float[Array, "h w"]:
+def border_ring(size: tuple[int, ...]) -> Float[Array, "h w"]:
     """1 on the ring of places near the border, 0 inside: a map that says nothing about any image. float32."""
     centred = lambda n: (2 * jnp.arange(n) + 1) / n - 1
     distance = jnp.hypot(centred(size[0])[:, None], centred(size[1])[None, :])

@@ -50,7 +50,7 @@ def guided(evidence: Evidence, alpha: float, name: str, guidance: Guidance, cam_
 
     Args:
       evidence: of the batch.
-      alpha: total = alpha * cross-entropy + (1 - alpha) * guidance. At 1 the guidance is not even traced.
+      alpha: total = alpha * cross-entropy + (1 - alpha) * guidance; at 1 the guidance is not even traced.
       name: of the guidance term, in metrics.
       guidance: from the maps to one value per example, and which examples it holds for.
       cam_labels: class whose map counts as the true one; None: the labels.
@@ -66,21 +66,15 @@ def cyborg(evidence: Evidence, *, alpha: float = 0.5, divergence: Divergence = m
     """True-class map like the human's; `cam_class="predicted"` takes the predicted class's, as the CYBORG code does."""
     check_known("cam_class", cam_class, CAM_CLASSES)
     labels = evidence.labels if cam_class == "true" else evidence.output.logits.argmax(-1)
-
-    def guidance(view: View):
-        loss = losses.cyborg_loss(view.true_map, view.saliency, divergence)
-        return loss, view.usable & _varies(view.true_map)
-
+    loss = lambda view: losses.cyborg_loss(view.true_map, view.saliency, divergence)
+    guidance = lambda view: (loss(view), view.usable & _vary(view.true_map))
     return guided(evidence, alpha, "cyborg", guidance, labels)
 
 
 def opposed(evidence: Evidence, *, alpha: float = 0.5, divergence: Divergence = mse) -> Terms:
     """True-class map like the human's, false-class map like its complement (reconstruction 1)."""
-
-    def guidance(view: View):
-        loss = losses.opposed_loss(view.true_map, view.false_map, view.saliency, divergence)
-        return loss, view.usable & _varies(view.true_map) & _varies(view.false_map)
-
+    loss = lambda view: losses.opposed_loss(view.true_map, view.false_map, view.saliency, divergence)
+    guidance = lambda view: (loss(view), view.usable & _vary(view.true_map, view.false_map))
     return guided(evidence, alpha, "opposed", guidance)
 
 
@@ -98,11 +92,8 @@ def difference(evidence: Evidence, *, alpha: float = 0.5, divergence: Divergence
 
 def contrast(evidence: Evidence, *, alpha: float = 0.5) -> Terms:
     """Maps that diverge where people looked and agree elsewhere (reconstruction 3)."""
-
-    def guidance(view: View):
-        loss = losses.contrast_loss(view.true_map, view.false_map, view.saliency)
-        return loss, view.usable & _varies(view.true_map) & _varies(view.false_map)
-
+    loss = lambda view: losses.contrast_loss(view.true_map, view.false_map, view.saliency)
+    guidance = lambda view: (loss(view), view.usable & _vary(view.true_map, view.false_map))
     return guided(evidence, alpha, "contrast", guidance)
 
 
@@ -118,16 +109,13 @@ def energy(evidence: Evidence, *, alpha: float = 0.5, attribution: str = "true")
 
 def outside(evidence: Evidence, *, alpha: float = 0.5, attribution: str = "true") -> Terms:
     """No attribution outside the human map (RRR* in Rao et al., ICCV 2023), on T or on D."""
-
-    def guidance(view: View):
-        return losses.outside_loss(_attribution(view, attribution), view.saliency), view.usable
-
+    guidance = lambda view: (losses.outside_loss(_attribution(view, attribution), view.saliency), view.usable)
     return guided(evidence, alpha, "outside", guidance)
 
 
 def entropy(evidence: Evidence, *, alpha: float = 0.5) -> Terms:
     """Low entropy of the true-class map (Piland et al., arXiv 2303.00818). Uses no human map."""
-    return guided(evidence, alpha, "entropy", lambda view: (losses.entropy_loss(view.true_map), _varies(view.true_map)))
+    return guided(evidence, alpha, "entropy", lambda view: (losses.entropy_loss(view.true_map), _vary(view.true_map)))
 
 
 def hard_negative(evidence: Evidence, *, alpha: float = 0.5) -> Terms:
@@ -148,10 +136,7 @@ def input_gradient(evidence: Evidence, *, alpha: float = 0.5) -> Terms:
 
 def sham(evidence: Evidence, *, alpha: float = 0.5, divergence: Divergence = mse) -> Terms:
     """Adversarial control: `cyborg` towards the border ring, on the same examples that `cyborg` would use."""
-
-    def guidance(view: View):
-        return losses.sham_loss(view.true_map, divergence), view.usable & _varies(view.true_map)
-
+    guidance = lambda view: (losses.sham_loss(view.true_map, divergence), view.usable & _vary(view.true_map))
     return guided(evidence, alpha, "sham", guidance)
 
 
@@ -217,8 +202,9 @@ def _view(evidence: Evidence, labels: Array) -> View:
     return View(true_map, false_map, human, usable)
 
 
-def _varies(maps: Array) -> Array:
-    return ~cams.is_constant(maps)
+def _vary(*maps: Array) -> Array:
+    """Where all of these maps say something."""
+    return ~functools.reduce(jnp.logical_or, map(cams.is_constant, maps))
 
 
 def _attribution(view: View, attribution: str) -> Array:

@@ -9,14 +9,13 @@ from typing import Any
 
 import numpy as np
 from absl import logging
-from ml_collections import ConfigDict
 from tqdm import tqdm
 
 from .data.pipeline import WorkerError, prefetch_to_device
 from .data.source import DataError, Dataset
 from .devices.distributed import is_first, wait_for_all
 from .evaluation import evaluate_best, evaluate_source, format_results
-from .experiment import Experiment, Recipe, build_experiment, keep_checks, open_dataset, resolve
+from .experiment import ConfigDict, Experiment, Recipe, build_experiment, keep_checks, open_dataset, resolve
 from .metrics.classification import BETTER, classification
 from .metrics.scores import write_scores
 from .run.checkpoints import Checkpoints
@@ -24,7 +23,7 @@ from .run.files import write_json
 from .run.fingerprints import checksum_json
 from .run.interruption import Interruption, StoppedError
 from .run.metric_window import MetricWindow
-from .run.metrics_log import START, MetricWriter, SilentWriter, open_writer
+from .run.metrics_log import START, MetricWriter, open_writer
 from .run.workdir import CHECKS, check_workdir, hold_workdir
 from .steps import Batch, TrainState
 
@@ -56,14 +55,7 @@ def train(config: ConfigDict, workdir: str | Path) -> dict[str, Any]:
 def train_recipe(
     recipe: Recipe, workdir: str | Path, experiment: Experiment | None = None, quiet: bool = False
 ) -> dict[str, Any]:
-    """As `train`, of a config that is resolved already.
-
-    Args:
-      recipe: of the config.
-      workdir: as of `train`.
-      experiment: what `build_experiment` gives for this recipe, where it is built already.
-      quiet: no bar and no table.
-    """
+    """As `train`, of a config that is resolved, and an experiment that is built, already; `quiet`: no bar, no table."""
     workdir = Path(workdir)
     continued = check_workdir(workdir, recipe.stored)
     wait_for_all("checked the workdir")  # before the first process writes into it
@@ -105,13 +97,9 @@ class _Run:
 
     experiment: Experiment
     checkpoints: Checkpoints
-    writer: MetricWriter | SilentWriter
+    writer: MetricWriter
     stop: Interruption
     bar: tqdm
-
-    @property
-    def recipe(self) -> Recipe:
-        return self.experiment.recipe
 
     def save(
         self,
@@ -132,11 +120,13 @@ class _Run:
             "pending": window.as_json() if window else [],
             "figures": validation,
             "metrics": self.writer.sync(),
-            "config": self.recipe.stored,
+            "config": self.experiment.recipe.stored,
             **_describe_dataset(self.experiment.dataset),
         }
-        score = None if validation is None else _score(validation, self.recipe.select_by)
-        self.checkpoints.save(step, state, record, score)
+        select_by = self.experiment.recipe.select_by
+        value = None if validation is None else validation[select_by]
+        # The best checkpoint has the largest score, the later one of equals, as in the CYBORG recipe.
+        self.checkpoints.save(step, state, record, None if value is None else BETTER[select_by] * value)
 
     def leave(self, state: TrainState, step: int, epoch: int, batch: int, window: MetricWindow | None) -> StoppedError:
         """Saves a last checkpoint and returns the error to leave with."""
@@ -174,11 +164,7 @@ def _describe_dataset(dataset: Dataset) -> dict[str, Any]:
 
 
 def _check_dataset(name: str, then: dict[str, Any], now: dict[str, Any]) -> None:
-    """Compares the data with those that the checkpoint was trained on.
-
-    Raises:
-      DataError: other rows. Other pixels are a warning: another version of a JPEG decoder makes some.
-    """
+    """DataError for other rows than those trained on; a warning for other pixels, which another JPEG decoder makes."""
     differing = [key for key in ("class_names", "domains", "rows") if then[key] != now[key]]
     if differing:
         raise DataError(
@@ -192,20 +178,15 @@ def _check_dataset(name: str, then: dict[str, Any], now: dict[str, Any]) -> None
 
 
 def train_one_epoch(run: _Run, state: TrainState, epoch: int, first_batch: int, pending: list[Any]) -> TrainState:
-    """Runs one epoch, or what is left of it; metrics are fetched every few steps, so that the device need not wait.
+    """Runs one epoch from its batch `first_batch` on; metrics are fetched every few steps, so that no device waits.
 
-    Args:
-      run: the experiment and its writers.
-      state: of before the first batch; donated.
-      epoch: number of the epoch, from 0.
-      first_batch: where in the epoch to start.
-      pending: metrics of the steps just before, which are in no line yet (`MetricWindow.as_json`).
+    `state` is donated; `pending` are metrics of the steps just before, in no line yet (`MetricWindow.as_json`).
 
     Raises:
       NonFiniteError: names the first step and term that is not finite, and its images.
       StoppedError: after a signal, once a checkpoint is written.
     """
-    recipe, size = run.recipe, run.experiment.steps_per_epoch
+    recipe, size = run.experiment.recipe, run.experiment.steps_per_epoch
     step = int(state.step)
     window = MetricWindow(run.experiment.dataset.splits["train"].records.ids, step, pending)
     batches = _batches(run.experiment, epoch, first_batch)
@@ -234,11 +215,7 @@ def train_one_epoch(run: _Run, state: TrainState, epoch: int, first_batch: int, 
 
 
 def validate(run: _Run, state: TrainState, epoch: int) -> None:
-    """Validates after an epoch, writes the line and then the checkpoint.
-
-    Raises:
-      StoppedError: after a signal; validation is done again when the run goes on.
-    """
+    """Validates after an epoch, writes the line and then the checkpoint; after a signal StoppedError instead."""
     step, size = int(state.step), run.experiment.steps_per_epoch
     try:
         output = evaluate_source(run.experiment, state, run.experiment.dataset.splits["val"])
@@ -255,11 +232,6 @@ def _batches(experiment: Experiment, epoch: int, first_batch: int) -> Iterator[t
     """Batches on their way to the device, each with its rows of the training split, which stay on the host."""
     put = lambda batch: (experiment.put_batch({k: v for k, v in batch.items() if k != "index"}), batch["index"])
     return prefetch_to_device(experiment.train_epoch(epoch, first_batch), put)
-
-
-def _score(validation: dict[str, float | None], select_by: str) -> float:
-    """The metric that the best checkpoint has the largest of; the later of equals, as in the CYBORG recipe."""
-    return BETTER[select_by] * validation[select_by]
 
 
 def _progress(experiment: Experiment, step: int, quiet: bool) -> tqdm:

@@ -1,43 +1,32 @@
 """The one reader of CSV: manifests, owners' lists, tables of marks.
 
 Files are UTF-8, with or without a BOM, with any line end and with quoted commas; cells are stripped, and lines that
-hold nothing are left out.
+hold nothing are left out. Lines have numbers, the first being 1.
 """
 
 from __future__ import annotations
 
 import csv
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 from .source import DataError
 
 
-@dataclass(frozen=True)
-class Line:
-    """One line: its number in the file, the first being 1, and its cells, stripped."""
+def read_lines(path: Path) -> list[tuple[int, list[str]]]:
+    """Number and cells of all lines that hold something.
 
-    number: int
-    cells: tuple[str, ...]
-
-
-def read_lines(path: Path) -> list[Line]:
-    """All lines that hold something.
-
-    Raises:
-      DataError: not UTF-8, or not CSV; says where.
-      OSError: no such file.
+    Raises DataError, which says where, for what is not UTF-8 or not CSV, and OSError where there is no such file.
     """
     with path.open(encoding="utf-8-sig", newline="") as file:
         reader = csv.reader(file, strict=True)
         try:
-            lines = [Line(reader.line_num, tuple(cell.strip() for cell in cells)) for cells in reader]
+            lines = [(reader.line_num, [cell.strip() for cell in cells]) for cells in reader]
         except UnicodeDecodeError as error:
             raise DataError([f"{path}: not UTF-8 ({error.reason} at byte {error.start}); save it as UTF-8"]) from error
         except csv.Error as error:
             raise DataError([f"{path}, row {reader.line_num}: not CSV ({error}); correct the quotes"]) from error
-    return [line for line in lines if any(line.cells)]
+    return [(number, cells) for number, cells in lines if any(cells)]
 
 
 def read_table(
@@ -62,7 +51,7 @@ def read_table(
       OSError: no such file.
     """
     lines = read_lines(path)
-    header = [(renamed or {}).get(name, name) for name in lines[0].cells] if lines else []
+    header = [(renamed or {}).get(name, name) for name in lines[0][1]] if lines else []
     missing = [name for name in needed if name not in header]
     if missing:
         found = f"found {', '.join(header)}" if header else "the file is empty"
@@ -70,14 +59,13 @@ def read_table(
     count = len(header)
     fits = lambda cells: len(cells) == count if exact else not any(cells[count:])
     wanted = f"{'' if exact else 'at most '}as many cells as the header has columns ({count})"
-    wrong = [f"{path}, row {line.number}: must have {wanted}; quote cells that hold a comma"
-             for line in lines if not fits(line.cells)]  # fmt: skip
-    if wrong:
+    told = f"must have {wanted}; quote cells that hold a comma"
+    if wrong := [f"{path}, row {number}: {told}" for number, cells in lines if not fits(cells)]:
         raise DataError(wrong)
-    return [(line.number, dict(zip(header, line.cells, strict=False))) for line in lines[1:]]
+    return [(number, dict(zip(header, cells, strict=False))) for number, cells in lines[1:]]
 
 
-def read_list(path: Path, lengths: Iterable[int], wanted: str) -> tuple[list[Line], list[str]]:
+def read_list(path: Path, lengths: Collection[int], wanted: str) -> tuple[list[tuple[int, list[str]]], list[str]]:
     """Lines of a list without a header, and a problem for each that has not one of these numbers of cells.
 
     A file that can't be read is a single problem. `wanted` says what a line holds.
@@ -86,7 +74,6 @@ def read_list(path: Path, lengths: Iterable[int], wanted: str) -> tuple[list[Lin
         lines = read_lines(path)
     except DataError as error:
         return [], error.problems
-    lengths = tuple(lengths)
-    wrong = [f"{path}, row {line.number}: {len(line.cells)} cells; must hold {wanted}"
-             for line in lines if len(line.cells) not in lengths]  # fmt: skip
-    return [line for line in lines if len(line.cells) in lengths], wrong
+    told = lambda number, cells: f"{path}, row {number}: {len(cells)} cells; must hold {wanted}"
+    wrong = [told(number, cells) for number, cells in lines if len(cells) not in lengths]
+    return [(number, cells) for number, cells in lines if len(cells) in lengths], wrong

@@ -1,6 +1,6 @@
-"""Encoded image files to arrays: any mode and bit depth that Pillow reads.
+"""Encoded files to arrays: images of any mode and bit depth that Pillow reads, DICOM, and NPY for maps.
 
-Images become uint8, human maps float32 in [0, 1]. Both follow their EXIF orientation, as every viewer that an
+Images become uint8, human maps float32 in [0, 1]. Pictures follow their EXIF orientation, as every viewer that an
 annotator may have used does.
 """
 
@@ -37,11 +37,8 @@ def decode_picture(encoded: bytes, channels: int) -> Image.Image:
 
     Palettes are resolved, CMYK and other colour spaces converted, 16-bit values divided by 257 and rounded.
     Transparent pixels are laid over black: their hidden colour is arbitrary, and black is what lies outside the
-    object in the images at hand.
-
-    Raises:
-      ValueError: not an image, a broken or truncated one, or of a kind without a known brightness (floats, 32-bit
-        integers beyond 16 bits).
+    object in the images at hand. Raises ValueError: not an image, a broken or truncated one, or of a kind without a
+    known brightness (floats, 32-bit integers beyond 16 bits).
     """
     image = _open(encoded)
     if image.mode in (*_INTEGER_MODES, "F"):
@@ -53,15 +50,35 @@ def decode_map(encoded: bytes) -> Float[np.ndarray, "h w"]:
     """Decodes a human map to floats in [0, 1], where 1 is the brightest value of the file's bit depth.
 
     Colours become luma. Transparent pixels are laid over black: nobody marked them. 16-bit maps keep their depth;
-    float files hold values in [0, 1] already.
-
-    Raises:
-      ValueError: as in `decode_picture`.
+    float files hold values in [0, 1] already. Raises ValueError as `decode_picture`.
     """
     image = _open(encoded)
     if image.mode in (*_INTEGER_MODES, "F"):
         return _unit_range(image)
     return np.divide(np.asarray(_as_mode(_over_black(image), "L")), np.float32(255), dtype=np.float32)
+
+
+def decode_array(encoded: bytes) -> Float[np.ndarray, "h w"]:
+    """Decodes a map from the bytes of an NPY file.
+
+    Arrays are [h, w] or [h, w, 1], finite and non-negative. Booleans and integers up to 1 are taken as they are, larger
+    integers are divided by their type's largest value, floats beyond 1 by their own largest. Raises ValueError for
+    anything else.
+    """
+    try:
+        array = np.load(io.BytesIO(encoded), allow_pickle=False)
+    except Exception as error:  # NumPy raises whatever it stumbles over.
+        raise ValueError(f"not a NumPy array ({error})") from error
+    if array.ndim == 3 and array.shape[-1] == 1:
+        array = array[..., 0]
+    if array.ndim != 2 or not array.size or array.dtype.kind not in "buif":
+        raise ValueError(f"a map must be [h, w] numbers; got shape {array.shape}, {array.dtype}")
+    values = array.astype(np.float32)
+    if not (np.isfinite(values).all() and values.min() >= 0):
+        raise ValueError("a map must be finite and non-negative")
+    if values.max() > 1:
+        values /= np.iinfo(array.dtype).max if array.dtype.kind in "ui" else values.max()
+    return values
 
 
 def _as_mode(image: Image.Image, mode: str) -> Image.Image:

@@ -6,15 +6,18 @@ beat them. The examples that have a map stay the same, and so do order, augmenta
 
 from __future__ import annotations
 
+from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import combinations
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Int
 from PIL import Image
 
-from ..errors import ConfigError, check_known
+from ..errors import check_known, check_ranges
 from .source import DataError, Dataset, Example, Records, Source
 
 PLACEBOS = ("none", "other_image", "mean_map", "border_ring")
@@ -25,15 +28,10 @@ _PLACEBO_SIDE = _PLACES * _PLACE_SIDE
 
 
 def combine(maps: Mapping[str, Float[np.ndarray, "_ _"]], how: str) -> Float[np.ndarray, "h w"] | None:
-    """One map of several annotators'.
+    """One map of several annotators', at least one; they are brought to the first one's size.
 
-    Args:
-      maps: by annotator, at least one; brought to the first one's size.
-      how: "mean"; "majority": the share of annotators is counted whose map reaches half of its own peak, and the
-        result is 1 where they are more than half; or the name of an annotator.
-
-    Returns:
-      The map; None if the named annotator did not see the image.
+    `how` is "mean"; "majority": the share of annotators is counted whose map reaches half of its own peak, and the
+    result is 1 where they are more than half; or the name of an annotator: None if that one did not see the image.
     """
     if how not in ("mean", "majority"):
         return maps.get(how)
@@ -93,9 +91,7 @@ class Smooth:
     threshold: float = 0.0
 
     def __post_init__(self):
-        for name, limit in {"blur": 0.5, "threshold": 1.0}.items():
-            if not 0 <= getattr(self, name) <= limit:
-                raise ConfigError(f"maps.{name} must be in [0, {limit}]; got {getattr(self, name)}")
+        check_ranges("maps", self, {"blur": 0.5, "threshold": 1.0})
 
     def __call__(self, index: int, saliency: np.ndarray) -> np.ndarray:
         if self.blur:
@@ -134,47 +130,27 @@ def placebo_maps(source: Source, kind: str, seed: int) -> Source:
       on average, and nothing of the image. An image's own map is in it with 1/n.
     border_ring: 1 on the 28 outer ones of 7 x 7 places, 0 within; says nothing even of the class.
 
-    Args:
-      source: training data.
-      kind: one of `PLACEBOS`.
-      seed: of the dealing.
-
-    Raises:
-      DataError: other_image, if a class has one map only, or one group holds more than half of a class's maps.
-      ConfigError: an unknown kind.
+    `seed` is that of the dealing. Raises DataError for other_image, if a class has one map only, or one group holds
+    more than half of a class's maps, and ConfigError for a kind that is none of `PLACEBOS`.
     """
     check_known("maps.placebo", kind, PLACEBOS)
     if kind == "none":
         return source
     if kind == "other_image":
-        return WithMaps(source, Dealt(source, deal_maps(source.records, seed)))
+        return WithMaps(source, partial(_donors_map, source, deal_maps(source.records, seed)))
     labels = source.records.labels
-    if kind == "border_ring":
-        return WithMaps(source, PerClass(labels, dict.fromkeys(np.unique(labels).tolist(), ring_map())))
-    return WithMaps(source, PerClass(labels, mean_maps(source)))
+    maps = mean_maps(source) if kind == "mean_map" else dict.fromkeys(np.unique(labels).tolist(), ring_map())
+    return WithMaps(source, partial(_class_map, labels, maps))
 
 
-@dataclass(frozen=True)
-class Dealt:
-    """Gives row i the map of row `donors[i]`."""
-
-    source: Source
-    donors: Int[np.ndarray, " n"]
-
-    def __call__(self, index: int, saliency: np.ndarray) -> np.ndarray:
-        other = self.source[int(self.donors[index])].saliency
-        return saliency if other is None else other
+# Not closures, as they travel to worker processes.
+def _donors_map(source: Source, donors: np.ndarray, index: int, saliency: np.ndarray) -> np.ndarray:
+    other = source[int(donors[index])].saliency
+    return saliency if other is None else other
 
 
-@dataclass(frozen=True)
-class PerClass:
-    """Gives every row the map of its class."""
-
-    labels: Int[np.ndarray, " n"]
-    maps: Mapping[int, np.ndarray]
-
-    def __call__(self, index: int, saliency: np.ndarray) -> np.ndarray:
-        return self.maps[int(self.labels[index])]
+def _class_map(labels: np.ndarray, maps: Mapping[int, np.ndarray], index: int, saliency: np.ndarray) -> np.ndarray:
+    return maps[int(labels[index])]
 
 
 def deal_maps(records: Records, seed: int) -> Int[np.ndarray, " n"]:
@@ -195,9 +171,8 @@ def deal_maps(records: Records, seed: int) -> Int[np.ndarray, " n"]:
         order = rows[np.lexsort((rng.random(len(rows)), rng.permutation(len(sizes))[group]))]
         step = sizes.max()
         if 2 * step > len(rows):
-            what = (
-                f"group {names[int(np.argmax(group == sizes.argmax()))]!r} holds {step}" if step > 1 else "there is one"
-            )
+            largest = names[int(np.argmax(group == sizes.argmax()))]
+            what = f"group {largest!r} holds {step}" if step > 1 else "there is one"
             problems.append(
                 f"placebo other_image: of the {len(rows)} maps of class {label}, {what}; more than half can't be dealt "
                 "to other groups. Use mean_map or border_ring"
@@ -211,15 +186,13 @@ def deal_maps(records: Records, seed: int) -> Int[np.ndarray, " n"]:
 
 def mean_maps(source: Source) -> dict[int, Float[np.ndarray, "112 112"]]:
     """Mean map of each class that has maps, by class index; reads every map once."""
-    sums: dict[int, np.ndarray] = {}
-    counts: dict[int, int] = {}
+    sums: dict[int, Any] = defaultdict(int)
+    counts = Counter()
     for row in np.flatnonzero(source.records.has_map):
         saliency, label = source[int(row)].saliency, int(source.records.labels[row])
-        if saliency is None:
-            continue
-        scaled = _resize(saliency / max(saliency.max(), 1e-12), (_PLACEBO_SIDE, _PLACEBO_SIDE))
-        sums[label] = sums.get(label, 0) + scaled
-        counts[label] = counts.get(label, 0) + 1
+        if saliency is not None:
+            sums[label] += _resize(saliency / max(saliency.max(), 1e-12), (_PLACEBO_SIDE, _PLACEBO_SIDE))
+            counts[label] += 1
     return {label: (total / counts[label]).astype(np.float32) for label, total in sums.items()}
 
 

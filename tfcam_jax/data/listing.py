@@ -14,7 +14,7 @@ from jaxtyping import Float
 from ..errors import ConfigError
 from .annotations.formats import find_marks, is_table, read_picture, read_table
 from .annotations.marks import Table, render
-from .checks.outcomes import USABLE, Outcome
+from .checks.outcomes import USABLE, Found, Outcome
 from .decode import decode_picture
 from .human_maps import combine
 from .source import SPLITS, DataError, Example, Records
@@ -48,7 +48,7 @@ class Row:
 
 @dataclass(frozen=True)
 class MapReader:
-    """Reads the human map of a row, whatever its form.
+    """Reads the human map of a row, whatever its form. Raises ConfigError for a sigma or resolution that can't be.
 
     Attributes:
       folder: what paths are relative to.
@@ -56,9 +56,6 @@ class MapReader:
       sigma: of fixations, pixels of the image; in degrees of the visual field if `pixels_per_degree` is given.
       pixels_per_degree: of the image as it was shown; 0 means that sigma is in pixels.
       tables: path below the folder to what is in it, see `read_tables`.
-
-    Raises:
-      ConfigError: a sigma or a resolution that can't be.
     """
 
     folder: Path
@@ -69,10 +66,8 @@ class MapReader:
 
     def __post_init__(self):
         if not (self.sigma > 0 and self.pixels_per_degree >= 0):
-            raise ConfigError(
-                f"maps.sigma must be above 0 and maps.pixels_per_degree not negative; "
-                f"got {self.sigma} and {self.pixels_per_degree}"
-            )
+            wanted = "maps.sigma must be above 0 and maps.pixels_per_degree not negative"
+            raise ConfigError(f"{wanted}; got {self.sigma} and {self.pixels_per_degree}")
 
     def open(self, path: str) -> bytes:
         """A file below the folder. Raises ValueError or OSError where there is none."""
@@ -82,20 +77,17 @@ class MapReader:
     def annotators(self, row: Row, height: int, width: int) -> dict[str, np.ndarray]:
         """Each annotator's map of a row's image, [h, w] float32; empty if nobody annotated it.
 
-        Raises:
-          ValueError, OSError: a file that is broken, missing or outside the folder; marks outside the image.
+        Raises ValueError or OSError: a file that is broken, missing or outside the folder; marks outside the image.
         """
         maps: dict[str, np.ndarray] = {}
         sigma = self.sigma * (self.pixels_per_degree or 1)
         for name, path in split_map_cell(row.map):
             if path in self.tables:
                 marks = find_marks(self.tables[path], row.image)
+                marks = {name: next(iter(marks.values()))} if name and len(marks) == 1 else marks
                 found = {annotator: render(own, height, width, sigma) for annotator, own in marks.items()}
-                if name and len(found) == 1:
-                    found = {name: next(iter(found.values()))}
             else:
-                encoded = self.open(path)
-                found = {name or str(len(maps) + 1): read_picture(encoded, os.path.splitext(path)[1])}
+                found = {name or str(len(maps) + 1): read_picture(self.open(path), os.path.splitext(path)[1])}
             for annotator, saliency in found.items():
                 if annotator in maps:
                     raise ValueError(f"annotator {annotator} has two maps of this image; keep one or name them apart")
@@ -134,7 +126,7 @@ def split_map_cell(cell: str) -> list[tuple[str, str]]:
 
 
 def check_below(path: str) -> str:
-    """The path itself, if it stays below the folder that it is relative to. Raises ValueError if it leaves it."""
+    """The path itself; raises ValueError if it leaves the folder that it is relative to."""
     first, *others = path.replace("\\", "/").split("/")
     if (not first and path) or ":" in first or ".." in (first, *others):
         raise ValueError(f"{path} leaves the data folder; give a path below it")
@@ -168,7 +160,7 @@ def reason(path: Path, error: Exception) -> str:
 class ListedSource:
     """One split of a listing; files are read when asked for."""
 
-    rows: tuple[Row, ...]
+    rows: Sequence[Row]
     reader: MapReader
     channels: int
     records: Records
@@ -195,14 +187,13 @@ def listed_sources(listing: Listing, outcomes: Sequence[Outcome], channels: int)
     }
 
 
-def by_split(
-    rows: Sequence[Row], outcomes: Sequence[Outcome]
-) -> Iterator[tuple[str, tuple[Row, ...], tuple[Outcome, ...]]]:
+def by_split(rows: Sequence[Row], outcomes: Sequence[Found]) -> Iterator[tuple[str, Sequence[Row], Sequence[Found]]]:
     """Each split that has rows, with its rows and their outcomes."""
     for split in SPLITS:
         members = [pair for pair in zip(rows, outcomes, strict=True) if pair[0].split == split]
         if members:
-            yield split, tuple(row for row, _ in members), tuple(outcome for _, outcome in members)
+            own, found = zip(*members, strict=True)
+            yield split, own, found
 
 
 def listed_records(rows: Sequence[Row], outcomes: Sequence[Outcome], class_names: Sequence[str]) -> Records:

@@ -17,7 +17,7 @@ from absl import logging
 from ..errors import ConfigError
 from .checks.files import check_files
 from .checks.inspection import inspect, usable_rows
-from .checks.outcomes import ABSENT, USABLE, Outcome
+from .checks.outcomes import CONSTANT, EMPTY, USABLE, Outcome
 from .csv_files import read_table
 from .decode import check_channels
 from .listing import Listing, MapReader, Row, by_split, listed_sources, read_tables
@@ -45,7 +45,7 @@ def open_manifest(
     known: Mapping[str, Outcome] | None = None,
     **reading: Any,
 ) -> Dataset:
-    """Opens and checks a manifest.
+    """Opens and checks a manifest. A map that is constant counts as absent; how many is logged.
 
     Args:
       manifest: path of a UTF-8 CSV file with a header. Columns `split` (train, val, test), `label` and `image` are
@@ -58,9 +58,6 @@ def open_manifest(
       skip_unreadable: leave out rows whose files can't be read; `Dataset.skipped` lists them.
       known: outcomes of an earlier opening (`Dataset.checked`): unchanged files are not decoded again.
       **reading: `combine`, `sigma` and `pixels_per_degree`, as in `listing.MapReader`.
-
-    Returns:
-      The data set. A map that is constant counts as absent; how many is logged.
 
     Raises:
       ConfigError: options that can't be.
@@ -86,11 +83,9 @@ def open_manifest_split(
 ) -> OpenedSplit:
     """Opens one split of a manifest for a model whose classes are fixed; it needs no train or validation split.
 
-    Without a split's name it is `test`, or `val` where no row tests. Other arguments as in `open_manifest`.
-
-    Raises:
-      DataError: no such manifest or split, labels that are none of the model's classes, files that can't be read;
-        every problem found.
+    Without a split's name it is `test`, or `val` where no row tests. Other arguments as in `open_manifest`. Raises
+    DataError with every problem found: no such manifest or split, labels that are none of the model's classes, files
+    that can't be read.
     """
     path = Path(manifest)
     listing = list_manifest(str(path), labels=class_names, **reading)
@@ -99,17 +94,12 @@ def open_manifest_split(
     if not rows:
         raise DataError([f"{path}: no row has split {split!r}; name a split that the manifest has with --split"])
     wanted = f"the model knows {', '.join(map(repr, class_names))}"
-    problems = [
-        f"{row.place}: label {row.label!r}, but {wanted}; rename it as in training or drop the row"
-        for row in rows
-        if row.label not in class_names
-    ]
-    if problems:
+    told = lambda row: f"{row.place}: label {row.label!r}, but {wanted}; rename it as in training or drop the row"
+    if problems := [told(row) for row in rows if row.label not in class_names]:
         raise DataError(problems)
     listing = replace(listing, rows=rows)
     outcomes, checked = check_files(listing, known, progress)
-    problems = [*listing.problems, *(problem for outcome in outcomes for problem in outcome.problems)]
-    if problems:
+    if problems := [*listing.problems, *(problem for outcome in outcomes for problem in outcome.problems)]:
         raise DataError(problems)
     return OpenedSplit(split, listed_sources(listing, outcomes, channels)[split], checked)
 
@@ -119,9 +109,7 @@ def list_manifest(
 ) -> Listing:
     """The manifest's rows, no image opened; arguments as in `open_manifest` (`skip_unreadable` makes no difference).
 
-    Raises:
-      ConfigError: options that can't be.
-      DataError: the file is missing or can't be parsed.
+    Raises ConfigError for options that can't be, and DataError where the file is missing or can't be parsed.
     """
     if len(set(labels)) < len(labels):
         raise ConfigError(f"labels names a class twice: {', '.join(labels)}")
@@ -151,10 +139,7 @@ def _columns_wanted() -> str:
 
 def _log_maps(manifest: str, rows: Sequence[Row], outcomes: Sequence[Outcome]) -> None:
     for split, _, found in by_split(rows, outcomes):
-        given = sum(outcome.map != ABSENT for outcome in found)
         usable = sum(outcome.map == USABLE for outcome in found)
         logging.info("%s: %s has %d images, %d with a human map", manifest, split, len(found), usable)
-        if given > usable:
-            logging.warning(
-                "%s: %d maps of %s are empty or constant; they count as absent", manifest, given - usable, split
-            )
+        if useless := sum(outcome.map in (EMPTY, CONSTANT) for outcome in found):
+            logging.warning("%s: %d maps of %s are empty or constant; they count as absent", manifest, useless, split)

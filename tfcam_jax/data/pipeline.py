@@ -93,6 +93,8 @@ def train_batches(
 ) -> grain.DatasetIterator[Batch]:
     """One epoch, in an order and with an augmentation that depend on (seed, epoch) alone.
 
+    The iterator returned can be resumed by its `get_state` and `set_state` too.
+
     Args:
       source: the split to read.
       epoch: number of the epoch, >= 0.
@@ -107,13 +109,10 @@ def train_batches(
       num_workers: worker processes; 0 works in this one. Neither number changes what comes out. With workers,
         a script needs the usual `if __name__ == "__main__"` guard.
       shard_index: number of this host, from 0.
-      shard_count: number of hosts; each gets its `batch_size / shard_count` (rounded up) consecutive examples of each
+      shard_count: of hosts; each gets its `batch_size / shard_count` (rounded up) consecutive examples of each
         batch, the last ones fewer and padded, so that the batches over all hosts are the same for any number of them.
       first_batch: batches to leave out at the start: an epoch that was cut off goes on as if it had not been, also
         with other numbers of threads, workers and hosts.
-
-    Returns:
-      An iterator of batches, whose `get_state`, `set_state` resume it too.
 
     Raises:
       ConfigError: an unknown balance.
@@ -123,9 +122,8 @@ def train_batches(
     order = epoch_order(labels, epoch=epoch, seed=seed, balance=balance)
     weights = class_weights(labels) if balance == "weights" else np.ones(len(labels), np.float32)
     # A third number keeps the augmentation's draws apart from the order's.
-    load = _LoadBatch(
-        source, order, weights, (seed, epoch, 1), batch_size, image_size, augment, shard_index, shard_count
-    )
+    draws, shard = (seed, epoch, 1), (shard_index, shard_count)
+    load = _LoadBatch(source, order, weights, draws, batch_size, image_size, augment, *shard)
     return _iterate(load, first_batch, num_threads, num_workers)
 
 
@@ -154,17 +152,13 @@ def epoch_order(labels: Int[np.ndarray, " n"], *, epoch: int, seed: int, balance
     classes = np.unique(labels)
     # The remainder goes to other classes in other epochs.
     shares = len(labels) // len(classes) + (rng.permutation(len(classes)) < len(labels) % len(classes))
-    drawn = [
-        _draw_rows(rng, np.flatnonzero(labels == label), share)
-        for label, share in zip(classes, shares.tolist(), strict=True)
-    ]
+    drawn = []
+    for label, share in zip(classes, shares.tolist(), strict=True):
+        rows = np.flatnonzero(labels == label)
+        # In whole rounds, so that no row of the class is drawn more often than any other by more than one.
+        rounds = [rng.permutation(rows) for _ in range(-(-share // len(rows)))]
+        drawn.append(np.concatenate(rounds)[:share])
     return rng.permutation(np.concatenate(drawn))
-
-
-def _draw_rows(rng: np.random.Generator, rows: np.ndarray, count: int) -> np.ndarray:
-    """`count` of the rows, none of them more often than any other by more than one."""
-    rounds = [rng.permutation(rows) for _ in range(-(-count // len(rows)))]
-    return np.concatenate(rounds)[:count]
 
 
 def class_weights(labels: Int[np.ndarray, " n"]) -> Float[np.ndarray, " n"]:
@@ -174,15 +168,10 @@ def class_weights(labels: Int[np.ndarray, " n"]) -> Float[np.ndarray, " n"]:
 
 
 def prefetch_to_device(batches: Iterable[Any], put: Callable[[Any], Any], ahead: int = 2) -> Iterator[Any]:
-    """Keeps batches on their way to the device while the one before is being trained on.
+    """Keeps batches on their way to the device while the one before is being trained on; yields what `put` returned.
 
-    Args:
-      batches: host batches.
-      put: starts a batch's transfer and returns at once, as `jax.device_put` does.
-      ahead: batches in flight or waiting on the device beyond the one handed out, >= 1.
-
-    Yields:
-      What `put` returned, in order.
+    `put` starts a host batch's transfer and returns at once, as `jax.device_put` does; `ahead` (>= 1) batches are in
+    flight or wait on the device beyond the one handed out.
     """
     if ahead < 1:
         raise ValueError(f"ahead must be at least 1; got {ahead}")
@@ -199,11 +188,7 @@ class WorkerError(UserError, RuntimeError):
 
 
 def watch_workers(batches: Iterable[Batch]) -> Iterator[Batch]:
-    """The same batches.
-
-    Raises:
-      WorkerError: a worker process died, within seconds; the message says what to try.
-    """
+    """The same batches; raises WorkerError, which says what to try, within seconds where a worker process died."""
     try:
         yield from batches
     except RuntimeError as error:

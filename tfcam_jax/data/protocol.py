@@ -26,20 +26,13 @@ def split_by_protocol(
 
     Closed: images whose domain is among training's. Open: images of the other domains. A class that has no image
     from an unseen domain (live irises, when only attack types are new) joins the open set with its images of seen
-    domains, since a test needs both classes; symmetrically for the closed set.
-
-    Returns:
-      `{"closed": rows, "open": rows}`, without a key whose set would be empty: no `open` where training has seen
-      every domain.
+    domains, since a test needs both classes; symmetrically for the closed set. A set that would be empty has no key:
+    no `open` where training has seen every domain.
     """
     test_labels = np.asarray(test_labels)
     seen = np.isin(np.asarray(test_domains, dtype=str), np.asarray(sorted(set(train_domains)), dtype=str))
-    parts = {}
-    for name, member in (("closed", seen), ("open", ~seen)):
-        if not member.any():
-            continue
-        parts[name] = _with_lacking_classes(member, test_labels)
-    return parts
+    members = {"closed": seen, "open": ~seen}
+    return {name: _with_lacking_classes(own, test_labels) for name, own in members.items() if own.any()}
 
 
 def split_by_domain(domains: Sequence[str], labels: Int[np.ndarray, " n"]) -> dict[str, Int[np.ndarray, " m"]]:
@@ -49,10 +42,7 @@ def split_by_domain(domains: Sequence[str], labels: Int[np.ndarray, " n"]) -> di
     since a test needs both classes. Images without a domain belong to none.
     """
     names, labels = np.asarray(domains, dtype=str), np.asarray(labels)
-    parts = {}
-    for name in np.unique(names[names != ""]):
-        parts[str(name)] = _with_lacking_classes(names == name, labels)
-    return parts
+    return {str(name): _with_lacking_classes(names == name, labels) for name in np.unique(names[names != ""])}
 
 
 def _with_lacking_classes(member: np.ndarray, labels: np.ndarray) -> np.ndarray:
@@ -76,9 +66,7 @@ class ProtocolOptions:
     Attributes:
       name: one of `PROTOCOLS`.
       domains: for open and leave_one_domain_out.
-      num_folds: for k_fold, at least 3.
-      fold: for k_fold, below `num_folds`.
-      seed: of the parts of k_fold.
+      num_folds, fold, seed: for k_fold; at least 3, below `num_folds`, and of the parts.
       leakage: what to do where a group or an image would stand in two splits: "refuse", or "drop" it from training
         in favour of validation and test, and from validation in favour of test.
 
@@ -109,25 +97,20 @@ class ProtocolOptions:
 
 
 def assign_splits(records: Records, published: Sequence[str], **options: Any) -> dict[str, Int[np.ndarray, " m"]]:
-    """Which rows of a whole data set train, validate and test.
+    """Which rows of a whole data set train, validate and test: row numbers by split, in order; "test" if it has rows.
 
-    Args:
-      records: all rows.
-      published: the owner's split of each row.
-      **options: fields of `ProtocolOptions`.
-
-    Returns:
-      Row numbers by split, in order; no "test" where the owner has none.
-
-    Raises:
-      ConfigError: as `ProtocolOptions`.
-      DataError: an unknown domain, a split left without a class, leakage; names the rows.
+    `published` is the owner's split of each row, `options` are fields of `ProtocolOptions`. Raises ConfigError as these
+    do, and DataError, which names the rows, for an unknown domain, a split left without a class, and leakage.
     """
     protocol = ProtocolOptions(**options)
     name, domains = protocol.name, protocol.domains
     split = np.array(published, dtype="<U5")
     if name in ("open", "leave_one_domain_out"):
-        _check_domains(records, domains)
+        known = sorted(set(records.domains))
+        wrong = [f"protocol.domains: no image has domain {domain!r}; there are {', '.join(known)}"
+                 for domain in domains if domain not in known]  # fmt: skip
+        if wrong:
+            raise DataError(wrong)
         split[np.isin(records.domains, list(domains))] = "test"
     if name == "k_fold":
         split = _k_fold(records, protocol)
@@ -143,11 +126,11 @@ def assign_splits(records: Records, published: Sequence[str], **options: Any) ->
 
 def apply_protocol(dataset: Dataset, **options: Any) -> Dataset:
     """The data set with its images assigned anew; `options` are fields of `ProtocolOptions`."""
-    if options.get("name", "published") == "published":
-        assign_splits(_records(dataset), _published(dataset), **options)
-        return dataset
     whole = Joined(list(dataset.splits.values()))
-    rows = assign_splits(whole.records, _published(dataset), **options)
+    published = [split for split, source in dataset.splits.items() for _ in range(len(source))]
+    rows = assign_splits(whole.records, published, **options)
+    if options.get("name", "published") == "published":
+        return dataset
     return dataclasses.replace(dataset, splits={split: Subset(whole, own) for split, own in rows.items()})
 
 
@@ -155,10 +138,7 @@ def enumerate_folds(dataset: Dataset, name: str, num_folds: int = 5) -> list[dic
     """Fields of `ProtocolOptions` for each fold of a protocol, in a fixed order.
 
     leave_one_domain_out: each domain that training or validation holds and that is not all that a class has there.
-    k_fold: each part. Other protocols have a single fold.
-
-    Raises:
-      DataError: leave_one_domain_out, if no domain can be left out.
+    k_fold: each part. Other protocols have a single fold. Raises DataError if no domain can be left out.
     """
     if name == "k_fold":
         return [{"name": name, "num_folds": num_folds, "fold": fold} for fold in range(num_folds)]
@@ -171,22 +151,6 @@ def enumerate_folds(dataset: Dataset, name: str, num_folds: int = 5) -> list[dic
     if not folds:
         raise DataError([f"{dataset.name}: no domain can be left out, as each is all that a class has in training"])
     return folds
-
-
-def _records(dataset: Dataset) -> Records:
-    return Joined(list(dataset.splits.values())).records
-
-
-def _published(dataset: Dataset) -> list[str]:
-    return [split for split, source in dataset.splits.items() for _ in range(len(source))]
-
-
-def _check_domains(records: Records, domains: Sequence[str]) -> None:
-    known = sorted(set(records.domains))
-    unknown = [domain for domain in domains if domain not in known]
-    if unknown:
-        raise DataError([f"protocol.domains: no image has domain {domain!r}; there are {', '.join(known)}"
-                         for domain in unknown])  # fmt: skip
 
 
 def _units(records: Records) -> Int[np.ndarray, " n"]:
@@ -231,11 +195,10 @@ def _without_leakage(records: Records, split: np.ndarray, drop: bool) -> np.ndar
     problems = []
     for row, other, kind in found:
         what = f"group {kept.groups[row]}" if kind == "group" else f"equal {kind}"
-        problems.append(f"{kept.ids[row]} ({parts[row]}) and {kept.ids[other]} ({parts[other]}): {what}")
+        pair = f"{kept.ids[row]} ({parts[row]}) and {kept.ids[other]} ({parts[other]})"
+        problems.append(f"{pair}: {what} in two splits; set protocol.leakage=drop, or correct the groups")
     if problems and not drop:
-        raise DataError(
-            [f"{problem} in two splits; set protocol.leakage=drop, or correct the groups" for problem in problems]
-        )
+        raise DataError(problems)
     if problems:
         logging.warning("protocol: %d rows left out whose group or pixels stand in a later split", len(leaking))
         split = split.copy()

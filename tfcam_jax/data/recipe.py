@@ -30,10 +30,8 @@ class DataRecipe:
       options: keyword arguments of that source.
       channels: 3 for RGB, 1 for grey.
       protocol: fields of `ProtocolOptions`.
-      blur: of maps, see `Smooth`.
-      threshold: of maps, see `Smooth`.
-      placebo: one of `PLACEBOS`, in place of training's maps.
-      seed: of placebos that are dealt.
+      blur, threshold: of maps, see `Smooth`.
+      placebo, seed: one of `PLACEBOS`, in place of training's maps, and of its dealing.
 
     Raises:
       ConfigError: a value that names nothing or lies outside its range.

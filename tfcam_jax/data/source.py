@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Bool, Float, Int, UInt8
@@ -20,6 +20,11 @@ SPLITS = ("train", "val", "test")
 _SHOWN = 20
 
 
+def shorten(lines: Sequence[str], shown: int) -> list[str]:
+    """The first lines, and how many there are beyond them."""
+    return [*lines[:shown], *([f"... and {len(lines) - shown} more"] if len(lines) > shown else [])]
+
+
 class DataError(UserError, ValueError):
     """What is wrong with a data set: every problem found, each with its place and a remedy.
 
@@ -29,10 +34,7 @@ class DataError(UserError, ValueError):
 
     def __init__(self, problems: Sequence[str]):
         self.problems = list(problems)
-        count = len(self.problems)
-        lines = self.problems[:_SHOWN]
-        if count > _SHOWN:
-            lines.append(f"... and {count - _SHOWN} more")
+        count, lines = len(self.problems), shorten(self.problems, _SHOWN)
         super().__init__("\n".join(lines if count == 1 else [f"{count} problems in the data:", *lines]))
 
     def __reduce__(self):
@@ -59,12 +61,17 @@ class Example:
         cls, image: UInt8[np.ndarray, "H W channels"], saliency: Float[np.ndarray, "h w"] | None
     ) -> Example:
         """An example whose image, of 1 or 3 channels, is an array."""
-        return cls(Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image), saliency)
+        return cls(to_picture(image), saliency)
 
     @property
     def image(self) -> UInt8[np.ndarray, "H W channels"]:
         """The picture's pixels."""
         return pixels(self.picture)
+
+
+def to_picture(image: UInt8[np.ndarray, "H W channels"]) -> Image.Image:
+    """An array of 1 or 3 channels as a picture of mode L or RGB."""
+    return Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image)
 
 
 def pixels(picture: Image.Image) -> UInt8[np.ndarray, "H W channels"]:
@@ -102,10 +109,9 @@ class Records:
 
     def __getitem__(self, rows: Sequence[int] | Int[np.ndarray, " m"]) -> Records:
         rows = [int(row) for row in rows]
-        pick = lambda column: tuple(column[row] for row in rows)
-        ids, domains, groups = pick(self.ids), pick(self.domains), pick(self.groups)
-        digests = None if self.digests is None else pick(self.digests)
-        return Records(ids, self.labels[rows], domains, groups, self.has_map[rows], digests)
+        pick = lambda column: column[rows] if isinstance(column, np.ndarray) else tuple(column[row] for row in rows)
+        columns: dict[str, Any] = {name: pick(column) for name, column in vars(self).items() if column is not None}
+        return Records(**columns)
 
 
 @runtime_checkable

@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Float, UInt8
 from PIL import Image, ImageEnhance
 
-from ..errors import ConfigError
+from ..errors import check_ranges
 from .source import Example, pixels
 
 _BILINEAR = Image.Resampling.BILINEAR
@@ -47,10 +47,7 @@ class Augment:
     # Beyond these limits no image is left to learn from, and what must be padded grows without bound.
     def __post_init__(self):
         limits = {"flip": 1, "crop": 0.9, "rotate": 180, "translate": 0.5, "scale": 0.5, "shear": 45}
-        limits |= {"brightness": 0.5, "contrast": 0.9, "saturation": 1}
-        for name, limit in limits.items():
-            if not 0 <= getattr(self, name) <= limit:
-                raise ConfigError(f"augment.{name} must be in [0, {limit}]; got {getattr(self, name)}")
+        check_ranges("augment", self, limits | {"brightness": 0.5, "contrast": 0.9, "saturation": 1})
 
 
 IDENTITY = Augment()
@@ -77,15 +74,8 @@ def apply(
     The affine part may ask for pixels beyond the border. The image repeats its edge there, as a black wedge would be
     a cue of its own; the map is 0 there, as nobody marked what does not exist.
 
-    Args:
-      example: image and map, which may differ in size.
-      size: side of the result, pixels.
-      augment: what to vary.
-      rng: source of the draws; None leaves the geometry as it is.
-
-    Returns:
-      `(image, saliency)`. The saliency is all zero, which later stages read as "no map", if there is none, if it is
-      constant, or if the crop leaves a constant piece of it.
+    Without a source of draws, `rng`, nothing is varied. The saliency returned is all zero, which later stages read as
+    "no map", if there is none, if it is constant, or if the crop leaves a constant piece of it.
     """
     geometry = _Geometry() if rng is None else _draw(augment, rng)
     image = _move_picture(example.picture, size, geometry)
@@ -130,7 +120,7 @@ def _move_picture(picture: Image.Image, size: int, geometry: _Geometry) -> np.nd
         values, coefficients = np.asarray(picture), _affine_coefficients(size, *geometry.affine)
         margin = _overshoot(size, coefficients)
         padded = np.pad(values, ((margin, margin), (margin, margin), *[(0, 0)] * (values.ndim - 2)), mode="edge")
-        picture = _affine(Image.fromarray(padded), size, _behind_margin(coefficients, margin))
+        picture = _affine(Image.fromarray(padded), size, coefficients + np.array([0, 0, margin]))
     return pixels(picture)
 
 
@@ -164,10 +154,6 @@ def _overshoot(size: int, coefficients: np.ndarray) -> int:
     corners = np.array([[0, 0, size, size], [0, size, 0, size], [1, 1, 1, 1]])
     reached = coefficients @ corners
     return max(0, math.ceil(max(-reached.min(), reached.max() - size))) + 1
-
-
-def _behind_margin(coefficients: np.ndarray, margin: int) -> np.ndarray:
-    return coefficients + np.array([[0, 0, margin], [0, 0, margin]])
 
 
 def _affine(picture: Image.Image, size: int, coefficients: np.ndarray) -> Image.Image:

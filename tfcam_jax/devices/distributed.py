@@ -17,8 +17,6 @@ from ..errors import UserError
 
 # In what gloo, NCCL and jax's coordination service say when a process is gone.
 _LOST_CONNECTION = ("gloo", "nccl", "coordination service", "heartbeat", "connection closed", "connection reset")
-
-
 # Of waiting for the others, before that is said.
 _SECONDS_SILENT = 15.0
 
@@ -38,8 +36,8 @@ def initialize(
     Args:
       coordinator_address: `host:port` of process 0, as the others reach it.
       num_processes: of all hosts; 1 stays alone, whatever the cluster says.
-      process_id: this one's number, from 0. What is None is found where SLURM, Open MPI or a TPU pod started several
-        processes; elsewhere, without any of the three, the process stays alone.
+      process_id: this one's number, from 0. Of these three, what is None is found where SLURM, Open MPI or a TPU pod
+        started several processes; elsewhere, without any of the three, the process stays alone.
       heartbeat_seconds: a process that has not been heard of for so long counts as dead, and all others end.
 
     Returns:
@@ -50,17 +48,20 @@ def initialize(
         minutes, jax ends the process.
     """
     given = {"coordinator_address": coordinator_address, "num_processes": num_processes, "process_id": process_id}
-    named = [name for name, value in given.items() if value is not None]
-    if num_processes == 1 or not (named or started_by_cluster(os.environ)):
+    missing = [f"--{name}" for name, value in given.items() if value is None]
+    if num_processes == 1 or (len(missing) == 3 and not started_by_cluster(os.environ)):
         return False
-    if 0 < len(named) < 3 and not started_by_cluster(os.environ):
-        missing = ", ".join(f"--{name}" for name in given if name not in named)
-        raise DistributedError(f"no cluster was found here to ask for the rest: give {missing} too, or none of them.")
-    if None not in (num_processes, process_id) and not 0 <= process_id < num_processes:
+    if missing and not started_by_cluster(os.environ):
+        raise DistributedError(
+            f"no cluster was found here to ask for the rest: give {', '.join(missing)} too, or none of them."
+        )
+    if process_id is not None and num_processes is not None and not 0 <= process_id < num_processes:
         raise DistributedError(
             f"--process_id is {process_id}; of {num_processes} processes the last is number {num_processes - 1}."
         )
-    still_waiting = threading.Timer(_SECONDS_SILENT, _tell_waiting, [coordinator_address])
+    whom = f"process 0 at {coordinator_address}" if coordinator_address else "the others that the cluster names"
+    waiting = f"waiting for {whom} and for all processes to come; without them this one ends"
+    still_waiting = threading.Timer(_SECONDS_SILENT, print, [waiting], {"file": sys.stderr, "flush": True})
     still_waiting.daemon = True
     still_waiting.start()
     try:
@@ -70,11 +71,6 @@ def initialize(
     finally:
         still_waiting.cancel()
     return jax.process_count() > 1
-
-
-def _tell_waiting(address: str | None) -> None:
-    where = f"process 0 at {address}" if address else "the others that the cluster names"
-    print(f"waiting for {where} and for all processes to come; without them this one ends", file=sys.stderr, flush=True)
 
 
 def started_by_cluster(environment: Mapping[str, str]) -> bool:
@@ -120,13 +116,14 @@ def end_with_others(main: Callable[[], None]) -> None:
 
 def _tell(error: BaseException) -> int:
     """Prints what went wrong here, and whether it may be the fault of another process; returns the exit status."""
-    here = f"process {jax.process_index()} of {jax.process_count()}"
-    if isinstance(error, SystemExit) and isinstance(error.code, int | None):
-        return error.code or 0
-    if isinstance(error, SystemExit):
-        print(f"{here}: {error.code}", file=sys.stderr)
-    else:
+    here, status = f"process {jax.process_index()} of {jax.process_count()}", 1
+    if not isinstance(error, SystemExit):
         traceback.print_exception(error)
-    if any(word in str(error).lower() for word in _LOST_CONNECTION):
+    elif isinstance(error.code, int | None):
+        status = error.code or 0  # whoever exits so has told why
+    else:
+        print(f"{here}: {error.code}", file=sys.stderr)
+    causes = f"{error} {error.__context__}".lower()
+    if status and any(word in causes for word in _LOST_CONNECTION):
         print(f"{here} lost its connection: another process ended first. Its output has the cause.", file=sys.stderr)
-    return 1
+    return status

@@ -7,6 +7,7 @@ know which of them wrote it.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Callable
 from typing import Any
 
@@ -19,6 +20,9 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec, Sharding, SingleDev
 from ..errors import ConfigError, check_known
 from ..steps import Batch, EvalOutput, StepMetrics, TrainState
 from .compilation import compiler_options
+
+TrainStep = Callable[[TrainState, Batch], tuple[TrainState, StepMetrics]]
+EvalStep = Callable[[Any, Any, Batch], EvalOutput]
 
 MODES = ("auto", "jit", "mesh", "pmap")
 AXIS = "data"
@@ -61,14 +65,13 @@ class Placement:
           accumulate_steps: parts that each device works through one after the other.
 
         Returns:
-          the rows of all processes. Where the devices can't share them evenly, masked rows of zeros are added (-1 in
-          `index`), at the end of each process's.
+          the rows of all processes; where the devices can't share them evenly, with masked rows of zeros (-1 in
+          `index`) at the end of each process's.
         """
-        unit = len(self.mesh.local_devices) * accumulate_steps
-        batch = _pad(batch, unit)
+        batch = _pad(batch, len(self.mesh.local_devices) * accumulate_steps)
         if self.mode == "jit":
             return jax.device_put(batch, self._whole)
-        return jax.make_array_from_process_local_data(NamedSharding(self.mesh, PartitionSpec(AXIS)), batch)
+        return jax.make_array_from_process_local_data(self._by_rows, batch)
 
     def put_train_batch(self, batch: dict[str, np.ndarray], accumulate_steps: int = 1) -> Batch:
         """As `put_batch`, as the compiled train step takes it: for pmap with a leading axis of devices."""
@@ -77,7 +80,7 @@ class Placement:
         batch = _pad(batch, self.num_devices * accumulate_steps)
         spread = "(device row) ... -> device row ..."
         split = {name: einops.rearrange(x, spread, device=self.num_devices) for name, x in batch.items()}
-        return jax.device_put(split, NamedSharding(self.mesh, PartitionSpec(AXIS)))
+        return jax.device_put(split, self._by_rows)
 
     def put_state(self, state: TrainState) -> TrainState:
         """Copies a state to the devices; the same values in every process. The source is left alone, also later."""
@@ -91,18 +94,13 @@ class Placement:
 
     def abstract_state(self, state: TrainState) -> TrainState:
         """Shapes, dtypes and places of a state, to restore a checkpoint like it."""
-        place = lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
-        return jax.tree.map(place, state, self.state_shardings(state))
+        abstract = lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place)
+        return jax.tree.map(abstract, state, self.state_shardings(state))
 
     def state_shardings(self, state: TrainState) -> TrainState:
         """The sharding of each of a state's arrays, which may be abstract."""
-        whole, part = lambda _: self._whole, lambda leaf: self._sharding(leaf.shape)
-        return TrainState(
-            step=self._whole,
-            params=jax.tree.map(part, state.params),
-            batch_stats=jax.tree.map(whole, state.batch_stats),
-            opt_state=jax.tree.map(part, state.opt_state),
-        )
+        whole = jax.tree.map(lambda _: self._whole, state.batch_stats)
+        return self._shardings(state)._replace(batch_stats=whole)
 
     def gather(self, params: Any) -> Any:
         """Inside a compiled step: parameters as the model computes with them, whole on every device."""
@@ -110,14 +108,9 @@ class Placement:
 
     def scatter(self, gradient: Any) -> Any:
         """Inside a compiled step: a gradient spread as the parameters are kept."""
-        if not self.shard_state:
-            return gradient
-        place = lambda leaf: jax.lax.with_sharding_constraint(leaf, self._sharding(leaf.shape))
-        return jax.tree.map(place, gradient)
+        return jax.lax.with_sharding_constraint(gradient, self._shardings(gradient)) if self.shard_state else gradient
 
-    def compile_train_step(
-        self, step: Callable[[TrainState, Batch], tuple[TrainState, StepMetrics]], state: TrainState
-    ) -> Callable[[TrainState, Batch], tuple[TrainState, StepMetrics]]:
+    def compile_train_step(self, step: TrainStep, state: TrainState) -> TrainStep:
         """Compiles `steps.make_train_step`'s step when it is first called; its state argument is donated.
 
         Args:
@@ -125,17 +118,14 @@ class Placement:
           state: one like those that it will get; abstract arrays will do.
         """
         if self.mode == "pmap":
-            devices = list(self.mesh.devices.flat)
             axes = {"in_axes": (None, 0), "out_axes": (None, None)}
-            return jax.pmap(step, AXIS, **axes, donate_argnums=0, devices=devices)
+            return jax.pmap(step, AXIS, **axes, donate_argnums=0, devices=list(self.mesh.devices.flat))
         outputs = (self.state_shardings(state), self._whole)
         return jax.jit(step, donate_argnums=0, out_shardings=outputs, compiler_options=compiler_options())
 
-    def compile_eval_step(
-        self, step: Callable[[Any, Any, Batch], EvalOutput]
-    ) -> Callable[[Any, Any, Batch], EvalOutput]:
+    def compile_eval_step(self, step: EvalStep) -> EvalStep:
         """Compiles `steps.make_eval_step`'s step when it is first called; outputs stay spread like the batch."""
-        spread = self._whole if self.mode == "jit" else NamedSharding(self.mesh, PartitionSpec(AXIS))
+        spread = self._whole if self.mode == "jit" else self._by_rows
         gathered = lambda params, batch_stats, batch: step(self.gather(params), batch_stats, batch)
         return jax.jit(gathered, out_shardings=spread, compiler_options=compiler_options())
 
@@ -145,24 +135,29 @@ class Placement:
             return SingleDeviceSharding(self.mesh.devices.flat[0])
         return NamedSharding(self.mesh, PartitionSpec())
 
+    @property
+    def _by_rows(self) -> Sharding:
+        return NamedSharding(self.mesh, PartitionSpec(AXIS))
+
+    def _shardings(self, tree: Any) -> Any:
+        return jax.tree.map(lambda leaf: self._sharding(leaf.shape), tree)
+
     def _sharding(self, shape: tuple[int, ...]) -> Sharding:
         """Spread over the longest axis that the devices can share evenly; whole if there is none or it is small."""
         fitting = [axis for axis, size in enumerate(shape) if size % self.num_devices == 0]
         if not self.shard_state or not fitting or np.prod(shape) < self.smallest_sharded:
             return self._whole
         longest = max(fitting, key=lambda axis: shape[axis])
-        return NamedSharding(
-            self.mesh, PartitionSpec(*[AXIS if axis == longest else None for axis in range(len(shape))])
-        )
+        axes = [AXIS if axis == longest else None for axis in range(len(shape))]
+        return NamedSharding(self.mesh, PartitionSpec(*axes))
 
 
 def make_placement(mode: str = "auto", devices: int | None = None, shard_state: bool = False) -> Placement:
     """Chooses devices and how they are used.
 
     Args:
-      mode: `jit` runs on one device; `mesh` compiles one program that is spread over all, in any number of processes;
-        `pmap` compiles one for each, with sums between them, in one process; `auto` is jit where there is one device,
-        else mesh.
+      mode: `jit` runs on one device; `mesh` spreads one program over all, in any number of processes; `pmap` compiles
+        one for each, with sums between them, in one process; `auto` is jit where there is one device, else mesh.
       devices: how many, over all processes; None for all that there are (`jit`: the first).
       shard_state: for `mesh` only: spread parameters and optimiser state over the devices, for models that do not fit
         on one. A step then gathers the parameters, and each device updates its part.
@@ -172,33 +167,31 @@ def make_placement(mode: str = "auto", devices: int | None = None, shard_state: 
     """
     check_known("config.parallel.mode", mode, MODES)
     processes = jax.process_count()
-    chosen = _choose_devices(1 if mode == "jit" and devices is None and processes == 1 else devices)
+    mesh = _make_mesh(1 if mode == "jit" and devices is None and processes == 1 else devices)
     if mode == "auto":
-        mode = "jit" if len(chosen) == 1 and not shard_state else "mesh"
-    if mode == "jit" and len(chosen) > 1:
-        raise ConfigError(f"config.parallel.mode=jit runs on one device, not {len(chosen)}; choose mesh, pmap or auto.")
+        mode = "jit" if mesh.size == 1 and not shard_state else "mesh"
+    if mode == "jit" and mesh.size > 1:
+        raise ConfigError(f"config.parallel.mode=jit runs on one device, not {mesh.size}; choose mesh, pmap or auto.")
     if mode == "pmap" and processes > 1:
         raise ConfigError(f"config.parallel.mode=pmap runs in one process, not {processes}; choose mesh or auto.")
     if shard_state and mode != "mesh":
         raise ConfigError(f"config.parallel.shard_state needs parallel.mode=mesh, not {mode}.")
-    return Placement(mode, Mesh(np.asarray(chosen), (AXIS,)), shard_state, SMALLEST_SHARDED)
+    return Placement(mode, mesh, shard_state, SMALLEST_SHARDED)
 
 
-def _choose_devices(number: int | None) -> list[jax.Device]:
+def _make_mesh(number: int | None) -> Mesh:
+    """A mesh of so many devices, equally many of each process; None for all."""
     every = sorted(jax.devices(), key=lambda device: (device.process_index, device.id))
-    if number is None:
-        return every
     processes = jax.process_count()
-    if not 1 <= number <= len(every):
-        raise ConfigError(f"config.parallel.devices is {number}; there are {len(every)} devices: {_names(every)}.")
-    if number % processes:
+    if number is not None and not 1 <= number <= len(every):
+        names = ", ".join(map(str, every[:8])) + (", ..." if len(every) > 8 else "")
+        raise ConfigError(f"config.parallel.devices is {number}; there are {len(every)} devices: {names}.")
+    if number is not None and number % processes:
         raise ConfigError(f"config.parallel.devices is {number}; it must be a multiple of the {processes} processes.")
-    of = lambda process: [device for device in every if device.process_index == process]
-    return [device for process in range(processes) for device in of(process)[: number // processes]]
-
-
-def _names(devices: list[jax.Device]) -> str:
-    return ", ".join(str(device) for device in devices[:8]) + (", ..." if len(devices) > 8 else "")
+    of_each = None if number is None else number // processes
+    by_process = itertools.groupby(every, lambda device: device.process_index)
+    chosen = [device for _, own in by_process for device in list(own)[:of_each]]
+    return Mesh(np.asarray(chosen), (AXIS,))
 
 
 def fetch(tree: Any) -> Any:

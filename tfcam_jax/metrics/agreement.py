@@ -111,13 +111,12 @@ def measure_maps(
     image_saliency: Float[Array, "batch H W"],
     usable: Bool[Array, " batch"],
 ) -> dict[str, dict[str, dict[str, Float[Array, " batch"]]]]:
-    """Every measure of every map, at the map's resolution and at the image's.
+    """Every measure of every map, at the map's resolution and at the image's, where they are brought linearly.
 
     Args:
       maps: by name.
       saliency: human map at the maps' resolution.
-      image_saliency: human map at the image's resolution, any non-negative range; the maps are brought there
-        by linear interpolation.
+      image_saliency: human map at the image's resolution, any non-negative range.
       usable: False where there is no human map.
 
     Returns:
@@ -125,14 +124,12 @@ def measure_maps(
     """
     size = image_saliency.shape[-2:]
     enlarge = lambda x: jax.image.resize(x, (*x.shape[:-2], *size), "linear", antialias=False)
-    measured = {}
-    for resolution, human, bring in (
-        ("map", saliency, lambda x: x),
-        ("image", normalize(image_saliency), enlarge),
-    ):
-        safe = jnp.where(usable[:, None, None], human, 1)
-        measured[resolution] = {
-            name: {key: jnp.where(usable, measure(bring(values), safe), jnp.nan) for key, measure in MEASURES.items()}
-            for name, values in maps.items()
+    valid = usable[:, None, None]
+    at = lambda human, bring: {
+        name: {
+            key: jnp.where(usable, measure(bring(values), jnp.where(valid, human, 1)), jnp.nan)
+            for key, measure in MEASURES.items()
         }
-    return measured
+        for name, values in maps.items()
+    }
+    return {"map": at(saliency, lambda x: x), "image": at(normalize(image_saliency), enlarge)}

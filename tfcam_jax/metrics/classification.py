@@ -6,6 +6,9 @@ image is called positive where its score is at least the threshold.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 import numpy as np
 from jaxtyping import Float, Int
 from scipy.special import expit, log_softmax
@@ -35,14 +38,13 @@ def probability_metrics(
 ) -> dict[str, float | None]:
     """`classification`, and what else the softmax probabilities say without a threshold.
 
-    Returns:
-      also `balanced_accuracy` (mean recall of the classes that occur), `ece` (expected calibration error) and `brier`
-      (scikit-learn's: mean squared error of p_1 for two classes, summed over the classes for more).
+    Also `balanced_accuracy` (mean recall of the classes that occur), `ece` (expected calibration error) and `brier`
+    (scikit-learn's: mean squared error of p_1 for two classes, summed over the classes for more).
     """
     log_p = log_softmax(np.asarray(logits, np.float64), axis=-1)
     p, classes = np.exp(log_p), logits.shape[-1]
     proba = p[:, 1] if classes == 2 else p / p.sum(-1, keepdims=True)
-    options = {"pos_label": 1} if classes == 2 else {"labels": range(classes)}
+    options: dict[str, Any] = {"pos_label": 1} if classes == 2 else {"labels": range(classes)}
     return {
         **classification(labels, logits),
         # scikit-learn's balanced accuracy warns of a predicted class that no label has.
@@ -67,9 +69,8 @@ def expected_calibration_error(labels: Int[np.ndarray, " n"], probabilities: Flo
 def binary_scores(logits: Float[np.ndarray, "n 2"]) -> dict[str, Float[np.ndarray, " n"]]:
     """The two scores of the protocol, float64.
 
-    Returns:
-      `margin`, z_1 - z_0, which orders as the softmax probability does without rounding to exactly 1; and
-      `sigmoid_logit_1`, the score of the CYBORG scripts, which a shift common to both logits changes.
+    `margin`, z_1 - z_0, orders as the softmax probability does without rounding to exactly 1; `sigmoid_logit_1` is the
+    score of the CYBORG scripts, which a shift common to both logits changes.
     """
     logits = np.asarray(logits, np.float64)
     return {"margin": logits[:, 1] - logits[:, 0], "sigmoid_logit_1": expit(logits[:, 1])}
@@ -96,12 +97,10 @@ def d_prime(labels: Int[np.ndarray, " n"], score: Float[np.ndarray, " n"]) -> fl
 
 
 def equal_error(labels: Int[np.ndarray, " n"], score: Float[np.ndarray, " n"]) -> tuple[float, float]:
-    """Equal error rate and the threshold for it.
+    """Equal error rate, where the ROC curve, drawn with straight lines, meets FPR = 1 - TPR; and a threshold for it.
 
-    Returns:
-      `(rate, threshold)`. The rate is where the ROC curve, drawn with straight lines, meets FPR = 1 - TPR. The
-      threshold is the one of the set with the smallest gap between both errors, halfway to the next lower score, so
-      that new scores near it may fall to either side.
+    The threshold is the one of the set with the smallest gap between both errors, halfway to the next lower score, so
+    that new scores near it may fall to either side.
     """
     fpr, tpr, thresholds = roc_curve(labels, score, drop_intermediate=False)
     gap = fpr - (1 - tpr)
@@ -134,12 +133,40 @@ def rates_at(
     called = score >= threshold
     rate = lambda rows: float(called[rows].mean()) if rows.any() else None
     tpr, fpr = rate(labels == 1), rate(labels == 0)
-    both = tpr is not None and fpr is not None
     return {
         "tpr": tpr,
         "fpr": fpr,
         "accuracy": float((called == (labels == 1)).mean()),
-        "balanced_accuracy": (tpr + 1 - fpr) / 2 if both else None,
+        "balanced_accuracy": None if tpr is None or fpr is None else (tpr + 1 - fpr) / 2,
+    }
+
+
+def attack_detection(
+    labels: Int[np.ndarray, " n"], score: Float[np.ndarray, " n"], types: Sequence[str], threshold: float
+) -> dict[str, float | str | dict[str, float] | None]:
+    """Errors of presentation attack detection at a threshold from other data than these, after ISO/IEC 30107-3.
+
+    Class 1 is the attack, class 0 the bona fide presentation. `types` are the standard's presentation attack instrument
+    species, here the domains; those of bona fide presentations are ignored.
+
+    Returns:
+      `apcer` of each type (share of its attacks called bona fide), `apcer_max` over types with `worst_type`,
+      `apcer_pooled` over all attacks, `bpcer` (share of bona fide presentations called attacks) and
+      `acer = (apcer_max + bpcer) / 2`, all in [0, 1]; None where a class is absent.
+    """
+    attacks, names = labels == 1, np.asarray(types, dtype=str)
+    missed, alarms = score[attacks] < threshold, score[~attacks] >= threshold
+    per_type = {str(name): float(missed[names[attacks] == name].mean()) for name in np.unique(names[attacks])}
+    worst = max(per_type, key=per_type.__getitem__, default=None)
+    apcer_max = None if worst is None else per_type[worst]
+    bpcer = float(alarms.mean()) if len(alarms) else None
+    return {
+        "apcer": per_type,
+        "apcer_max": apcer_max,
+        "worst_type": worst,
+        "apcer_pooled": float(missed.mean()) if len(missed) else None,
+        "bpcer": bpcer,
+        "acer": None if apcer_max is None or bpcer is None else (apcer_max + bpcer) / 2,
     }
 
 

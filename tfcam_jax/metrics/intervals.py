@@ -47,9 +47,7 @@ def delong_interval(
 def group_numbers(groups: Sequence[str], ids: Sequence[str] | None = None) -> Int[np.ndarray, " n"]:
     """Numbers 0.. of the groups; an image with an empty name is a group of its own.
 
-    Args:
-      groups: of each image.
-      ids: of each image, where one image may stand in several rows; else every row is an image.
+    `ids` name the image of each row, where one image may stand in several; else every row is an image.
     """
     images = range(len(groups)) if ids is None else ids
     names = [f"group {group}" if group else f"image {image}" for group, image in zip(groups, images, strict=True)]
@@ -65,7 +63,9 @@ def group_bootstrap(
     seed: int = 0,
     level: float = 0.95,
 ) -> dict[str, tuple[float, float] | None]:
-    """Percentile intervals from resampling whole groups with replacement.
+    """Percentile intervals of `auroc`, `accuracy` and `balanced_accuracy` from resampling whole groups.
+
+    Groups are drawn with replacement. Over the resamples that hold both classes; None where fewer than half do.
 
     Args:
       labels: 0 or 1.
@@ -75,10 +75,6 @@ def group_bootstrap(
       resamples: how many.
       seed: of the resampling.
       level: of confidence.
-
-    Returns:
-      `auroc`, `accuracy` and `balanced_accuracy`, each `(low, high)`, over the resamples that hold both classes; None
-      where fewer than half do.
     """
     numbers = group_numbers(groups)
     count, of_class = int(numbers.max()) + 1, np.stack([labels == 1, labels != 1], axis=1).astype(np.float64)

@@ -9,8 +9,7 @@ import numpy as np
 from jaxtyping import Int
 
 from ..data.protocol import split_by_domain, split_by_protocol
-from .attack_detection import attack_detection
-from .classification import binary_scores, probability_metrics, ranking_metrics, rates_at
+from .classification import attack_detection, binary_scores, probability_metrics, ranking_metrics, rates_at
 from .intervals import delong_interval, group_bootstrap, group_numbers
 from .scores import Scores, ScoresError
 from .thresholds import choose_thresholds
@@ -21,16 +20,10 @@ SUMMARY = ("auroc", "eer", "accuracy", "balanced_accuracy")
 
 
 def per_protocol_metrics(scores: Scores, thresholds: Thresholds, seed: int = 0) -> dict[str, dict[str, Any]]:
-    """Metrics of every set of one split.
+    """`set_metrics` of every set of one split: `{"sets": {"all", "closed", "open"}, "domains": {domain: ...}}`.
 
-    Args:
-      scores: of one split.
-      thresholds: from validation; may be empty.
-      seed: of the bootstrap.
-
-    Returns:
-      `{"sets": {"all": ..., "closed": ..., "open": ...}, "domains": {domain: ...}}`, see `set_metrics`. For the
-      validation split and for training there is "all" alone, as they have no closed and open set.
+    Validation and training have no closed and open set. `thresholds` come from validation and may be empty; `seed` is
+    the bootstrap's.
     """
     of = lambda rows: set_metrics(scores[rows], thresholds, seed)
     domains = split_by_domain(scores.domains, scores.labels)
@@ -51,14 +44,12 @@ def protocol_sets(scores: Scores) -> dict[str, Int[np.ndarray, " m"]]:
 def set_metrics(scores: Scores, thresholds: Thresholds, seed: int = 0) -> dict[str, Any]:
     """Every metric of one set of images.
 
-    Returns:
-      `images`, `groups`, `classes` (images of each class index), `probability_metrics`, and for two classes `scores`:
-      for the margin and for the older score `ranking_metrics`, the interval of the AUROC after DeLong and from the
-      group bootstrap (with those of accuracy and balanced accuracy, at the threshold of equal errors on validation),
-      and under `at` for each threshold `rates_at` and `attack_detection`. Metrics that need both classes are absent
-      where one is.
+    `images`, `groups`, `classes` (images of each class index), `probability_metrics`, and for two classes `scores`: for
+    the margin and for the older score `ranking_metrics`, the interval of the AUROC after DeLong and from the group
+    bootstrap (with those of accuracy and balanced accuracy, at the threshold of equal errors on validation), and under
+    `at` for each threshold `rates_at` and `attack_detection`. Metrics that need both classes are absent where one is.
     """
-    metrics = {
+    metrics: dict[str, Any] = {
         "images": len(scores),
         "groups": len(np.unique(group_numbers(scores.groups))),
         "classes": np.bincount(scores.labels, minlength=scores.logits.shape[-1]).tolist(),
@@ -108,7 +99,10 @@ def leave_one_domain_out(tables: Sequence[Scores], seed: int = 0) -> dict[str, A
     """
     domains: dict[str, Any] = {}
     for number, table in enumerate(tables, start=1):
-        val, test = (_rows_of(table, split, number) for split in ("val", "test"))
+        val, test = (table[np.flatnonzero(np.asarray(table.splits) == split)] for split in ("val", "test"))
+        for split, part in (("val", val), ("test", test)):
+            if not len(part):
+                raise ScoresError(f"table {number} has no image of split {split}; evaluate that run without --split")
         thresholds = choose_thresholds(val.splits, val.labels, val.logits)
         unseen = {domain for domain in test.domains if domain} - set(test.seen_domains())
         if not unseen:
@@ -123,19 +117,8 @@ def leave_one_domain_out(tables: Sequence[Scores], seed: int = 0) -> dict[str, A
     return {"domains": domains, "mean": over(np.mean) if summaries else {}, "deviation": deviation}
 
 
-def _rows_of(table: Scores, split: str, number: int) -> Scores:
-    rows = np.flatnonzero(np.asarray(table.splits) == split)
-    if not len(rows):
-        raise ScoresError(f"table {number} has no image of split {split}; evaluate that run without --split")
-    return table[rows]
-
-
 def summarize_margin(metrics: Mapping[str, Any]) -> dict[str, float]:
-    """`SUMMARY` of one set, accuracies at validation's equal-error threshold; {} where it or validation lacks a class.
-
-    Args:
-      metrics: of `set_metrics`.
-    """
+    """`SUMMARY` of `set_metrics`, accuracies at validation's equal-error threshold; {} where a class is absent."""
     margin = metrics.get("scores", {}).get("margin", {})
     if "auroc" not in margin or not margin["at"]:
         return {}

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from ..report.page import template
 from .per_protocol import SUMMARY, summarize_margin
 from .tables import columns, decimal, interval, percent, tabulate
 from .thresholds import NAMES
@@ -15,28 +16,32 @@ _MEASURES = {"cc": "CC", "kl": "KL", "nss": "NSS", "iou": "IoU", "energy": "ener
 
 def format_evaluation(evaluation: Mapping[str, Any]) -> str:
     """All tables of `evaluation.evaluate`, with what a reader must know to read them."""
-    names = evaluation["class_names"]
-    sections = [_classification({**evaluation["sets"], **evaluation["domains"]}, names)]
-    if len(names) == 2:
-        sections += [_score(evaluation, score) for score in _SCORE_NAMES]
-    sections += [_agreement(evaluation["map_agreement"]), _faithfulness(evaluation["faithfulness"])]
-    return "\n\n".join(section for section in sections if section)
+    names, origin, agreement = evaluation["class_names"], evaluation["thresholds_from"], evaluation["map_agreement"]
+    shown = {
+        "classification": _classification({**evaluation["sets"], **evaluation["domains"]}, names),
+        "scores": [_score_tables(evaluation, score) for score in _SCORE_NAMES] if len(names) == 2 else [],
+        "origin": origin,
+        "agreement": _agreement(agreement),
+        "gaps": ", ".join(f"{name} {entry['fooling_gap']:.4f}" for name, entry in agreement.items()),
+        "faithfulness": _faithfulness(evaluation["faithfulness"]),
+    }
+    return template("evaluation.txt", "tfcam_jax.metrics").render(shown).rstrip()
 
 
 def _classification(sets: Mapping[str, Any], class_names: Sequence[str]) -> str:
     """What the softmax probabilities say, a row per set."""
     share = {"accuracy": "accuracy", "balanced_accuracy": "balanced", "ece": "ECE", "brier": "Brier"}
+    counts = [column for i, name in enumerate(class_names) for column in columns(str, {f"classes/{i}": name})]
     shown = [
         *columns(str, {"images": "images", "groups": "groups"}),
-        *((name, lambda own, index=index: str(own["classes"][index])) for index, name in enumerate(class_names)),
+        *counts,
         *columns(decimal, {"cross_entropy": "cross-entropy"} | share),
     ]
-    note = "Prediction: the largest logit. ECE: 15 bins. A domain is tested with all images of a class that it lacks."
-    return f"{tabulate('Classification', 'set', sets.items(), shown).text()}\n{note}"
+    return tabulate("Classification", "set", sets.items(), shown).text()
 
 
-def _score(evaluation: Mapping[str, Any], score: str) -> str:
-    """Ranking, thresholds and attack detection of one score."""
+def _score_tables(evaluation: Mapping[str, Any], score: str) -> tuple[str, str, str]:
+    """Ranking, thresholds and attack detection of one score; "" for the last two where there is no threshold."""
     names, origin = evaluation["class_names"], evaluation["thresholds_from"]
     all_sets = {**evaluation["sets"], **evaluation["domains"]}
     sets = {name: own["scores"][score] for name, own in all_sets.items() if "auroc" in own["scores"][score]}
@@ -49,11 +54,10 @@ def _score(evaluation: Mapping[str, Any], score: str) -> str:
         *columns(decimal, {"d_prime": "d'"}),
     ]
     ranking = tabulate(title, "set", sets.items(), shown).text()
-    ranking += "\nEER: of the set's own ROC curve, a threshold that nobody knows beforehand."
     if not evaluation["thresholds"] or not sets:
-        return f"{ranking}\nNo figures at a threshold: validation or the set lacks a class."
+        return ranking, "", ""
     whole = {name: own for name, own in sets.items() if name in evaluation["sets"]}
-    return "\n\n".join([ranking, _at_thresholds(whole, origin), _attack_detection(sets, origin)])
+    return ranking, _at_thresholds(whole, origin), _attack_detection(sets, origin)
 
 
 def _at_thresholds(sets: Mapping[str, Any], origin: str) -> str:
@@ -70,25 +74,18 @@ def _at_thresholds(sets: Mapping[str, Any], origin: str) -> str:
 
 def _attack_detection(sets: Mapping[str, Any], origin: str) -> str:
     title = f"Attack detection (ISO/IEC 30107-3), threshold: {origin} EER; type of an attack: its domain."
-    fixed = {f"fpr_{rate:g}/apcer_max": f"APCER@{100 * rate:g}" for rate in (0.01, 0.05, 0.1)}
-    rates = {"eer/apcer_pooled": "APCER %", "eer/bpcer": "BPCER %", "eer/acer": "ACER %"}
+    fixed = {f"at/fpr_{rate:g}/apcer_max": f"APCER@{100 * rate:g}" for rate in (0.01, 0.05, 0.1)}
+    rates = {"at/eer/apcer_pooled": "APCER %", "at/eer/bpcer": "BPCER %", "at/eer/acer": "ACER %"}
     shown = [
-        *columns(percent, {"eer/apcer_max": "APCER max %"}),
-        *columns(lambda name: name or "-", {"eer/worst_type": "worst type"}),
+        *columns(percent, {"at/eer/apcer_max": "APCER max %"}),
+        *columns(lambda name: name or "-", {"at/eer/worst_type": "worst type"}),
         *columns(percent, rates | fixed),
     ]
-    notes = [
-        "APCER max: worst type; APCER: all attacks; ACER: mean of APCER max and BPCER.",
-        f"APCER@x: of the worst type, at the threshold where BPCER is x % on {origin}; on the set it may differ.",
-    ]
-    items = [(name, own["at"]) for name, own in sets.items()]
-    return "\n".join([tabulate(title, "set", items, shown).text(), *notes])
+    return tabulate(title, "set", sets.items(), shown).text()
 
 
 def _agreement(agreement: Mapping[str, Any]) -> str:
-    """Agreement of T, U and D with the human maps, a row per set, resolution and map, and the fooling gap."""
-    gaps = ", ".join(f"{name} {entry['fooling_gap']:.4f}" for name, entry in agreement.items())
-    gap = f"Fooling gap, mean |N(T) - N(D)|, what of T the decision never sees: {gaps}."
+    """Agreement of T, U and D with the human maps, a row per set, resolution and map; "" without human maps."""
     items = [
         (name, entry[resolution][kind] | {"maps": entry["maps"], "resolution": resolution, "map": kind})
         for name, entry in agreement.items()
@@ -96,11 +93,8 @@ def _agreement(agreement: Mapping[str, Any]) -> str:
         for resolution in ("map", "image")
         for kind in ("T", "U", "D")
     ]
-    if not items:
-        return gap
     shown = columns(str, {name: name for name in ("maps", "resolution", "map")}) + columns(decimal, _MEASURES)
-    note = "Over the images with a human map. KL: smaller is better; all others: larger is better."
-    return "\n".join([tabulate("Agreement with human maps", "set", items, shown).text(), note, gap])
+    return tabulate("Agreement with human maps", "set", items, shown).text() if items else ""
 
 
 def _faithfulness(faithfulness: Mapping[str, Any]) -> str:
@@ -111,22 +105,21 @@ def _faithfulness(faithfulness: Mapping[str, Any]) -> str:
     shown = columns(decimal, {key: key.replace("road", "ROAD").replace("_", " ") for key in keys})
     items = [(name, dict.fromkeys(keys) | faithfulness["maps"][name]) for name in ("T", "|U|", "D", "random")]
     title = f"Faithfulness, {faithfulness['images']} images of {faithfulness['split']}"
-    notes = [
-        "Areas under the true class's probability while pixels are taken away (deletion, ROAD) or put in",
-        "(insertion) in the map's order. Of a faithful map deletion is small, insertion and ROAD gap (least",
-        "relevant first less most relevant first) are large; `random` is the control. Last columns: rank",
-        "correlation with the map of the model whose head or all weights were drawn anew; near 0 is right.",
-    ]
-    return "\n".join([tabulate(title, "map", items, shown).text(), *notes])
+    return tabulate(title, "map", items, shown).text()
 
 
 def format_leave_one_domain_out(study: Mapping[str, Any]) -> str:
     """A row per left-out domain, then mean and deviation."""
-    items = []
-    for name, own in study["domains"].items():
-        summary = summarize_margin(own)
-        margin = own["scores"]["margin"] if summary else {"auroc_delong": None, "bootstrap": {"auroc": None}}
-        items.append((name, {"images": own["images"], **margin, **(summary or dict.fromkeys(SUMMARY))}))
+    absent = {"bootstrap": None, "auroc_delong": None} | dict.fromkeys(SUMMARY)
+    items = [
+        (
+            name,
+            absent
+            | ((own["scores"]["margin"] | summary) if (summary := summarize_margin(own)) else {})
+            | {"images": own["images"]},
+        )
+        for name, own in study["domains"].items()
+    ]
     blank = {"images": "", "auroc_delong": "", "bootstrap": {"auroc": ""}}
     items += [(name, blank | study[name]) for name in ("mean", "deviation") if study[name]]
     bounds = lambda pair: pair if pair == "" else interval(pair)

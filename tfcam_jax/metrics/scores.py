@@ -55,7 +55,7 @@ class Scores:
 
     def __getitem__(self, rows: Int[np.ndarray, " m"]) -> Scores:
         pick = lambda column: column[rows] if isinstance(column, np.ndarray) else tuple(column[row] for row in rows)
-        return Scores(**{field.name: pick(getattr(self, field.name)) for field in dataclasses.fields(self)})
+        return dataclasses.replace(self, **{name: pick(column) for name, column in vars(self).items()})
 
     def seen_domains(self) -> list[str]:
         """The domains of these images that training had images of, sorted."""
@@ -64,25 +64,23 @@ class Scores:
 
 def join_scores(parts: list[Scores]) -> Scores:
     """The rows of several tables below one another."""
-    join = lambda columns: (
-        np.concatenate(columns)
-        if isinstance(columns[0], np.ndarray)
-        else tuple(v for column in columns for v in column)
+    join = lambda columns: np.concatenate(columns) if isinstance(columns[0], np.ndarray) else sum(columns, ())
+    return dataclasses.replace(
+        parts[0], **{name: join([getattr(part, name) for part in parts]) for name in vars(parts[0])}
     )
-    names = [field.name for field in dataclasses.fields(Scores)]
-    return Scores(**{name: join([getattr(part, name) for part in parts]) for name in names})
 
 
 def write_scores(path: Path, scores: Scores, class_names: tuple[str, ...]) -> None:
     """Writes a CSV, whole or not at all (see `run.files.write_bytes`).
 
-    Columns: id, split, label, domain, group, seen (yes or no), a logit_CLASS for each class, p (softmax probability
-    of class 1 for two classes, else of the predicted class), prediction; for two classes also margin (logit of class 1
-    minus that of class 0) and sigmoid_logit_1, the older score. Floats are written so that they read back exactly.
+    Columns: id, split, label, domain, group, seen (yes or no), a logit_CLASS for each class, p (softmax probability of
+    class 1 for two classes, else of the predicted class), prediction; for two classes also those of `binary_scores`.
+    Floats are written so that they read back exactly.
     """
     proba = softmax(np.asarray(scores.logits, np.float64), axis=-1)
     binary = binary_scores(scores.logits) if len(class_names) == 2 else {}
     named = lambda classes: [class_names[index] for index in classes]
+    exact = lambda column: list(map(repr, np.asarray(column, np.float64).tolist()))  # the shortest that reads back
     columns = {
         "id": scores.ids,
         "split": scores.splits,
@@ -90,26 +88,18 @@ def write_scores(path: Path, scores: Scores, class_names: tuple[str, ...]) -> No
         "domain": scores.domains,
         "group": scores.groups,
         "seen": ["yes" if seen else "no" for seen in scores.seen],
-        **{f"logit_{name}": _exact(column) for name, column in zip(class_names, scores.logits.T, strict=True)},
-        "p": _exact(proba[:, 1] if binary else proba.max(-1)),
+        **{f"logit_{name}": exact(column) for name, column in zip(class_names, scores.logits.T, strict=True)},
+        "p": exact(proba[:, 1] if binary else proba.max(-1)),
         "prediction": named(scores.logits.argmax(-1)),
-        **{name: _exact(column) for name, column in binary.items()},
+        **{name: exact(column) for name, column in binary.items()},
     }
     text = io.StringIO(newline="")
     csv.writer(text, lineterminator="\n").writerows([columns, *zip(*columns.values(), strict=True)])
     write_text(path, text.getvalue())
 
 
-def _exact(column: Float[np.ndarray, " n"]) -> list[str]:
-    """Each value as the shortest text that reads back as its float64."""
-    return list(map(repr, np.asarray(column, np.float64).tolist()))
-
-
 def read_scores(path: Path) -> tuple[Scores, tuple[str, ...]]:
-    """Reads what `write_scores` wrote.
-
-    Returns:
-      `(scores, class_names)`.
+    """Reads the scores and the names of the classes from what `write_scores` wrote.
 
     Raises:
       ScoresError: no such file, or not such a table.

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import functools
-import operator
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -41,41 +39,41 @@ class Table(NamedTuple):
         """Title and aligned rows."""
         return "\n".join([self.title, *align([self.header, *self.rows])])
 
+    def markdown(self) -> str:
+        """Title and rows as Markdown."""
+        line = lambda cells: f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |"
+        rule = "| --- |" + " ---: |" * (len(self.header) - 1)
+        return "\n".join([f"### {self.title}", "", line(self.header), rule, *map(line, self.rows)])
+
 
 Cell = Callable[[Any], str]
 
 
 def tabulate(title: str, first: str, items: Iterable[tuple[str, Any]], shown: Iterable[tuple[str, Cell]]) -> Table:
-    """A table with a row for each item.
+    """A table with a row for each pair of a name, which stands below the head `first`, and an item.
 
-    Args:
-      title: above it.
-      first: head of the first column, which holds the items' names.
-      items: name and item.
-      shown: of each further column its head and what it says of an item; heads may repeat.
+    `shown` are the further columns: their head, which may repeat, and what they say of an item.
     """
     heads, cells = zip(*shown, strict=True)
     return Table(title, (first, *heads), [(name, *(cell(item) for cell in cells)) for name, item in items])
 
 
 def columns(cell: Cell, heads: Mapping[str, str]) -> list[tuple[str, Cell]]:
-    """Columns that set what stands in an item in one way.
+    """Columns that bring values of an item to text in one way, their heads by the key of the value.
 
-    Args:
-      cell: from a value to its text.
-      heads: of each column, by the key of its value in the item; slashes lead deeper: `{"auroc/mean": "AUROC"}`.
+    Slashes lead deeper: `{"auroc/mean": "AUROC"}`, `{"interval/0": "low"}`. What is below None is None.
     """
-    value = lambda item, path: functools.reduce(operator.getitem, path.split("/"), item)
-    return [(head, lambda item, path=path: cell(value(item, path))) for path, head in heads.items()]
+    return [(head, lambda item, path=path: cell(_value(item, path))) for path, head in heads.items()]
+
+
+def _value(item: Any, path: str) -> Any:
+    for key in path.split("/"):
+        item = None if item is None else item[int(key) if isinstance(item, list | tuple) else key]
+    return item
 
 
 def align(rows: list[tuple[str, ...]]) -> list[str]:
     """Lines of a table: first column to the left, the others to the right."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return [
-        "  ".join(
-            cell.rjust(width) if i else cell.ljust(width)
-            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ).rstrip()
-        for row in rows
-    ]
+    aligned = lambda cells: (cell.rjust(width) for cell, width in zip(cells, widths[1:], strict=True))
+    return ["  ".join([first.ljust(widths[0]), *aligned(cells)]).rstrip() for first, *cells in rows]

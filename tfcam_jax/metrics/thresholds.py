@@ -23,7 +23,7 @@ class SelectionError(UserError, ValueError):
 def choose_thresholds(
     splits: Sequence[str], labels: Int[np.ndarray, " n"], logits: Float[np.ndarray, "n classes"]
 ) -> dict[str, dict[str, float]]:
-    """Thresholds of both scores at the equal error rate and at fixed false positive rates.
+    """Thresholds of the scores of `binary_scores`, at the equal error rate and at fixed false positive rates.
 
     Args:
       splits: split of each image.
@@ -31,8 +31,7 @@ def choose_thresholds(
       logits: of both classes.
 
     Returns:
-      `{score: {"eer": t, "fpr_0.001": t, ...}}` with the scores of `binary_scores`; empty for other than two classes
-      and where a class is absent.
+      `{score: {"eer": t, "fpr_0.001": t, ...}}`; empty for other than two classes and where a class is absent.
 
     Raises:
       SelectionError: an image is not of the validation split.
@@ -45,9 +44,8 @@ def choose_thresholds(
         )
     if logits.shape[-1] != 2 or len(np.unique(labels)) < 2:
         return {}
-    chosen = {}
-    for name, score in binary_scores(logits).items():
-        chosen[name] = {"eer": equal_error(labels, score)[1]} | {
-            f"fpr_{rate:g}": threshold_at_false_positive_rate(score[labels == 0], rate) for rate in FALSE_POSITIVE_RATES
-        }
-    return chosen
+    return {
+        name: {"eer": equal_error(labels, score)[1]}
+        | {f"fpr_{rate:g}": threshold_at_false_positive_rate(score[labels == 0], rate) for rate in FALSE_POSITIVE_RATES}
+        for name, score in binary_scores(logits).items()
+    }

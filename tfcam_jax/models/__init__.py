@@ -1,16 +1,17 @@
-"""The backbones, by the name that a config gives. All return `ModelOutput`."""
+"""The backbones and their cards, by the name that a config gives. All return `ModelOutput`."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from typing import NamedTuple
 
+from . import densenet, inception, resnet, xception
 from .backbone import Backbone, cam_size
-from .cards import MODEL_CARDS, ModelCard
 from .densenet import DenseNet
 from .head import ModelOutput, PooledLinearHead
 from .inception import InceptionV3
-from .resnet import Bottleneck, ResNet
+from .resnet import ResNet
 from .small_cnn import SmallCNN
 from .xception import Xception
 
@@ -34,7 +35,43 @@ MODELS: dict[str, Callable[..., Backbone]] = {
     "inception_v3": InceptionV3,
     "resnet18": partial(ResNet, depths=(2, 2, 2, 2)),
     "resnet34": partial(ResNet, depths=(3, 4, 6, 3)),
-    "resnet50": partial(ResNet, depths=(3, 4, 6, 3), block_type=Bottleneck),
+    "resnet50": partial(ResNet, depths=(3, 4, 6, 3), bottleneck=True),
     "small_cnn": SmallCNN,
     "xception": Xception,
+}
+
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+HALF = (0.5, 0.5, 0.5)
+
+
+class ModelCard(NamedTuple):
+    """Facts about a backbone.
+
+    Attributes:
+      image_size: side of the images that the weights were trained with, in px; any other size works too.
+      cam_size: side of the CAM at that size.
+      mean: subtracted from RGB images in [0, 1].
+      std: then divided by.
+      repository: Hugging Face Hub repository of the ImageNet weights (`model.safetensors`); None: none are published.
+      torch_names: (pattern, replacement) pairs that turn the names in that file into names here, in order;
+        replacement None leaves a name out. See `weights.py`.
+    """
+
+    image_size: int
+    cam_size: int
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    repository: str | None
+    torch_names: tuple[tuple[str, str | None], ...]
+
+
+# Sizes, means and deviations: torchvision's weight transforms and timm's pretrained_cfg of the named repository.
+MODEL_CARDS: dict[str, ModelCard] = {
+    "densenet121": ModelCard(224, 7, IMAGENET_MEAN, IMAGENET_STD, "timm/densenet121.tv_in1k", densenet.TORCH_NAMES),
+    "inception_v3": ModelCard(299, 8, HALF, HALF, "timm/inception_v3.tv_in1k", inception.TORCH_NAMES),
+    "resnet18": ModelCard(224, 7, IMAGENET_MEAN, IMAGENET_STD, "timm/resnet18.tv_in1k", resnet.TORCH_NAMES),
+    "resnet34": ModelCard(224, 7, IMAGENET_MEAN, IMAGENET_STD, "timm/resnet34.tv_in1k", resnet.TORCH_NAMES),
+    "resnet50": ModelCard(224, 7, IMAGENET_MEAN, IMAGENET_STD, "timm/resnet50.tv_in1k", resnet.TORCH_NAMES),
+    "small_cnn": ModelCard(64, 8, IMAGENET_MEAN, IMAGENET_STD, None, ()),
+    "xception": ModelCard(299, 10, HALF, HALF, "timm/legacy_xception.tf_in1k", xception.TORCH_NAMES),
 }

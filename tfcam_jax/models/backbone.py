@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -16,6 +17,13 @@ from .head import ModelOutput, PooledLinearHead
 from .norm import BatchNorm
 
 he_fan_out = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
+
+
+class Block(nn.Module):
+    """A part of a backbone, made of that backbone's convolutions and norms. Its call takes (x, train, mask)."""
+
+    conv: Callable[..., nn.Module]
+    norm: Callable[..., nn.Module]
 
 
 class Backbone(nn.Module):
@@ -97,18 +105,16 @@ class Backbone(nn.Module):
             frozen=self.freeze_batch_norm,
         )
 
-    def block(self, block_type: type[nn.Module]) -> type[nn.Module]:
-        """The block's class, rematerialised if wanted. Its call takes (x, train, mask)."""
-        return nn.remat(block_type, static_argnums=(2,)) if self.rematerialize else block_type
+    def block(self, block_type: type[Block]) -> Callable[..., Any]:
+        """Constructor of the network's blocks of this type, rematerialised if wanted."""
+        built = nn.remat(block_type, static_argnums=(2,)) if self.rematerialize else block_type
+        return partial(built, conv=self.conv, norm=self.norm)
 
 
 def cam_size(model: Backbone, image_size: int | tuple[int, int]) -> tuple[int, int]:
     """Height and width of the feature map, hence of the CAM, for images of `image_size` px (one side or (H, W)).
 
-    Nothing is computed: only shapes are traced.
-
-    Raises:
-      ConfigError: the images are too small for the model.
+    Only shapes are traced. Raises ConfigError if the images are too small for the model.
     """
     height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
     images = jax.ShapeDtypeStruct((1, height, width, 3), jnp.float32)

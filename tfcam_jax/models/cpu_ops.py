@@ -25,36 +25,24 @@ def conv_general_dilated(
 ) -> Float[Array, "batch h_out w_out features"]:
     """`jax.lax.conv_general_dilated` for NHWC and HWIO, to be handed to `nn.Conv`.
 
-    XLA for CPUs transposes both operands of a convolution's weight gradient in memory. Most convolutions here are
-    1x1, and their weight gradient is a matrix product of the arrays as they lie, if they have two dimensions, not
-    four. Its convolution of each channel by itself is a scalar loop; see `depthwise_conv`.
+    XLA for CPUs transposes both operands of a convolution's weight gradient in memory; for 1x1 kernels, most of those
+    here, that gradient is a product of the arrays as they lie, if they have two dimensions, not four. Its convolution
+    of each channel by itself is a scalar loop; see `depthwise_conv`.
     """
     groups, size = options.get("feature_group_count", 1), kernel.shape[:2]
-    is_padded = not isinstance(padding, str) and any(map(any, padding))
-    if size == (1, 1) and groups == 1 and not is_padded:
-        return _pointwise_conv(x, kernel, strides, options.get("precision"))
-    keeps_size = tuple(strides) == (1, 1) and size[0] % 2 == size[1] % 2 == 1 and _is_same(padding, size)
-    if keeps_size and groups == x.shape[-1] == kernel.shape[-1] and not _is_dilated(options):
+    sides = padding.upper() if isinstance(padding, str) else [tuple(pair) for pair in padding]
+    if size == (1, 1) and groups == 1 and (isinstance(sides, str) or not any(map(any, sides))):
+        x = x[:, :: strides[0], :: strides[1]]
+        # Sizes written out: of an image too small to leave a place, -1 could not be told.
+        places = x.reshape(math.prod(x.shape[:-1]), x.shape[-1])
+        y = jnp.dot(places, kernel[0, 0], precision=options.get("precision"))
+        return y.reshape(*x.shape[:-1], kernel.shape[-1])
+    is_odd = size[0] % 2 == size[1] % 2 == 1
+    keeps_size = is_odd and tuple(strides) == (1, 1) and sides in ("SAME", [(side // 2, side // 2) for side in size])
+    is_dilated = any(set(options.get(key) or (1,)) != {1} for key in ("lhs_dilation", "rhs_dilation"))
+    if keeps_size and groups == x.shape[-1] == kernel.shape[-1] and not is_dilated:
         return depthwise_conv(x, kernel)
     return lax.conv_general_dilated(x, kernel, strides, padding, **options)
-
-
-def _is_same(padding: Any, size: tuple[int, int]) -> bool:
-    """Whether the output has the input's height and width, for an odd kernel at stride 1."""
-    if isinstance(padding, str):
-        return padding.upper() == "SAME"
-    return [tuple(sides) for sides in padding] == [(side // 2, side // 2) for side in size]
-
-
-def _is_dilated(options: dict[str, Any]) -> bool:
-    return any(set(options.get(key) or (1,)) != {1} for key in ("lhs_dilation", "rhs_dilation"))
-
-
-def _pointwise_conv(x: Array, kernel: Array, strides: tuple[int, int], precision: Any) -> Array:
-    x = x[:, :: strides[0], :: strides[1]]
-    # Sizes written out: of an image too small to leave a place, -1 could not be told.
-    y = jnp.dot(x.reshape(math.prod(x.shape[:-1]), x.shape[-1]), kernel[0, 0], precision=precision)
-    return y.reshape(*x.shape[:-1], kernel.shape[-1])
 
 
 @jax.custom_vjp
@@ -68,8 +56,8 @@ def depthwise_conv(
     """
     dtype = jnp.promote_types(x.dtype, jnp.float32)
     rows = kernel.astype(dtype).reshape(-1, 1, 1, 1, kernel.shape[-1])
-    shifts = _shifts(x, kernel.shape)
-    return sum(shifted.astype(dtype) * row for shifted, row in zip(shifts, rows, strict=True)).astype(x.dtype)
+    products = (shifted.astype(dtype) * row for shifted, row in zip(_shifts(x, kernel.shape), rows, strict=True))
+    return sum(products, start=jnp.zeros((), dtype)).astype(x.dtype)
 
 
 @jax.custom_vjp
@@ -116,9 +104,7 @@ def avg_pool_2x2(x: Float[Array, "batch h w channels"]) -> Float[Array, "batch h
 
 def avg_pool_3x3(x: Float[Array, "batch h w channels"]) -> Float[Array, "batch h w channels"]:
     """Mean of 3x3 places at stride 1, zeros around the edge counted in, as PyTorch does by default."""
-    height, width = x.shape[1:3]
-    padded = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
-    return sum(padded[:, i : i + height, j : j + width] for i in range(3) for j in range(3)) / 9
+    return sum(_shifts(x, (3, 3)), start=jnp.zeros((), x.dtype)) / 9
 
 
 def max_pool_3x3(x: Float[Array, "batch h w channels"], padding: int) -> Float[Array, "batch h_out w_out channels"]:
@@ -137,20 +123,13 @@ def _max_pool(x: Array) -> Array:
 
 def _max_and_place(x: Array) -> tuple[Array, Array]:
     """The maximum of each window, and which of its nine places (row-major) holds it first."""
-    best, place = None, None
-    for i, value in enumerate(_window_places(x)):
-        if best is None:
-            best, place = value, jnp.zeros(value.shape, jnp.int8)
-        else:
-            place = jnp.where(value > best, jnp.int8(i), place)
-            best = jnp.maximum(best, value)
-    return best, place
-
-
-def _window_places(x: Array) -> list[Array]:
-    """For each of the nine places of a window, its value in all windows."""
     h, w = (max(size - 1, 0) // 2 for size in x.shape[1:3])
-    return [x[:, i : i + 2 * h : 2, j : j + 2 * w : 2] for i in range(3) for j in range(3)]
+    best, *others = [x[:, i : i + 2 * h : 2, j : j + 2 * w : 2] for i in range(3) for j in range(3)]
+    place = jnp.zeros(best.shape, jnp.int8)
+    for i, value in enumerate(others, start=1):
+        place = jnp.where(value > best, jnp.int8(i), place)
+        best = jnp.maximum(best, value)
+    return best, place
 
 
 def _max_pool_forward(x: Array) -> tuple[Array, tuple[Array, tuple[int, ...]]]:
@@ -169,7 +148,7 @@ def _max_pool_backward(residuals: tuple[Array, tuple[int, ...]], gradient: Array
         rows, columns = (i, height - max(2 * h - 1, 0) - i, 1), (j, width - max(2 * w - 1, 0) - j, 1)
         return lax.pad(taken, zero, ((0, 0, 0), rows, columns, (0, 0, 0)))
 
-    return (sum(share(i, j) for i in range(3) for j in range(3)),)
+    return (sum((share(i, j) for i in range(3) for j in range(3)), start=zero),)
 
 
 _max_pool.defvjp(_max_pool_forward, _max_pool_backward)

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from .backbone import Backbone
+from .backbone import Backbone, Block
 from .cpu_ops import avg_pool_2x2, max_pool_3x3
 
 # Module names in torchvision's state dicts -> names here (see weights.py). Its own files still say norm.1 for norm1.
@@ -20,12 +18,10 @@ TORCH_NAMES = (
 )
 
 
-class DenseLayer(nn.Module):
+class DenseLayer(Block):
     """A 1x1 convolution to `4 * growth` channels and a 3x3 one to `growth`, each after BatchNorm and ReLU."""
 
     growth: int
-    conv: Callable[..., nn.Module]
-    norm: Callable[..., nn.Module]
 
     @nn.compact
     def __call__(self, earlier: tuple[Array, ...], train: bool, mask: Array | None) -> Array:
@@ -37,14 +33,11 @@ class DenseLayer(nn.Module):
         return self.conv(self.growth, (3, 3), padding=1, name="conv2")(x)
 
 
-class Transition(nn.Module):
+class Transition(Block):
     """Halves channels and resolution.
 
     Pools before the 1x1 convolution, which a mean over places commutes with, for a quarter of the work.
     """
-
-    conv: Callable[..., nn.Module]
-    norm: Callable[..., nn.Module]
 
     @nn.compact
     def __call__(self, x: Array, train: bool, mask: Array | None) -> Array:
@@ -74,9 +67,9 @@ class DenseNet(Backbone):
             # but no concatenation.
             channels = tuple(jnp.split(x, [x.shape[-1] // 2], axis=-1))
             for j in range(1, depth + 1):
-                dense_layer = layer(self.growth, self.conv, self.norm, name=f"denseblock{i}_denselayer{j}")
+                dense_layer = layer(growth=self.growth, name=f"denseblock{i}_denselayer{j}")
                 channels += (dense_layer(channels, train, mask),)
             x = jnp.concatenate(channels, axis=-1)
             if i < len(self.depths):
-                x = transition(self.conv, self.norm, name=f"transition{i}")(x, train, mask)
+                x = transition(name=f"transition{i}")(x, train, mask)
         return nn.relu(self.norm(name="norm5")(x, train, mask))

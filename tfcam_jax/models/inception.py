@@ -7,7 +7,6 @@ normalised with 0.5 and 0.5, as its model card says, and is then the same functi
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple
 
@@ -15,7 +14,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from .backbone import Backbone
+from .backbone import Backbone, Block
 from .cpu_ops import avg_pool_3x3, max_pool_3x3
 
 # Module names in torchvision's and timm's state dicts -> names here (see weights.py). The auxiliary head only helps
@@ -27,12 +26,18 @@ TORCH_NAMES = (
 
 
 class Unit(NamedTuple):
-    """One convolution with its BatchNorm and ReLU: padded to keep the size at stride 1, not padded at stride 2."""
+    """One convolution with its BatchNorm and ReLU."""
 
     name: str
     features: int
     size: tuple[int, int]
     stride: int = 1
+    padding: str = "SAME"
+
+
+def _chain(name: str, *layers: tuple) -> list[Unit]:
+    """Units one after the other, numbered from 1."""
+    return [Unit(f"{name}_{i}", *layer) for i, layer in enumerate(layers, start=1)]
 
 
 # A branch is a sequence of units and poolings; a tuple of units is a fork, whose outputs are concatenated.
@@ -43,24 +48,19 @@ def _mixed_35(pool_features: int) -> tuple:
     """Branches of the modules at 35x35 places (InceptionA in torchvision)."""
     return (
         [Unit("branch1x1", 64, (1, 1))],
-        [Unit("branch5x5_1", 48, (1, 1)), Unit("branch5x5_2", 64, (5, 5))],
-        [Unit("branch3x3dbl_1", 64, (1, 1)), Unit("branch3x3dbl_2", 96, (3, 3)), Unit("branch3x3dbl_3", 96, (3, 3))],
+        _chain("branch5x5", (48, (1, 1)), (64, (5, 5))),
+        _chain("branch3x3dbl", (64, (1, 1)), (96, (3, 3)), (96, (3, 3))),
         [avg_pool_3x3, Unit("branch_pool", pool_features, (1, 1))],
     )
 
 
 def _mixed_17(width: int) -> tuple:
     """Branches of the modules at 17x17 places (InceptionC)."""
+    point, row, column = (width, (1, 1)), (width, (1, 7)), (width, (7, 1))
     return (
         [Unit("branch1x1", 192, (1, 1))],
-        [Unit("branch7x7_1", width, (1, 1)), Unit("branch7x7_2", width, (1, 7)), Unit("branch7x7_3", 192, (7, 1))],
-        [
-            Unit("branch7x7dbl_1", width, (1, 1)),
-            Unit("branch7x7dbl_2", width, (7, 1)),
-            Unit("branch7x7dbl_3", width, (1, 7)),
-            Unit("branch7x7dbl_4", width, (7, 1)),
-            Unit("branch7x7dbl_5", 192, (1, 7)),
-        ],
+        _chain("branch7x7", point, row, (192, (7, 1))),
+        _chain("branch7x7dbl", point, column, row, column, (192, (1, 7))),
         [avg_pool_3x3, Unit("branch_pool", 192, (1, 1))],
     )
 
@@ -70,8 +70,7 @@ _MIXED_8 = (
     [Unit("branch1x1", 320, (1, 1))],
     [Unit("branch3x3_1", 384, (1, 1)), (Unit("branch3x3_2a", 384, (1, 3)), Unit("branch3x3_2b", 384, (3, 1)))],
     [
-        Unit("branch3x3dbl_1", 448, (1, 1)),
-        Unit("branch3x3dbl_2", 384, (3, 3)),
+        *_chain("branch3x3dbl", (448, (1, 1)), (384, (3, 3))),
         (Unit("branch3x3dbl_3a", 384, (1, 3)), Unit("branch3x3dbl_3b", 384, (3, 1))),
     ],
     [avg_pool_3x3, Unit("branch_pool", 192, (1, 1))],
@@ -79,21 +78,25 @@ _MIXED_8 = (
 
 # From 35x35 to 17x17 places (InceptionB), and from 17x17 to 8x8 (InceptionD).
 _REDUCE_17 = (
-    [Unit("branch3x3", 384, (3, 3), 2)],
-    [Unit("branch3x3dbl_1", 64, (1, 1)), Unit("branch3x3dbl_2", 96, (3, 3)), Unit("branch3x3dbl_3", 96, (3, 3), 2)],
+    [Unit("branch3x3", 384, (3, 3), 2, "VALID")],
+    _chain("branch3x3dbl", (64, (1, 1)), (96, (3, 3)), (96, (3, 3), 2, "VALID")),
     [_maximum],
 )
 _REDUCE_8 = (
-    [Unit("branch3x3_1", 192, (1, 1)), Unit("branch3x3_2", 320, (3, 3), 2)],
-    [
-        Unit("branch7x7x3_1", 192, (1, 1)),
-        Unit("branch7x7x3_2", 192, (1, 7)),
-        Unit("branch7x7x3_3", 192, (7, 1)),
-        Unit("branch7x7x3_4", 192, (3, 3), 2),
-    ],
+    _chain("branch3x3", (192, (1, 1)), (320, (3, 3), 2, "VALID")),
+    _chain("branch7x7x3", (192, (1, 1)), (192, (1, 7)), (192, (7, 1)), (192, (3, 3), 2, "VALID")),
     [_maximum],
 )
 
+_STEM = (
+    Unit("Conv2d_1a_3x3", 32, (3, 3), 2, "VALID"),
+    Unit("Conv2d_2a_3x3", 32, (3, 3), padding="VALID"),
+    Unit("Conv2d_2b_3x3", 64, (3, 3)),
+    _maximum,
+    Unit("Conv2d_3b_1x1", 80, (1, 1)),
+    Unit("Conv2d_4a_3x3", 192, (3, 3), padding="VALID"),
+    _maximum,
+)
 _MODULES = (
     ("Mixed_5b", _mixed_35(32)),
     ("Mixed_5c", _mixed_35(64)),
@@ -109,28 +112,22 @@ _MODULES = (
 )
 
 
-class ConvNorm(nn.Module):
+class ConvNorm(Block):
     """Convolution, BatchNorm, ReLU."""
 
-    features: int
-    size: tuple[int, int]
-    stride: int
-    padding: str
-    conv: Callable[..., nn.Module]
-    norm: Callable[..., nn.Module]
+    unit: Unit
 
     @nn.compact
     def __call__(self, x: Array, train: bool, mask: Array | None) -> Array:
-        x = self.conv(self.features, self.size, strides=self.stride, padding=self.padding, name="conv")(x)
+        _, features, size, stride, padding = self.unit
+        x = self.conv(features, size, strides=stride, padding=padding, name="conv")(x)
         return nn.relu(self.norm(name="bn")(x, train, mask))
 
 
-class Mixed(nn.Module):
+class Mixed(Block):
     """Parallel branches from one input, concatenated."""
 
     branches: tuple
-    conv: Callable[..., nn.Module]
-    norm: Callable[..., nn.Module]
 
     @nn.compact
     def __call__(self, x: Array, train: bool, mask: Array | None) -> Array:
@@ -139,9 +136,7 @@ class Mixed(nn.Module):
     def _branch(self, branch: tuple, x: Array, train: bool, mask: Array | None) -> Array:
         for step in branch:
             if isinstance(step, Unit):
-                padding = "SAME" if step.stride == 1 else "VALID"
-                unit = ConvNorm(step.features, step.size, step.stride, padding, self.conv, self.norm, name=step.name)
-                x = unit(x, train, mask)
+                x = ConvNorm(unit=step, conv=self.conv, norm=self.norm, name=step.name)(x, train, mask)
             elif isinstance(step, tuple):
                 x = jnp.concatenate([self._branch((unit,), x, train, mask) for unit in step], axis=-1)
             else:
@@ -161,16 +156,8 @@ class InceptionV3(Backbone):
     epsilon: float = 1e-3
 
     def feature_maps(self, x: Array, train: bool, mask: Array | None) -> Array:
-        unit = lambda name, features, size, stride=1, padding="VALID": self.block(ConvNorm)(
-            features, (size, size), stride, padding, self.conv, self.norm, name=name
-        )
-        x = unit("Conv2d_1a_3x3", 32, 3, stride=2)(x, train, mask)
-        x = unit("Conv2d_2a_3x3", 32, 3)(x, train, mask)
-        x = unit("Conv2d_2b_3x3", 64, 3, padding="SAME")(x, train, mask)
-        x = _maximum(x)
-        x = unit("Conv2d_3b_1x1", 80, 1)(x, train, mask)
-        x = unit("Conv2d_4a_3x3", 192, 3)(x, train, mask)
-        x = _maximum(x)
+        for step in _STEM:
+            x = self.block(ConvNorm)(unit=step, name=step.name)(x, train, mask) if isinstance(step, Unit) else step(x)
         for name, branches in self.modules:
-            x = self.block(Mixed)(branches, self.conv, self.norm, name=name)(x, train, mask)
+            x = self.block(Mixed)(branches=branches, name=name)(x, train, mask)
         return x

@@ -17,7 +17,7 @@ class BatchNorm(nn.Module):
     unbiased one. Statistics are float32 whatever the input's dtype; the output has the input's dtype.
 
     Attributes:
-      momentum: share of the old running statistics that is kept at each training step (PyTorch's 1 - momentum).
+      momentum: share of the running statistics that is kept at each training step (PyTorch's 1 - momentum).
       epsilon: added to the variance.
       axis_name: pmap axis that the batch is spread over; None where the input is the whole batch.
       groups: equal parts of the whole batch, of consecutive examples, that are normalised each by its own statistics:
@@ -61,7 +61,7 @@ class BatchNorm(nn.Module):
         return (x.astype(jnp.float32) * per_channel(factor) + per_channel(shift)).astype(x.dtype)
 
     def _batch_statistics(self, x: Array, mask: Array | None) -> tuple[Array, Array, Array]:
-        """Mean and biased variance [groups here, channels] and number of values per channel [groups here, 1]."""
+        """Mean and biased variance [groups here, channels] and number of values [groups here, 1]."""
         groups = self._groups_here()
         if x.shape[0] % groups:
             raise ValueError(f"a batch of {x.shape[0]} examples does not fall into {groups} equal groups")

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import flax.linen as nn
 from jaxtyping import Array
 
-from .backbone import Backbone
+from .backbone import Backbone, Block
 from .cpu_ops import max_pool_3x3
 
 # Module names in torchvision's state dicts -> names here (see weights.py).
@@ -19,67 +17,52 @@ TORCH_NAMES = (
 )
 
 
-class BasicBlock(nn.Module):
-    """Two 3x3 convolutions around a shortcut."""
+class ResidualBlock(Block):
+    """Convolutions, each before BatchNorm, around a shortcut: x itself, or a 1x1 convolution where the shape changes.
 
-    width: int
-    stride: int
-    conv: Callable[..., nn.Module]
-    norm: Callable[..., nn.Module]
+    Attributes:
+      layers: output channels, size and stride of each convolution.
+    """
 
-    @nn.compact
-    def __call__(self, x: Array, train: bool, mask: Array | None) -> Array:
-        y = self.conv(self.width, (3, 3), strides=self.stride, padding=1, name="conv1")(x)
-        y = nn.relu(self.norm(name="bn1")(y, train, mask))
-        y = self.conv(self.width, (3, 3), padding=1, name="conv2")(y)
-        y = self.norm(name="bn2")(y, train, mask)
-        return nn.relu(y + _shortcut(self, x, y.shape, train, mask))
-
-
-class Bottleneck(nn.Module):
-    """1x1, 3x3 and 1x1 convolutions around a shortcut; four times as many channels come out."""
-
-    width: int
-    stride: int
-    conv: Callable[..., nn.Module]
-    norm: Callable[..., nn.Module]
+    layers: tuple[tuple[int, int, int], ...]
 
     @nn.compact
     def __call__(self, x: Array, train: bool, mask: Array | None) -> Array:
-        y = self.conv(self.width, (1, 1), name="conv1")(x)
-        y = nn.relu(self.norm(name="bn1")(y, train, mask))
-        y = self.conv(self.width, (3, 3), strides=self.stride, padding=1, name="conv2")(y)
-        y = nn.relu(self.norm(name="bn2")(y, train, mask))
-        y = self.conv(4 * self.width, (1, 1), name="conv3")(y)
-        y = self.norm(name="bn3")(y, train, mask)
-        return nn.relu(y + _shortcut(self, x, y.shape, train, mask))
-
-
-def _shortcut(block: BasicBlock | Bottleneck, x: Array, shape: tuple[int, ...], train: bool, mask: Array | None):
-    """x itself, or where the shape changes, a 1x1 convolution of it."""
-    if x.shape == shape:
-        return x
-    x = block.conv(shape[-1], (1, 1), strides=block.stride, name="downsample_conv")(x)
-    return block.norm(name="downsample_bn")(x, train, mask)
+        y = x
+        for i, (features, size, stride) in enumerate(self.layers, start=1):
+            y = y if i == 1 else nn.relu(y)
+            y = self.conv(features, (size, size), strides=stride, padding=size // 2, name=f"conv{i}")(y)
+            y = self.norm(name=f"bn{i}")(y, train, mask)
+        if x.shape != y.shape:
+            stride = max(stride for *_, stride in self.layers)
+            x = self.conv(y.shape[-1], (1, 1), strides=stride, name="downsample_conv")(x)
+            x = self.norm(name="downsample_bn")(x, train, mask)
+        return nn.relu(y + x)
 
 
 class ResNet(Backbone):
-    """A 7x7 stem, then `depths[i]` blocks of `64 * 2**i` channels (times four in a `Bottleneck`).
+    """A 7x7 stem, then `depths[i]` blocks of two 3x3 convolutions with `64 * 2**i` channels.
 
     The CAM has a 32nd of the input's resolution, rounded up: 7x7 at 224 px.
+
+    Attributes:
+      bottleneck: of three convolutions instead: 1x1, 3x3, and 1x1 to four times as many channels.
     """
 
     depths: tuple[int, ...] = (2, 2, 2, 2)
-    block_type: type[nn.Module] = BasicBlock
+    bottleneck: bool = False
 
     def feature_maps(self, x: Array, train: bool, mask: Array | None) -> Array:
         x = self.conv(64, (7, 7), strides=2, padding=3, name="conv1")(x)
         x = nn.relu(self.norm(name="bn1")(x, train, mask))
         x = max_pool_3x3(x, padding=1)
-        block = self.block(self.block_type)
+        block = self.block(ResidualBlock)
         for stage, depth in enumerate(self.depths):
+            width = 64 * 2**stage
             for i in range(depth):
                 stride = 2 if stage > 0 and i == 0 else 1
-                name = f"layer{stage + 1}_{i}"
-                x = block(64 * 2**stage, stride, self.conv, self.norm, name=name)(x, train, mask)
+                basic = (width, 3, stride), (width, 3, 1)
+                bottleneck = (width, 1, 1), (width, 3, stride), (4 * width, 1, 1)
+                layers = bottleneck if self.bottleneck else basic
+                x = block(layers=layers, name=f"layer{stage + 1}_{i}")(x, train, mask)
         return x

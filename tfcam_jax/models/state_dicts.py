@@ -6,6 +6,7 @@ their storages and `OrderedDict`. Anything else in the file is refused, and noth
 
 from __future__ import annotations
 
+import functools
 import io
 import math
 import pickle
@@ -45,9 +46,8 @@ class StateDictError(UserError, ValueError):
 
 
 class _Storage(NamedTuple):
-    type_name: str
+    dtype: np.dtype
     key: str
-    count: int
 
 
 class _Tensor(NamedTuple):
@@ -86,23 +86,21 @@ def _read_safetensors(path: Path) -> dict[str, np.ndarray]:
 
 
 def _read_torch(path: Path) -> dict[str, np.ndarray]:
+    if zipfile.is_zipfile(path):
+        return _read_zip(path)
     with path.open("rb") as file:
-        if zipfile.is_zipfile(file):
-            return _read_zip(path, file)
-        file.seek(0)
-        start = file.read(4)
-        file.seek(0)
-        if start == b"PK\x03\x04":
+        start = file.peek(4)
+        if start.startswith(b"PK\x03\x04"):
             raise StateDictError(f"{path} is truncated: the zip archive has no directory at its end; get it again")
-        if start[:1] != b"\x80":
+        if not start.startswith(b"\x80"):
             raise StateDictError(f"{path} is neither a .safetensors file nor one that torch.save wrote")
         return _read_legacy(path, file)
 
 
-def _read_zip(path: Path, file: io.BufferedReader) -> dict[str, np.ndarray]:
+def _read_zip(path: Path) -> dict[str, np.ndarray]:
     """The format since PyTorch 1.6: a stored zip with `data.pkl` and one member for each storage."""
     try:
-        with zipfile.ZipFile(file) as archive:
+        with zipfile.ZipFile(path) as archive:
             pickles = [name for name in archive.namelist() if name.endswith("/data.pkl")]
             if len(pickles) != 1:
                 raise StateDictError(f"{path} is a zip archive, but not one that torch.save wrote")
@@ -112,9 +110,8 @@ def _read_zip(path: Path, file: io.BufferedReader) -> dict[str, np.ndarray]:
             # A compressed member could unpack to any size; torch.save never compresses.
             if any(member.compress_type != zipfile.ZIP_STORED for member in archive.infolist()):
                 raise StateDictError(f"{path} has compressed members, which torch.save never writes")
-            content = _unpickle(path, io.BytesIO(archive.read(pickles[0])))
-            read = lambda storage: archive.read(f"{folder}data/{storage.key}")
-            return _arrays(path, content, read)
+            tensors = _tensors(path, _unpickle(path, io.BytesIO(archive.read(pickles[0]))))
+            return _arrays(path, tensors, lambda key: archive.read(f"{folder}data/{key}"))
     except (zipfile.BadZipFile, EOFError, KeyError) as error:
         raise StateDictError(f"{path} is damaged ({error}); get it again") from error
 
@@ -126,7 +123,8 @@ def _read_legacy(path: Path, file: io.BufferedReader) -> dict[str, np.ndarray]:
     _protocol, system, content, keys = (_unpickle(path, file) for _ in range(4))
     if not isinstance(system, dict) or not system.get("little_endian", True) or not isinstance(keys, list):
         raise StateDictError(f"{path} was written on a big-endian machine, or is damaged")
-    sizes = {tensor.storage.key: _dtype(tensor.storage).itemsize for tensor in _tensors(path, content).values()}
+    tensors = _tensors(path, content)
+    sizes = {tensor.storage.key: tensor.storage.dtype.itemsize for tensor in tensors.values()}
     storages = {}
     for key in map(str, keys):
         header = file.read(8)
@@ -137,7 +135,7 @@ def _read_legacy(path: Path, file: io.BufferedReader) -> dict[str, np.ndarray]:
         storages[key] = data
     if missing := sizes.keys() - storages.keys():
         raise StateDictError(f"{path} is damaged: the storages {sorted(missing)} are missing; get it again")
-    return _arrays(path, content, lambda storage: storages[storage.key])
+    return _arrays(path, tensors, storages.__getitem__)
 
 
 class _Unpickler(pickle.Unpickler):
@@ -159,13 +157,13 @@ class _Unpickler(pickle.Unpickler):
         return known[module, name]
 
     def persistent_load(self, pid: tuple) -> _Storage:
-        _kind, type_name, key, _device, count, *_view = pid
-        return _Storage(str(type_name), str(key), int(count))
+        _kind, type_name, key, _device, _count, *_view = pid
+        return _Storage(np.dtype(_DTYPES[type_name]), str(key))
 
     # Bound methods, since a pickle can set attributes of the objects it names, and of these it cannot.
     def _rebuild_tensor(self, storage: _Storage, offset: int, shape: tuple, strides: tuple, *_unused: Any) -> _Tensor:
-        if len(shape) != len(strides):
-            raise ValueError(f"shape {shape} and strides {strides} differ in length")
+        if not isinstance(storage, _Storage) or len(shape) != len(strides):
+            raise ValueError(f"a tensor of shape {shape} and strides {strides} in {storage}")
         return _Tensor(storage, int(offset), tuple(map(int, shape)), tuple(map(int, strides)))
 
     def _rebuild_parameter(self, tensor: _Tensor, *_unused: Any) -> _Tensor:
@@ -192,29 +190,20 @@ def _tensors(path: Path, content: Any) -> dict[str, _Tensor]:
     if not isinstance(content, Mapping) or not content:
         raise StateDictError(f"{path} holds no state dict but {type(content).__name__}")
     for name, tensor in content.items():
-        if not isinstance(name, str) or not isinstance(tensor, _Tensor) or not isinstance(tensor.storage, _Storage):
+        if not isinstance(name, str) or not isinstance(tensor, _Tensor):
             raise StateDictError(f"{path} holds no state dict: {name!r} is {type(tensor).__name__}, not a tensor")
-        if tensor.storage.type_name not in _DTYPES:
-            raise StateDictError(f"{path}: {name!r} has the unknown type {tensor.storage.type_name}")
     return dict(content)
 
 
-def _dtype(storage: _Storage) -> np.dtype:
-    return np.dtype(_DTYPES[storage.type_name])
-
-
-def _arrays(path: Path, content: Any, read: Callable[[_Storage], bytes]) -> dict[str, np.ndarray]:
+def _arrays(path: Path, tensors: Mapping[str, _Tensor], read: Callable[[str], bytes]) -> dict[str, np.ndarray]:
     """Copies each tensor out of its storage, after a check that it lies within."""
-    arrays, storages = {}, {}
-    for name, (storage, offset, shape, strides) in _tensors(path, content).items():
-        dtype = _dtype(storage)
-        if storage.key not in storages:
-            storages[storage.key] = read(storage)
-        data = storages[storage.key]
-        values = np.frombuffer(data, dtype, count=len(data) // dtype.itemsize)
+    arrays, read = {}, functools.cache(read)
+    for name, (storage, offset, shape, strides) in tensors.items():
+        data, itemsize = read(storage.key), storage.dtype.itemsize
+        values = np.frombuffer(data, storage.dtype, count=len(data) // itemsize)
         last = offset + sum((n - 1) * stride for n, stride in zip(shape, strides, strict=True))
         if min(offset, *shape, *strides, 0) < 0 or math.prod(shape) > values.size or last >= values.size:
             raise StateDictError(f"{path} is damaged: {name!r} of shape {shape} reaches outside its storage")
-        steps = tuple(stride * dtype.itemsize for stride in strides)
+        steps = [stride * itemsize for stride in strides]
         arrays[name] = np.lib.stride_tricks.as_strided(values[offset:], shape, steps).copy()
     return arrays

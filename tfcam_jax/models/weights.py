@@ -1,4 +1,4 @@
-"""Pretrained weights: found, converted from PyTorch's names and layout, checked against a model, and cached.
+"""Pretrained weights: found, converted from PyTorch's names and layout, and checked against a model.
 
 PyTorch is not needed. Names are converted by the `torch_names` of the model's card, arrays by their rank: the kernels
 of convolutions go from [out, in, h, w] to [h, w, in, out], those of linear layers from [out, in] to [in, out].
@@ -6,10 +6,8 @@ of convolutions go from [out, in, h, w] to [h, w, in, out], those of linear laye
 
 from __future__ import annotations
 
-import hashlib
 import os
 import re
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -18,7 +16,6 @@ import huggingface_hub
 import huggingface_hub.errors
 import jax.numpy as jnp
 import numpy as np
-import orbax.checkpoint as ocp
 from absl import logging
 from flax import traverse_util
 
@@ -28,15 +25,12 @@ from .state_dicts import read_state_dict
 
 FILE_SUFFIXES = (".safetensors", ".pth", ".pt", ".bin")
 IMAGENET = "imagenet"
+_HUB_FILE = "model.safetensors"
 
 # Leaf names of PyTorch's modules that are the same for every rank -> collection and name here.
 _LEAVES = {"bias": ("params", "bias"), "running_mean": ("batch_stats", "mean"), "running_var": ("batch_stats", "var")}
 # A weight's rank -> its name here, and the order of PyTorch's axes here.
 _WEIGHTS = {1: ("scale", (0,)), 2: ("kernel", (1, 0)), 4: ("kernel", (2, 3, 1, 0))}
-# Part of the cache's keys: to be raised when the conversion or a network's names change.
-_CONVERSION = 1
-# In a folder of the cache: an Orbax checkpoint, and a digest of its files.
-_VARIABLES, _DIGEST = "variables", "sha256"
 
 
 class WeightsError(UserError, ValueError):
@@ -44,24 +38,18 @@ class WeightsError(UserError, ValueError):
 
 
 def load_pretrained(
-    name: str,
-    source: str | Path,
-    variables: Mapping[str, Any],
-    *,
-    keep_head: bool = False,
-    cache_dir: str | Path | None = None,
+    name: str, source: str | Path, variables: Mapping[str, Any], *, keep_head: bool = False
 ) -> dict[str, Any]:
     """The model's variables with pretrained weights in place of their values.
 
     Args:
       name: the backbone, a key of `MODELS`.
       source: "imagenet" for the weights that the model's card names; a file (.safetensors, or .pth from `torch.save`);
-        or a repository "owner/name" of the Hugging Face Hub that holds `model.safetensors`.
+        or a repository "owner/name" of the Hugging Face Hub that holds `model.safetensors`. One that was downloaded by
+        hand is looked for first, in `tfcam_jax/owner/name` of `$XDG_CACHE_HOME` or `~/.cache`.
       variables: what `model.init` gave: `params` and `batch_stats`. Not changed.
       keep_head: take the file's head too; it must have as many classes as the model. Otherwise the head stays as
         `variables` has it, and the file's is not used.
-      cache_dir: where converted checkpoints are kept, and where weights that were downloaded by hand are looked for
-        first; None: `tfcam_jax` in `$XDG_CACHE_HOME` or `~/.cache`.
 
     Returns:
       New variables of the same tree, shapes and float32.
@@ -74,19 +62,15 @@ def load_pretrained(
     """
     if name not in MODEL_CARDS:
         raise WeightsError(f"there is no model {name!r}; models are {', '.join(MODEL_CARDS)}")
-    cache_dir = Path(cache_dir) if cache_dir is not None else default_cache_dir()
-    file = find_weights(MODEL_CARDS[name], source, cache_dir)
-    converted = _convert_once(name, file, cache_dir)
+    file = find_weights(MODEL_CARDS[name], source)
+    converted = convert(read_state_dict(file), MODEL_CARDS[name].torch_names)
     merged = merge(converted, variables, keep_head=keep_head, origin=str(file))
-    logging.info("%s: loaded %d arrays of %s, %s head", name, len(converted), file, "its" if keep_head else "a new")
+    count = len(traverse_util.flatten_dict(converted))
+    logging.info("%s: loaded %d arrays of %s, %s head", name, count, file, "its" if keep_head else "a new")
     return merged
 
 
-def default_cache_dir() -> Path:
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "tfcam_jax"
-
-
-def find_weights(card: ModelCard, source: str | Path, cache_dir: Path) -> Path:
+def find_weights(card: ModelCard, source: str | Path) -> Path:
     """The local file that `source` means (see `load_pretrained`), downloaded if need be."""
     if Path(source).suffix in FILE_SUFFIXES or Path(source).is_file():
         if not Path(source).is_file():
@@ -95,16 +79,17 @@ def find_weights(card: ModelCard, source: str | Path, cache_dir: Path) -> Path:
     repository = card.repository if source == IMAGENET else str(source)
     if repository is None:
         raise WeightsError("no ImageNet weights are published for this model; train it from scratch or give a file")
-    placed = cache_dir / repository / card.file
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    placed = cache / "tfcam_jax" / repository / _HUB_FILE
     if placed.is_file():
         return placed
     try:
-        return Path(huggingface_hub.hf_hub_download(repository, card.file))
+        return Path(huggingface_hub.hf_hub_download(repository, _HUB_FILE))
     # The hub's errors are of both kinds: no connection, no such repository or file, not a repository's name.
     except (OSError, ValueError, huggingface_hub.errors.EntryNotFoundError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise WeightsError(
-            f"could not get {card.file} of {repository} from the Hugging Face Hub ({reason}). Download it where there "
+            f"could not get {_HUB_FILE} of {repository} from the Hugging Face Hub ({reason}). Download it where there "
             f"is a connection and place it at {placed}, or give the path of a .safetensors or .pth file instead of "
             f"{str(source)!r}"
         ) from error
@@ -156,11 +141,11 @@ def rename(key: str, torch_names: tuple[tuple[str, str | None], ...]) -> str | N
 def merge(
     converted: Mapping[str, Any], variables: Mapping[str, Any], *, keep_head: bool = False, origin: str = "the file"
 ) -> dict[str, Any]:
-    """`variables` with the values of `converted`, which must have the same names and shapes.
+    """A model's `variables` with the values of `converted` (see `convert`), which must have the same names and shapes.
 
     Args:
-      converted: what `convert` gives.
-      variables: `params` and `batch_stats` of a model.
+      converted: `params` and `batch_stats`.
+      variables: the same of a model.
       keep_head: take the head of `converted` too; otherwise `variables` keeps its own.
       origin: what the message calls the weights.
 
@@ -168,59 +153,16 @@ def merge(
       WeightsError: names or shapes differ; the message lists every one, with both shapes.
     """
     new, old = traverse_util.flatten_dict(dict(converted)), traverse_util.flatten_dict(dict(variables))
-    head = lambda path: path[1] == "head" and not keep_head
-    new = {path: array for path, array in new.items() if not head(path)}
-    problems = []
-    for path in sorted({path for path in old if not head(path)} | set(new)):
-        ours = old[path].shape if path in old else "missing"
-        theirs = new[path].shape if path in new else "missing"
-        if ours != theirs:
-            problems.append(f"{'/'.join(path)}: {theirs} in the weights, {ours} in the model")
+    taken = lambda arrays: {path: array for path, array in arrays.items() if keep_head or path[1] != "head"}
+    theirs, ours = ({path: np.shape(array) for path, array in taken(arrays).items()} for arrays in (new, old))
+    problems = [
+        f"{'/'.join(path)}: {theirs.get(path, 'missing')} in the weights, {ours.get(path, 'missing')} in the model"
+        for path in sorted(theirs.keys() | ours.keys())
+        if theirs.get(path) != ours.get(path)
+    ]
     if problems:
         raise WeightsError(
             f"{origin} does not fit the model, {len(problems)} arrays differ:\n  " + "\n  ".join(problems)
         )
-    merged = {path: jnp.asarray(new.get(path, value)) for path, value in old.items()}
-    return traverse_util.unflatten_dict(merged)
-
-
-def _convert_once(name: str, file: Path, cache_dir: Path) -> dict[str, Any]:
-    """The converted file, from the cache if the same bytes were converted before."""
-    with file.open("rb") as opened:
-        content = hashlib.file_digest(opened, "sha256").hexdigest()
-    cached = cache_dir.absolute() / "converted" / f"{name}-{content[:32]}-{_CONVERSION}"
-    if (cached / _DIGEST).is_file():
-        # Orbax restores overwritten bytes without a word, so the files are compared with what was written.
-        if (cached / _DIGEST).read_text() == _digest(cached / _VARIABLES):
-            with ocp.StandardCheckpointer() as checkpointer:
-                return checkpointer.restore(cached / _VARIABLES)
-        logging.warning("cached weights %s are damaged; %s is converted again", cached, file)
-    converted = convert(read_state_dict(file), MODEL_CARDS[name].torch_names)
-    _save(converted, cached)
-    return converted
-
-
-def _save(converted: dict[str, Any], cached: Path) -> None:
-    """Writes beside `cached` and renames, so that a process that dies here leaves no half checkpoint under its name."""
-    unfinished = cached.with_name(f"{cached.name}.{os.getpid()}")
-    with ocp.StandardCheckpointer() as checkpointer:
-        checkpointer.save(unfinished / _VARIABLES, converted, force=True)
-    (unfinished / _DIGEST).write_text(_digest(unfinished / _VARIABLES))
-    if cached.exists():
-        shutil.rmtree(cached)
-    try:
-        unfinished.rename(cached)
-    except OSError:
-        # Another process that loads the same weights was faster.
-        if not cached.is_dir():
-            raise
-        shutil.rmtree(unfinished)
-
-
-def _digest(folder: Path) -> str:
-    """SHA-256 over the names and contents of all files in a folder."""
-    digest = hashlib.sha256()
-    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
-        digest.update(str(path.relative_to(folder)).encode())
-        digest.update(path.read_bytes())
-    return digest.hexdigest()
+    merged = old | taken(new)
+    return traverse_util.unflatten_dict({path: jnp.asarray(merged[path]) for path in old})

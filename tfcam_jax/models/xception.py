@@ -10,7 +10,7 @@ from collections.abc import Callable
 import flax.linen as nn
 from jaxtyping import Array
 
-from .backbone import Backbone
+from .backbone import Backbone, Block
 from .cpu_ops import max_pool_3x3
 
 # Module names in timm's state dict -> names here (see weights.py). There a block is a sequence that counts its ReLUs,
@@ -44,7 +44,7 @@ class SeparableConv(nn.Module):
         return self.conv(self.features, (1, 1), name="pointwise")(x)
 
 
-class Block(nn.Module):
+class SeparableBlock(Block):
     """Separable convolutions, each after ReLU and before BatchNorm, around a shortcut.
 
     Attributes:
@@ -56,8 +56,6 @@ class Block(nn.Module):
     widths: tuple[int, ...]
     stride: int
     starts_with_relu: bool
-    conv: Callable[..., nn.Module]
-    norm: Callable[..., nn.Module]
 
     @nn.compact
     def __call__(self, x: Array, train: bool, mask: Array | None) -> Array:
@@ -88,9 +86,9 @@ class Xception(Backbone):
         x = nn.relu(self.norm(name="bn1")(x, train, mask))
         x = self.conv(64, (3, 3), name="conv2")(x)
         x = nn.relu(self.norm(name="bn2")(x, train, mask))
-        block = self.block(Block)
+        block = self.block(SeparableBlock)
         for i, widths in enumerate(self.widths, start=1):
             stride = 2 if widths[-1] != x.shape[-1] else 1
-            x = block(widths, stride, i > 1, self.conv, self.norm, name=f"block{i}")(x, train, mask)
+            x = block(widths=widths, stride=stride, starts_with_relu=i > 1, name=f"block{i}")(x, train, mask)
         x = nn.relu(self.norm(name="bn3")(SeparableConv(1536, self.conv, name="conv3")(x), train, mask))
         return nn.relu(self.norm(name="bn4")(SeparableConv(2048, self.conv, name="conv4")(x), train, mask))

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined, Template
+from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined, Template, select_autoescape
 from markupsafe import Markup
 
 
@@ -15,7 +15,7 @@ def template(name: str, package: str = "tfcam_jax.report") -> Template:
     """A page of the templates of a package, which may extend and include those of this one."""
     environment = Environment(
         loader=ChoiceLoader([PackageLoader(package), PackageLoader("tfcam_jax.report")]),
-        autoescape=True,
+        autoescape=select_autoescape(),
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
@@ -29,14 +29,14 @@ def write_page(path: Path, about: dict[str, Any], summary: dict[str, Any], chunk
     Args:
       path: of the HTML file.
       about: title, run, strategy, model, epoch, class_names, images, image_size.
-      summary: of `explanation.summarize`.
+      summary: of `summary.summarize`.
       chunks: JSON files with `entries` and `pictures`.
     """
     stream = template("report.html").stream(
         about=about,
         data=embed({"about": about, "summary": summary}),
-        entries=(embed(chunk["entries"]) for chunk in _read(chunks)),
-        pictures=(embed(chunk["pictures"]) for chunk in _read(chunks)),
+        entries=(embed(chunk["entries"]) for chunk in read_chunks(chunks)),
+        pictures=(embed(chunk["pictures"]) for chunk in read_chunks(chunks)),
     )
     with path.open("w", encoding="utf-8") as file:
         file.writelines(stream)
@@ -48,6 +48,7 @@ def embed(value: Any) -> Markup:
     return Markup(text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026"))
 
 
-def _read(chunks: list[Path]) -> Iterator[dict[str, Any]]:
+def read_chunks(chunks: list[Path]) -> Iterator[dict[str, Any]]:
+    """What the chunks of `explanation.explain` hold, one after the other."""
     for path in chunks:
         yield json.loads(path.read_text(encoding="utf-8"))

@@ -43,22 +43,19 @@ def sheet(
     top = [("input", _picture(image, side)), ("human map", _human(human, side))]
     own = lambda values: colorize(enlarge(values, side), float(values.min()), float(values.max()))
     top += [(f"{name}, own scale", _picture(own(values), side)) for name, values in maps.items()]
-    bottom = [("", None), ("", None)] + [
-        (f"{name}, shared scale", _picture(colorize(enlarge(values, side), -reach, reach), side))
-        for name, values in maps.items()
-    ]
+    shared = lambda values: colorize(enlarge(values, side), -reach, reach)
+    bottom = [(f"{name}, shared scale", _picture(shared(values), side)) for name, values in maps.items()]
     cell, height = side + _MARGIN, side + _TITLE
     page = Image.new("RGB", (len(top) * cell + _MARGIN, 2 * height + _TITLE + _MARGIN), "white")
     draw, font = ImageDraw.Draw(page), ImageFont.load_default(12)
     draw.text((_MARGIN, 4), caption, fill="black", font=font)
     for number, note in enumerate(notes):
         draw.text((_MARGIN, _TITLE * (2 + number) + height), note, fill="black", font=font)
-    for row, cells in enumerate((top, bottom)):
-        for column, (title, picture) in enumerate(cells):
-            x, y = _MARGIN + column * cell, _TITLE + row * height
+    for y, first, cells in ((_TITLE, 0, top), (_TITLE + height, 2, bottom)):
+        for column, (title, picture) in enumerate(cells, start=first):
+            x = _MARGIN + column * cell
             draw.text((x, y + 3), title, fill="dimgray", font=font)
-            if picture is not None:
-                page.paste(picture, (x, y + _TITLE))
+            page.paste(picture, (x, y + _TITLE))
     return page
 
 
@@ -91,11 +88,10 @@ def crop(
     image: UInt8[np.ndarray, "H W channels"], box: tuple[int, int, int, int], places: tuple[int, int]
 ) -> np.ndarray:
     """The pixels of a box of places, with half a place around it as far as the image reaches."""
-    scale = np.array([image.shape[0] / places[0], image.shape[1] / places[1]] * 2)
-    top, left, bottom, right = (np.array(box) + np.array([-0.5, -0.5, 0.5, 0.5])) * scale
-    rows = slice(max(int(top), 0), min(int(np.ceil(bottom)), image.shape[0]))
-    columns = slice(max(int(left), 0), min(int(np.ceil(right)), image.shape[1]))
-    return image[rows, columns]
+    scale = np.divide(image.shape[:2], places)
+    top, left = np.maximum((np.array(box[:2]) - 0.5) * scale, 0).astype(int)
+    bottom, right = np.ceil((np.array(box[2:]) + 0.5) * scale).astype(int)
+    return image[top:bottom, left:right]
 
 
 def pack_maps(maps: Float[np.ndarray, "m h w"]) -> tuple[str, float]:

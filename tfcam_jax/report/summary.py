@@ -1,4 +1,4 @@
-"""Metrics of one explained image, and what many of them come to."""
+"""Metrics of one explained image, with the regions that carried its margin, and what many images come to."""
 
 from __future__ import annotations
 
@@ -6,17 +6,71 @@ import heapq
 import itertools
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
+from jaxtyping import Bool, Float
+from scipy import ndimage
 from scipy.special import softmax
 
 from ..data.source import Records
 from ..steps import EvalOutput
 from .map_grid import Panel, Row, draw_panels
-from .regions import is_cosmetic, margin_regions
+from .page import read_chunks
 
+# A region is where |D| is at least this share of its largest value in the image.
+REGION_THRESHOLD = 0.5
+# A true-class map looks right from this correlation with the human map on; the difference does not below half of it.
+LOOKS_RIGHT = 0.5
 TOP_REGIONS = 48
+
+
+class Region(NamedTuple):
+    """Connected places of one sign that carry much of a margin.
+
+    Attributes:
+      contribution: what the region adds to the margin; negative where it speaks for the false class.
+      places: how many.
+      box: first row, first column, one past the last row, one past the last column, in places.
+    """
+
+    contribution: float
+    places: int
+    box: tuple[int, int, int, int]
+
+
+def margin_regions(
+    difference: Float[np.ndarray, "h w"], threshold: float = REGION_THRESHOLD
+) -> tuple[list[Region], float]:
+    """Splits the mean of D of one image into the regions that carry it, and the rest.
+
+    Regions are the 4-connected components of equal sign where |D| reaches `threshold`, in (0, 1], of its largest value;
+    the largest contribution (in magnitude) first. `sum(contributions) + rest == mean(D)`, and for the margin of
+    `cams.decompose_margin` the bias difference comes on top. A D that is zero everywhere has no region.
+    """
+    values = np.asarray(difference, np.float64)
+    strong = np.abs(values) >= threshold * np.abs(values).max()
+    strong &= values != 0
+    regions = []
+    for sign in (values > 0, values < 0):
+        components = np.zeros(values.shape, int)
+        ndimage.label(strong & sign, output=components)
+        for number, (rows, columns) in enumerate(ndimage.find_objects(components), start=1):
+            member = components == number
+            box = (rows.start, columns.start, rows.stop, columns.stop)
+            regions.append(Region(float(values[member].sum() / values.size), int(member.sum()), box))
+    regions.sort(key=lambda region: -abs(region.contribution))
+    return regions, float(values[~strong].sum() / values.size)
+
+
+def is_cosmetic(
+    true_agreement: Float[np.ndarray, " n"], difference_agreement: Float[np.ndarray, " n"]
+) -> Bool[np.ndarray, " n"]:
+    """True where T looks right (correlation with the human map at least 0.5) while D, which alone decides, does not.
+
+    D looks wrong below 0.25.
+    """
+    return (true_agreement >= LOOKS_RIGHT) & (difference_agreement < LOOKS_RIGHT / 2)
 
 
 def describe_image(
@@ -90,11 +144,6 @@ def add_maps(sums: dict[str, Any], entry: dict[str, Any], one: EvalOutput) -> No
             into["disagreement"] = (np.asarray(into["disagreement"]) + normalized - one.saliency).tolist()
 
 
-def read_chunk(path: Path) -> dict[str, Any]:
-    """What `_chunk` left."""
-    return json.loads(path.read_text(encoding="utf-8"))
-
-
 def summarize(chunks: list[Path], class_names: tuple[str, ...]) -> dict[str, Any]:
     """Figures over all images, from the chunks' files one after the other.
 
@@ -106,8 +155,7 @@ def summarize(chunks: list[Path], class_names: tuple[str, ...]) -> dict[str, Any
     sums: dict[str, Any] = {}
     totals: dict[str, list[float]] = {}
     regions: list[dict[str, Any]] = []
-    for path in chunks:
-        chunk = read_chunk(path)
+    for chunk in read_chunks(chunks):
         for key, part in chunk["sums"].items():
             into = sums.setdefault(key, {"images": 0, "maps": 0, "difference": 0.0, "disagreement": 0.0})
             for name, value in part.items():
@@ -135,9 +183,7 @@ def summarize(chunks: list[Path], class_names: tuple[str, ...]) -> dict[str, Any
         "maps": means["all images"]["maps"],
         "accuracy": mean("right"),
         "mean_margin": mean("margin"),
-        "true_agreement": mean("true_agreement"),
-        "difference_agreement": mean("difference_agreement"),
-        "fooling_gap": mean("fooling_gap"),
+        **{name: mean(name) for name in ("true_agreement", "difference_agreement", "fooling_gap")},
         "cosmetic": int(totals["cosmetic"][0]),
     }
     return {"figures": figures, "mean_maps": means, "regions": regions}
@@ -151,11 +197,8 @@ def _order(key: str, class_names: tuple[str, ...]) -> tuple[int, str]:
 def draw_mean_maps(summary: dict[str, Any], path: Path) -> None:
     rows = []
     for key, part in summary["mean_maps"].items():
-        disagreement = part["disagreement"]
-        panels = [
-            Panel("mean D", np.asarray(part["difference"])),
-            Panel("N(D) - human map", None if disagreement is None else np.asarray(disagreement)),
-        ]
+        disagreement = None if part["disagreement"] is None else np.asarray(part["disagreement"])
+        panels = [Panel("mean D", np.asarray(part["difference"])), Panel("N(D) - human map", disagreement)]
         rows.append(Row(f"{key}\n{part['images']} images", panels))
     draw_panels(rows, path, title="Where the margin comes from, each panel on its own scale")
 
@@ -166,7 +209,7 @@ def write_figures(path: Path, about: dict[str, Any], summary: dict[str, Any], ch
     with path.open("w", encoding="utf-8") as file:
         head = json.dumps({"about": about, "summary": {**summary, "regions": regions}}, indent=1)
         file.write(head.removesuffix("\n}") + ',\n "images": [')
-        entries = (entry for chunk in chunks for entry in read_chunk(chunk)["entries"])
+        entries = (entry for chunk in read_chunks(chunks) for entry in chunk["entries"])
         for number, entry in enumerate(entries):
             file.write(("," if number else "") + "\n  " + json.dumps(entry))
         file.write("\n ]\n}\n")

@@ -7,9 +7,10 @@ checkpoints.damaged/        what was found damaged when the run was continued
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ import orbax.checkpoint as ocp
 from absl import logging
 from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, LatestN
 
-from ..devices.distributed import wait_for_all
+from ..devices.distributed import is_first, wait_for_all
 from ..errors import UserError
 from .fingerprints import checksum_json, describe_leaves, fingerprint_tree
 
@@ -34,8 +35,17 @@ class CheckpointError(UserError, RuntimeError):
     """A checkpoint that is absent, damaged or can't be written."""
 
 
-class CheckpointVersionError(CheckpointError):
+class CheckpointVersionError(UserError, RuntimeError):
     """A sound checkpoint of another version of this project, or of another model than the one asked for."""
+
+
+def tell_version(place: Path, number: Any) -> str:
+    """What to say of a folder whose format's number is not `FORMAT`."""
+    age = "an older" if isinstance(number, int) and number < FORMAT else "a newer"
+    return (
+        f"{place} was written by {age} version of this project (format {number}; this one reads {FORMAT}). Use that "
+        "version, whose commit stands in run.json, or train again in another --workdir."
+    )
 
 
 class Checkpoints:
@@ -43,6 +53,9 @@ class Checkpoints:
 
     Saving returns before the files are written; leaving the context waits for them. A checkpoint that is not complete
     does not count, and an older one goes only once its successor is complete.
+
+    Whatever is read is proved to be what was written. Reading raises CheckpointError of a damaged checkpoint and
+    CheckpointVersionError of one of another version or model.
 
     Args:
       workdir: folder of the run.
@@ -52,19 +65,14 @@ class Checkpoints:
     def __init__(self, workdir: Path, read_only: bool = False):
         self.folder = workdir.resolve() / "checkpoints"
         if any((self.folder / name).is_dir() for name in ("latest", "best")):
-            raise CheckpointVersionError(
-                f"{self.folder} was written by an older version of this project (format 1; this one reads {FORMAT}). "
-                "Use that version, whose commit stands in run.json, or train again in another --workdir."
-            )
-        if not read_only and jax.process_index() == 0:
-            for unfinished in list(self.folder.glob("*.orbax-checkpoint-tmp*")):  # what a kill left
-                shutil.rmtree(unfinished)
+            raise CheckpointVersionError(tell_version(self.folder, 1))
         self._scores: dict[int, float] = {}
-        self._read_only = read_only
+        self._writes = not read_only and is_first()
+        self._remove("*.orbax-checkpoint-tmp*")  # what a kill left
         options = ocp.CheckpointManagerOptions(
             create=not read_only,  # Orbax's own `read_only` warns of itself, and leaves out no more than this
             todelete_subdir=None if read_only else _DELETED,
-            preservation_policy=AnyPreservationPolicy([LatestN(_KEPT), _Best(self._scores)]),
+            preservation_policy=AnyPreservationPolicy([LatestN(_KEPT), _KeepBest(self._scores)]),
         )
         self._manager = ocp.CheckpointManager(self.folder, options=options)
 
@@ -75,28 +83,24 @@ class Checkpoints:
         try:
             self.wait()
         except CheckpointError:
-            if kind is None:
+            if kind is None:  # else the error under way is the first cause; Orbax has logged this one
                 raise
-            # The error under way is the first cause; Orbax has logged this one.
         finally:
             self._close()
 
-    def _remove_old(self, last: bool = False) -> None:
-        """Removes what Orbax has put aside as old; `last`: nothing will follow."""
-        old = self.folder / _DELETED
-        if jax.process_index() == 0 and old.is_dir():
-            for path in list(old.iterdir()):
-                shutil.rmtree(path)
-            if last:
-                old.rmdir()
-
     def _close(self) -> None:
         try:
-            if not self._read_only:
-                self._remove_old(last=True)
+            self._remove(f"{_DELETED}/*")
+            if self._writes and (self.folder / _DELETED).is_dir():
+                (self.folder / _DELETED).rmdir()
             self._manager.close()
         except Exception as error:  # as in `wait`, which has told it
             logging.warning("closing %s: %s", self.folder, error)
+
+    def _remove(self, pattern: str) -> None:
+        """Removes folders, in the one process that does."""
+        for path in list(self.folder.glob(pattern)) if self._writes else ():
+            shutil.rmtree(path)
 
     def steps(self) -> list[int]:
         """Steps of the complete checkpoints, in order."""
@@ -107,18 +111,18 @@ class Checkpoints:
         return self.folder / str(step)
 
     def save(self, step: int, state: Any, record: dict[str, Any], score: float | None = None) -> None:
-        """Starts to save; takes the state's copy off the device and leaves the rest to a thread.
+        """Starts to save: takes the state, a pytree of arrays, off the device and leaves the rest to a thread.
 
         Args:
           step: names the checkpoint.
-          state: pytree of arrays.
+          state: what is saved.
           record: JSON-able.
           score: of the validation, larger is better; None for a checkpoint that was not validated.
 
         Raises:
           CheckpointError: there is one of this step or a later one already, or the one before could not be written.
         """
-        self._remove_old()
+        self._remove(f"{_DELETED}/*")
         prints = fingerprint_tree(state)
         leaves = {name: [*what, prints[name]] for name, what in describe_leaves(state).items()}
         record = {**record, "format": FORMAT, "step": step, "score": score, "leaves": leaves}
@@ -154,24 +158,24 @@ class Checkpoints:
         self._manager.delete(step)
 
     def record(self, step: int) -> dict[str, Any]:
-        """The record of a checkpoint.
-
-        Raises:
-          CheckpointError: it is damaged.
-          CheckpointVersionError: it is of another version.
-        """
-        return self._verified(step, self._restore(step, "record", record=ocp.args.JsonRestore()).record)
+        """The record of a checkpoint."""
+        record = self._restore(step, "record", record=ocp.args.JsonRestore()).record
+        if not isinstance(record, dict) or not {"crc32", "format"} <= record.keys():
+            raise self._damaged(step, "record", "keys are missing")
+        if checksum_json({key: value for key, value in record.items() if key != "crc32"}) != record["crc32"]:
+            raise self._damaged(step, "record", "its checksum is wrong")
+        if record["format"] != FORMAT:
+            raise CheckpointVersionError(tell_version(self.path(step), record["format"]))
+        if record["step"] != step:
+            raise self._damaged(step, "record", f"it is of step {record['step']}")
+        return record
 
     def restore(self, step: int, like: Any) -> tuple[Any, dict[str, Any]]:
-        """A checkpoint's state and record, both proved to be what was written.
+        """A checkpoint's state and record.
 
         Args:
           step: which.
           like: a state of the same tree, shapes, dtypes and the shardings wanted; abstract arrays will do.
-
-        Raises:
-          CheckpointError: it is damaged.
-          CheckpointVersionError: it is of another version or model.
         """
         record = self.record(step)
         wanted, stored = describe_leaves(like), {name: what[:2] for name, what in record["leaves"].items()}
@@ -194,37 +198,25 @@ class Checkpoints:
 
         Damaged ones are moved to `checkpoints.damaged`, with a warning: training writes their steps anew. All that are
         kept are read once, so that a damaged best one is known now.
-
-        Raises:
-          CheckpointVersionError: it is of another version or model.
         """
         found, faults = None, {}
         for step in reversed(self.steps()):
             try:
-                restored = self.restore(step, like)
-            except CheckpointVersionError:
-                raise
+                state, record = self.restore(step, like)
             except CheckpointError as error:
                 faults[step] = error
                 continue
-            found = found or (step, *restored)
-            if restored[1]["score"] is not None:
-                self._scores[step] = restored[1]["score"]
-        for step, error in faults.items():
-            self._warn(step, error, None if found is None else found[0])
-        self._set_aside(list(faults))
-        return found and found[1:]
+            found = found or (state, record)
+            if record["score"] is not None:
+                self._scores[step] = record["score"]
+        if faults:
+            self._set_aside(faults, found and found[1]["step"])
+        return found
 
     def best(self) -> int | None:
-        """The step of the best checkpoint by validation, the later of two equal ones; None if none was validated.
-
-        Raises:
-          CheckpointError: the record of a checkpoint is damaged.
-          CheckpointVersionError: one is of another version.
-        """
-        scores = {step: self.record(step)["score"] for step in self.steps()}
-        validated = [step for step, score in scores.items() if score is not None]
-        return max(validated, key=lambda step: (scores[step], step)) if validated else None
+        """The step of the best checkpoint by validation, the later of two equal ones; None if none was validated."""
+        best = _best(map(self.record, self.steps()))
+        return None if best is None else best["step"]
 
     def restore_best(self, like: Callable[[dict[str, Any]], Any]) -> tuple[Any, dict[str, Any]] | None:
         """The best checkpoint by validation; None if none was validated.
@@ -234,14 +226,11 @@ class Checkpoints:
 
         Raises:
           CheckpointError: it is damaged; the message says which sound one is left.
-          CheckpointVersionError: it is of another version or model.
         """
         self.wait()
         try:
             step = self.best()
             return None if step is None else self.restore(step, like(self.record(step)))
-        except CheckpointVersionError:
-            raise
         except CheckpointError as error:
             if not all(self.path(step).is_dir() for step in self.steps()):
                 self._manager.reload()  # a training that goes on beside has put a newer one in its place
@@ -250,19 +239,16 @@ class Checkpoints:
 
     def _remedy(self, like: Callable[[dict[str, Any]], Any]) -> str:
         """What to do about a damaged best checkpoint."""
-        sound = {}
+        sound: list[dict[str, Any]] = []
         for step in self.steps():
-            try:
-                sound[step] = self.restore(step, like(self.record(step)))[1]
-            except CheckpointError:
-                continue
-        validated = [step for step, record in sound.items() if record["score"] is not None]
-        if not validated:
+            with contextlib.suppress(CheckpointError):
+                sound.append(self.restore(step, like(self.record(step)))[1])
+        best = _best(sound)
+        if best is None:
             return "No other validated checkpoint is sound: restore the folder from a copy, or train again."
-        best = max(validated, key=lambda step: (sound[step]["score"], step))
         return (
             "Restore the folder from a copy, or continue the training with launch/train.py, which sets damaged ones "
-            f"aside: the best sound one is of step {best} (epoch {sound[best]['epoch']})."
+            f"aside: the best sound one is of step {best['step']} (epoch {best['epoch']})."
         )
 
     def _restore(self, step: int, part: str, **arguments: Any) -> Any:
@@ -271,51 +257,28 @@ class Checkpoints:
         except Exception as error:  # Orbax raises what TensorStore, JSON or the file system raised
             raise self._damaged(step, part, f"{type(error).__name__}: {_first_line(error)}") from error
 
-    def _verified(self, step: int, record: Any) -> dict[str, Any]:
-        if not isinstance(record, dict) or "crc32" not in record or "format" not in record:
-            raise self._damaged(step, "record", "keys are missing")
-        if checksum_json({key: value for key, value in record.items() if key != "crc32"}) != record["crc32"]:
-            raise self._damaged(step, "record", "its checksum is wrong")
-        if record["format"] != FORMAT:
-            age = "a newer" if record["format"] > FORMAT else "an older"
-            raise CheckpointVersionError(
-                f"{self.path(step)} was written by {age} version of this project (format {record['format']}; this one "
-                f"reads {FORMAT}). Use the version whose commit stands in run.json."
-            )
-        if record["step"] != step:
-            raise self._damaged(step, "record", f"it is of step {record['step']}")
-        return record
-
     def _damaged(self, step: int, part: str, reason: str) -> CheckpointError:
         return CheckpointError(f"{self.path(step) / part} is damaged: {reason}.")
 
-    def _warn(self, step: int, error: CheckpointError, restored: int | None) -> None:
-        if restored is None:
-            outcome = "No sound one is left: training starts from its beginning"
-        elif restored < step:
-            outcome = f"Training continues from the checkpoint of step {restored} and comes to the same result"
-        else:
-            outcome = "If it was the best one, the next best takes its place"
-        logging.warning("%s %s. The folder was moved to %s.", error, outcome, self._aside)
-
-    @property
-    def _aside(self) -> Path:
-        return self.folder.with_name("checkpoints.damaged")
-
-    def _set_aside(self, steps: Sequence[int]) -> None:
-        if not steps:
-            return
-        if jax.process_index() == 0:
-            self._aside.mkdir(exist_ok=True)
-            for step in steps:
-                taken = [path.name for path in self._aside.iterdir()]
-                number = sum(name.split(".")[0] == str(step) for name in taken)
-                shutil.move(self.path(step), self._aside / f"{step}.{number}")
+    def _set_aside(self, faults: dict[int, CheckpointError], restored: int | None) -> None:
+        aside = self.folder.with_name("checkpoints.damaged")
+        for step, error in faults.items():
+            if restored is None:
+                outcome = "No sound one is left: training starts from its beginning"
+            elif restored < step:
+                outcome = f"Training continues from the checkpoint of step {restored} and comes to the same result"
+            else:
+                outcome = "If it was the best one, the next best takes its place"
+            logging.warning("%s %s. The folder was moved to %s.", error, outcome, aside)
+            if is_first():
+                aside.mkdir(exist_ok=True)
+                number = len(list(aside.glob(f"{step}.*")))
+                shutil.move(self.path(step), aside / f"{step}.{number}")
         wait_for_all("set damaged checkpoints aside")
         self._manager.reload()
 
 
-class _Best:
+class _KeepBest:
     """Preservation policy: the best two by score, the later of two equal ones."""
 
     def __init__(self, scores: dict[int, float]):
@@ -326,6 +289,12 @@ class _Best:
         validated = [info.step for info in checkpoints if info.step in self._scores]
         best = sorted(validated, key=lambda step: (self._scores[step], step))[-_KEPT:]
         return [info.step in best for info in checkpoints]
+
+
+def _best(records: Iterable[dict[str, Any]]) -> dict[str, Any] | None:
+    """The record of the largest score, the later of two equal ones; None if none has one."""
+    validated = [record for record in records if record["score"] is not None]
+    return max(validated, key=lambda record: (record["score"], record["step"]), default=None)
 
 
 def _first_line(error: Exception) -> str:

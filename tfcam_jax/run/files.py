@@ -15,7 +15,7 @@ class WorkdirError(UserError, RuntimeError):
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Writes JSON so that a reader sees the old file or the new one, never half of one."""
+    """`write_bytes` of indented JSON."""
     write_text(path, json.dumps(value, indent=2) + "\n")
 
 
@@ -27,8 +27,7 @@ def write_text(path: Path, text: str) -> None:
 def write_bytes(path: Path, content: bytes) -> None:
     """Writes so that a reader sees the old file or the new one, never half of one, even after a power cut.
 
-    Raises:
-      WorkdirError: the disk is full, or the like.
+    Raises WorkdirError if the disk is full, or the like.
     """
     partial = path.with_name(f".{path.name}.{os.getpid()}")
     try:
@@ -39,17 +38,11 @@ def write_bytes(path: Path, content: bytes) -> None:
         partial.replace(path)
     except OSError as error:
         partial.unlink(missing_ok=True)
-        raise WorkdirError(
-            f"{path} can't be written: {error.strerror}. The file of before, if any, is left."
-        ) from error
+        raise WorkdirError(f"{path} can't be written: {error.strerror}. The old file, if any, is left.") from error
 
 
 def read_json(path: Path, remedy: str = "train again in another --workdir") -> dict[str, Any]:
-    """Reads a JSON object.
-
-    Raises:
-      WorkdirError: it is damaged; the message says to restore it, or else the remedy.
-    """
+    """Reads a JSON object. Raises WorkdirError if it is damaged, which says to restore it, or else the remedy."""
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
         if not isinstance(value, dict):

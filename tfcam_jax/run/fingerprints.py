@@ -38,9 +38,7 @@ def _words(array: Array) -> Array:
     return jax.lax.bitcast_convert_type(array, jnp.dtype(f"uint{8 * size}")).astype(jnp.uint32)
 
 
-@jax.jit
-def _fingerprint_leaves(leaves: list[Array]) -> list[Array]:
-    return [fingerprint_array(leaf) for leaf in leaves]
+_fingerprint_leaves = jax.jit(lambda leaves: [fingerprint_array(leaf) for leaf in leaves])
 
 
 def describe_leaves(tree: Any) -> dict[str, list[Any]]:
@@ -50,11 +48,7 @@ def describe_leaves(tree: Any) -> dict[str, list[Any]]:
 
 
 def fingerprint_tree(tree: Any) -> dict[str, int]:
-    """Path of each leaf to its `fingerprint_array`, in one compiled program; waits for it.
-
-    Args:
-      tree: arrays of any sharding, of which every process has its part.
-    """
+    """Path of each leaf, an array of any sharding, to its `fingerprint_array`; in one program, which is waited for."""
     values = jax.device_get(_fingerprint_leaves(jax.tree.leaves(tree)))
     return {name: int(value) for name, value in zip(describe_leaves(tree), values, strict=True)}
 

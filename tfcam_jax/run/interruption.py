@@ -8,7 +8,7 @@ import sys
 import threading
 from collections.abc import Iterable, Iterator
 from types import FrameType
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import jax
 from jax.experimental import multihost_utils
@@ -38,9 +38,8 @@ class StoppedError(UserError):
 class Interruption:
     """Catches the first signal while it is a context manager; in the main thread only, elsewhere it does nothing.
 
-    A signal that the process ignores stays ignored.
-
-    Under jax.distributed, whose own service catches SIGTERM, all processes agree on the step to stop after.
+    A signal that the process ignores stays ignored. Under jax.distributed, whose own service catches SIGTERM, all
+    processes agree on the step to stop after.
 
     Args:
       grace_seconds: after so long the process ends, saved or not, also where a step or a disk hangs.
@@ -49,7 +48,7 @@ class Interruption:
     def __init__(self, grace_seconds: float):
         self._grace_seconds = grace_seconds
         self._signal: signal.Signals | None = None
-        self._before: dict[signal.Signals, object] = {}
+        self._before: dict[signal.Signals, Any] = {}
         self._timer: threading.Timer | None = None
 
     def __enter__(self) -> Interruption:
@@ -84,19 +83,20 @@ class Interruption:
 
     def stopped(self, outcome: str) -> StoppedError:
         """The error to leave with; `outcome` says where the run stands."""
+        assert self._signal is not None, "nobody asked to stop"
         return StoppedError(f"stopped by {self._signal.name}: {outcome}", _BASE + self._signal)
 
     def _catch(self, number: int, frame: FrameType | None) -> None:
-        self._signal = signal.Signals(number)
+        self._signal = caught = signal.Signals(number)
         for other in self._before:
             signal.signal(other, signal.SIG_DFL)  # a second one ends the process, also out of compiled code
-        self._timer = threading.Timer(self._grace_seconds, self._give_up)
+        self._timer = threading.Timer(self._grace_seconds, self._give_up, [caught])
         self._timer.daemon = True
         self._timer.start()
         # Not by `print`: the signal may have come in the middle of one.
-        os.write(2, f"\n{self._signal.name}: finishing the step and saving; once more ends at once\n".encode())
+        os.write(2, f"\n{caught.name}: finishing the step and saving; once more ends at once\n".encode())
 
-    def _give_up(self) -> None:
+    def _give_up(self, caught: signal.Signals) -> None:
         os.write(2, f"error: nothing more was saved within {self._grace_seconds:g} s of the signal\n".encode())
         sys.stderr.flush()
-        os._exit(_BASE + self._signal)
+        os._exit(_BASE + caught)

@@ -48,8 +48,7 @@ class MetricWindow:
     def add(self, metrics: StepMetrics, rows: np.ndarray) -> None:
         """Takes a step's metrics, still being computed, and the rows of its examples (-1: padding).
 
-        Raises:
-          NonFiniteError: an earlier step had a NaN. Steps that are slow are looked at every two seconds.
+        Raises NonFiniteError if an earlier step had a NaN; slow steps are looked at every two seconds.
         """
         self._metrics.append(metrics)
         self._rows.append(rows)
@@ -61,7 +60,8 @@ class MetricWindow:
         if count > self._sound:
             self._metrics[self._sound : count] = jax.device_get(self._metrics[self._sound : count])
         for i in range(self._sound, count):
-            check_finite(self._metrics[i], self._last_step - len(self) + 1 + i, self._named(self._rows[i]))
+            images = [self._ids[int(row)] for row in self._rows[i] if row >= 0]
+            check_finite(self._metrics[i], self._last_step - len(self) + 1 + i, images)
         self._sound = max(count, self._sound)
         self._looked = time.monotonic()
 
@@ -77,16 +77,9 @@ class MetricWindow:
         self._metrics, self._rows, self._sound = [], [], 0
         return scalars
 
-    def _named(self, rows: np.ndarray) -> list[str]:
-        return [self._ids[row] for row in rows if row >= 0]
-
 
 def check_finite(metrics: StepMetrics, step: int, images: Sequence[str]) -> None:
-    """Looks for the first term that is NaN or infinite.
-
-    Raises:
-      NonFiniteError: with the step, the term, its images and what to try.
-    """
+    """Raises NonFiniteError of the first term that is NaN or infinite: step, term, images and what to try."""
     values = {f"term {name!r} of the loss": total.sum for name, total in metrics.terms.items()}
     values["norm of the gradient"] = metrics.grad_norm
     for name, value in values.items():

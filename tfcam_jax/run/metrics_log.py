@@ -10,9 +10,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from google.protobuf import message_factory
+
 # Of TensorBoard the formats alone: what else it has would look for TensorFlow.
-from tensorboard.compat.proto.event_pb2 import Event, SessionLog
-from tensorboard.compat.proto.summary_pb2 import Summary
+from tensorboard.compat.proto import event_pb2
 from tensorboard.summary.writer.record_writer import RecordWriter
 
 from ..devices.distributed import is_first
@@ -22,6 +23,8 @@ from ..errors import UserError
 Position = dict[str, int]
 
 START: Position = {"bytes": 0, "crc32": 0}
+
+_Event = message_factory.GetMessageClass(event_pb2.DESCRIPTOR.message_types_by_name["Event"])
 
 
 class MetricsError(UserError, RuntimeError):
@@ -52,14 +55,13 @@ class MetricWriter:
         events = workdir / "tensorboard" / f"events.out.tfevents.{time.time_ns()}.{os.getpid()}"
         events.parent.mkdir(exist_ok=True)
         self._events = RecordWriter(self._told(lambda: events.open("wb")))
-        self._add(Event(file_version="brain.Event:2"))
-        self._add(Event(step=step + 1, session_log=SessionLog(status=SessionLog.START)))
+        self._add(file_version="brain.Event:2")
+        self._add(step=step + 1, session_log={"status": "START"})
 
     def write(self, step: int, scalars: dict[str, float | int | None]) -> None:
         """Writes one line; a None (a figure that does not exist) is `null` there and left out of TensorBoard.
 
-        Raises:
-          MetricsError: the disk is full, or the like.
+        Raises MetricsError if the disk is full, or the like.
         """
         line = (json.dumps({"step": step, **scalars}) + "\n").encode()
         self._told(lambda: _write_all(self._lines, line))
@@ -69,8 +71,7 @@ class MetricWriter:
         }
         for name, value in scalars.items():
             if value is not None:
-                summary = Summary(value=[Summary.Value(tag=name, simple_value=value)])
-                self._add(Event(step=step, summary=summary))
+                self._add(step=step, summary={"value": [{"tag": name, "simple_value": value}]})
 
     def sync(self) -> Position:
         """Waits until all is on the disk, and says where the lines end: a checkpoint saved now counts on them."""
@@ -86,13 +87,12 @@ class MetricWriter:
         try:
             self._told(self._events.close)
         except MetricsError:
-            if kind is None:
+            if kind is None:  # else the error under way is the first cause
                 raise
-            # The error under way is the first cause.
 
-    def _add(self, event: Event) -> None:
-        event.wall_time = time.time()
-        self._told(lambda: self._events.write(event.SerializeToString()))
+    def _add(self, **fields: Any) -> None:
+        event = _Event(wall_time=time.time(), **fields).SerializeToString()
+        self._told(lambda: self._events.write(event))
 
     def _told(self, call: Callable[[], Any]) -> Any:
         try:
@@ -104,29 +104,25 @@ class MetricWriter:
             ) from error
 
 
-class SilentWriter:
-    """Takes what a `MetricWriter` takes, and leaves it: for the processes of a run that are not the first."""
+class _SilentWriter(MetricWriter):
+    """For the processes of a run that are not the first: takes the same, and writes nothing."""
 
     def __init__(self, position: Position):
         self._position = position
 
     def write(self, step: int, scalars: dict[str, float | int | None]) -> None:
-        """Writes nothing."""
+        pass
 
     def sync(self) -> Position:
-        """Where the first process's lines ended when the run was started; only its own position is stored."""
-        return dict(self._position)
-
-    def __enter__(self) -> SilentWriter:
-        return self
+        return dict(self._position)  # when the run was started; only the first process's is stored
 
     def __exit__(self, *exception: object) -> None:
         pass
 
 
-def open_writer(workdir: Path, position: Position = START, step: int = 0) -> MetricWriter | SilentWriter:
-    """The writer of this process: one that writes in the first, a silent one in all others."""
-    return MetricWriter(workdir, position, step) if is_first() else SilentWriter(position)
+def open_writer(workdir: Path, position: Position, step: int) -> MetricWriter:
+    """The writer of this process, as `MetricWriter`; one that writes nothing in all but a run's first process."""
+    return MetricWriter(workdir, position, step) if is_first() else _SilentWriter(position)
 
 
 def _write_all(file: Any, data: bytes) -> None:
@@ -135,8 +131,6 @@ def _write_all(file: Any, data: bytes) -> None:
 
 
 def _check_lines(path: Path, position: Position) -> None:
-    if position["bytes"] == 0:
-        return
     found = path.read_bytes()[: position["bytes"]] if path.exists() else b""
     if len(found) < position["bytes"] or zlib.crc32(found) != position["crc32"]:
         state = "is missing" if not path.exists() else "was cut or changed"

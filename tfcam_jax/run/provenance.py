@@ -58,11 +58,10 @@ def _cpu_info(key: str) -> str:
 
 
 def _version(package: str) -> str | None:
-    """Version of an installed package; None where it runs without being installed."""
     try:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
-        return None
+        return None  # it runs without being installed
 
 
 def _commit() -> str | None:

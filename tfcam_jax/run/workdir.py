@@ -25,7 +25,7 @@ from filelock import FileLock, Timeout
 from flax import traverse_util
 
 from ..devices.distributed import is_first, wait_for_all
-from .checkpoints import FORMAT
+from .checkpoints import FORMAT, tell_version
 from .files import WorkdirError, read_json, write_json, write_text
 from .provenance import collect_provenance
 
@@ -70,10 +70,10 @@ def _check_contents(workdir: Path, config: Mapping[str, Any]) -> bool:
                 f"{workdir} exists and is not a run of this project: it has no config.json. Choose another --workdir."
             )
         return False
-    differences = [line for key, line in config_differences(read_json(path), config) if not is_indifferent(key)]
+    differences = "\n".join(config_differences(read_json(path), config).values())
     if differences:
         raise WorkdirError(
-            f"{workdir} holds a run with another config ({path}):\n" + "\n".join(differences) + "\n"
+            f"{workdir} holds a run with another config ({path}):\n{differences}\n"
             "Choose another --workdir, or repeat that run's settings to continue it."
         )
     _check_format(workdir)
@@ -84,11 +84,7 @@ def _check_format(workdir: Path) -> None:
     path = workdir / "run.json"
     found = _read_run(path).get("format", 1) if path.exists() else FORMAT
     if found != FORMAT:
-        age = "a newer" if not isinstance(found, int) or found > FORMAT else "an older"
-        raise WorkdirError(
-            f"{workdir} was written by {age} version of this project (format {found} in {path}; this one reads "
-            f"{FORMAT}). Use the version whose commit stands there, or train again in another --workdir."
-        )
+        raise WorkdirError(tell_version(workdir, found))
 
 
 @contextlib.contextmanager
@@ -111,20 +107,18 @@ def _locked(workdir: Path) -> Iterator[None]:
         yield
 
 
-def is_indifferent(key: str) -> bool:
-    """Whether a config key, dots between its parts, can't change what comes out of a run."""
-    return key in INDIFFERENT
+def config_differences(stored: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str, str]:
+    """The keys, dots between their parts, that two configs have otherwise and that can change what comes out of a run.
 
-
-def config_differences(stored: Mapping[str, Any], config: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """Each key that two configs have otherwise, and a line that tells it: `stored` is "there", `config` asked for."""
+    Each with a line that tells it: `stored` is "there", `config` asked for.
+    """
     there, wanted = (traverse_util.flatten_dict(dict(tree), sep=".") for tree in (stored, config))
     absent = "(absent)"
-    return [
-        (key, f"  {key}: {there.get(key, absent)!r} there, {wanted.get(key, absent)!r} asked for")
-        for key in sorted(there.keys() | wanted.keys())
+    return {
+        key: f"  {key}: {there.get(key, absent)!r} there, {wanted.get(key, absent)!r} asked for"
+        for key in sorted((there.keys() | wanted.keys()).difference(INDIFFERENT))
         if there.get(key, absent) != wanted.get(key, absent)
-    ]
+    }
 
 
 @contextlib.contextmanager
@@ -139,7 +133,11 @@ def hold_workdir(workdir: Path, config: Mapping[str, Any]) -> Iterator[None]:
     """
     if not is_first():
         wait_for_all("made the workdir")
-        _check_shared(workdir)
+        if not (workdir / "config.json").exists():
+            raise WorkdirError(
+                f"{workdir} is not here, though the first process made it: --workdir has to lie on a file system that "
+                "all hosts of the run share."
+            )
         yield
         return
     try:
@@ -154,20 +152,8 @@ def hold_workdir(workdir: Path, config: Mapping[str, Any]) -> Iterator[None]:
         yield
 
 
-def _check_shared(workdir: Path) -> None:
-    if not (workdir / "config.json").exists():
-        raise WorkdirError(
-            f"{workdir} is not here, though the first process made it: --workdir has to lie on a file system that all "
-            "hosts of the run share."
-        )
-
-
 def load_config(workdir: Path) -> dict[str, Any]:
-    """The config of a run, as JSON has it.
-
-    Raises:
-      WorkdirError: the folder holds no run, or its config can't be read or is of a newer version.
-    """
+    """The config of a run. Raises WorkdirError if there is none, or it can't be read or is of another version."""
     path = workdir / "config.json"
     if not path.exists():
         raise WorkdirError(f"{path} does not exist: {workdir} holds no run. Give the --workdir of a finished training.")
@@ -177,15 +163,14 @@ def load_config(workdir: Path) -> dict[str, Any]:
 
 
 def _record_start(workdir: Path, config: Mapping[str, Any], continued: bool) -> None:
-    """Writes config and provenance. `config.json` comes last: with it, the run exists."""
     path = workdir / "run.json"
     if continued and path.exists():
         run = _read_run(path)
         write_json(path, {**run, "continued": [*run.get("continued", []), collect_provenance()]})
-        return
-    write_json(path, {"format": FORMAT, **collect_provenance(), "continued": []})
+    else:
+        write_json(path, {"format": FORMAT, **collect_provenance(), "continued": []})
     if not continued:
-        write_json(workdir / "config.json", config)
+        write_json(workdir / "config.json", config)  # last: with it, the run exists
 
 
 def _read_run(path: Path) -> dict[str, Any]:

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-from ml_collections import ConfigDict
 from tqdm import tqdm
 
 from ..data.human_maps import deal_maps
@@ -18,7 +17,7 @@ from ..devices.compilation import available_cores
 from ..devices.placement import fetch
 from ..errors import ConfigError, UserError
 from ..evaluation import evaluate_source
-from ..experiment import config_json, keep_checks, resolve
+from ..experiment import ConfigDict, config_json, keep_checks, resolve
 from ..report.map_grid import Panel, Row, draw_panels
 from ..run.checkpoints import Checkpoints
 from ..run.files import WorkdirError, write_text
@@ -41,8 +40,8 @@ def compare(config: ConfigDict, workdir: str | Path, num_images: int = 6) -> dic
     """Trains every arm of `config.compare` under every protocol with every seed, then writes what came out.
 
     All arms of a seed share initial weights, batches and number of steps. Runs that are finished already are taken as
-    they are, cut-off ones continue, and a run that fails does not stop the others. Leaves `runs.json` (the plan),
-    the files of `study_report.write_study`, `maps.png`, and a workdir for each run.
+    they are, cut-off ones continue, and a run that fails does not stop the others. Leaves `runs.json` (the plan), the
+    files of `page.write_study`, `maps.png`, and a workdir for each run.
 
     Args:
       config: as `configs/default.py` gives it.
@@ -50,14 +49,15 @@ def compare(config: ConfigDict, workdir: str | Path, num_images: int = 6) -> dic
       num_images: rows of the picture.
 
     Returns:
-      What `study.json` holds, see `study_report.write_study`.
+      What `study.json` holds, see `page.write_study`.
 
     Raises:
       ConfigError, DataError, WorkdirError: before the first run starts.
       FailedRunsError: some runs failed; `failures.txt` tells why, the same command tries them again.
     """
     workdir = Path(workdir)
-    _check_folder(workdir)
+    if workdir.exists() and not (workdir / "runs.json").is_file() and (not workdir.is_dir() or any(workdir.iterdir())):
+        raise WorkdirError(f"{workdir} exists and holds no study of this version. Choose another --workdir.")
     arms = plan_arms(config)
     processes = _number_of_processes(config)
     checks = workdir / CHECKS
@@ -70,8 +70,16 @@ def compare(config: ConfigDict, workdir: str | Path, num_images: int = 6) -> dic
     write_entries(workdir, [run.entry for run in runs], config.evaluation.select_by)
     failures = run_all(cache, runs, workdir, processes, config.compare.held_megabytes)
     study = _report(config, cache, runs, failures, workdir, num_images) if len(failures) < len(runs) else {}
-    _tell_failures(workdir, failures, len(runs))
-    return study
+    path = workdir / "failures.txt"
+    if not failures:
+        path.unlink(missing_ok=True)
+        return study
+    write_text(path, "\n".join(f"{folder}\n{text}" for folder, text in failures.items()))
+    reasons = "\n".join(f"  {folder}: {text.splitlines()[0]}" for folder, text in failures.items())
+    raise FailedRunsError(
+        f"{len(failures)} of {len(runs)} runs failed; the others are done. The same command tries them again; {path} "
+        f"tells more.\n{reasons}"
+    )
 
 
 def _report(
@@ -84,12 +92,11 @@ def _report(
 ) -> dict[str, Any]:
     """Tests, tables, plots, page and the picture of maps, from the runs that are finished."""
     selection = read_selection(workdir)
-    provenance = {**collect_provenance(), "config": config_json(config)}
     study = write_study(
         workdir,
         read_outcomes(workdir),
         selection,
-        provenance,
+        {**collect_provenance(), "config": config_json(config)},
         reference=config.compare.reference,
         placebos=placebo_arms(config),
         strategies={run.entry.arm: run.config.strategy for run in runs},
@@ -105,16 +112,9 @@ def run_all(
 ) -> dict[str, str]:
     """Trains the runs that have no results yet; returns the error and traceback of each that failed, by folder."""
     waiting = [run for run in runs if not (workdir / run.entry.folder / "results.json").is_file()]
-    bar = tqdm(
-        total=len(runs),
-        initial=len(runs) - len(waiting),
-        desc=workdir.name,
-        unit="run",
-        disable=None,
-        dynamic_ncols=True,
-        smoothing=0,  # time left from the mean over all runs
-    )
-    with bar:
+    options = {"desc": workdir.name, "unit": "run", "disable": None, "dynamic_ncols": True}
+    # Time left from the mean over all runs.
+    with tqdm(total=len(runs), initial=len(runs) - len(waiting), smoothing=0, **options) as bar:
         if processes == 1 or len(waiting) < 2:
             return train_here(cache, waiting, workdir, bar)
         return train_in_processes(waiting, workdir, processes, held_megabytes, bar)
@@ -144,8 +144,9 @@ def draw_comparison(cache: ExperimentCache, shown: dict[str, Run], workdir: Path
         source = _shown_images(experiment.dataset, num_images)
         like = experiment.random_state()
         with Checkpoints(workdir / run.entry.folder, read_only=True) as checkpoints:
-            state, _ = checkpoints.restore_best(lambda record, like=like: like)
-        predictions = evaluate_source(experiment, state, source)
+            restored = checkpoints.restore_best(lambda record, like=like: like)
+        assert restored, "a run that is finished has a best checkpoint"
+        predictions = evaluate_source(experiment, restored[0], source)
         if not rows:
             batches = [fetch(batch) for batch in experiment.eval_epoch(source)]
             images = [image for batch in batches for image in batch["image"][batch["mask"] > 0]]
@@ -157,11 +158,6 @@ def draw_comparison(cache: ExperimentCache, shown: dict[str, Run], workdir: Path
     title = "True-class map T and difference T - U, each panel on its own scale, red highest, blue lowest"
     if rows:
         draw_panels([Row(c, r) for c, r in zip(captions, rows, strict=True)], workdir / "maps.png", title)
-
-
-def _check_folder(workdir: Path) -> None:
-    if workdir.exists() and not (workdir / "runs.json").is_file() and (not workdir.is_dir() or any(workdir.iterdir())):
-        raise WorkdirError(f"{workdir} exists and holds no study of this version. Choose another --workdir.")
 
 
 def _number_of_processes(config: ConfigDict) -> int:
@@ -191,19 +187,5 @@ def _shown_images(dataset: Dataset, number: int) -> Subset:
         return Subset(dataset.splits["val"], choose_rows(dataset.splits["val"].records, number))
     test = dataset.splits["test"]
     parts = split_by_protocol(dataset.splits["train"].records.domains, test.records.domains, test.records.labels)
-    chosen = Subset(test, parts.get("open", parts.get("closed")))
+    chosen = Subset(test, parts["open"] if "open" in parts else parts["closed"])
     return Subset(chosen, choose_rows(chosen.records, number))
-
-
-def _tell_failures(workdir: Path, failures: dict[str, str], count: int) -> None:
-    """Raises if there are any; leaves no file of former ones otherwise."""
-    path = workdir / "failures.txt"
-    if not failures:
-        path.unlink(missing_ok=True)
-        return
-    write_text(path, "\n".join(f"{folder}\n{text}" for folder, text in failures.items()))
-    reasons = "\n".join(f"  {folder}: {text.splitlines()[0]}" for folder, text in failures.items())
-    raise FailedRunsError(
-        f"{len(failures)} of {count} runs failed; the others are done. The same command tries them again; {path} tells "
-        f"more.\n{reasons}"
-    )

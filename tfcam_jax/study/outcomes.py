@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,10 +17,9 @@ from ..run.files import read_json, write_json
 
 
 class Entry(NamedTuple):
-    """One run of a study: what it is, and its folder below the study's.
+    """One run of a study: what it is, and the name of its workdir below the study's.
 
     Attributes:
-      folder: name of the run's workdir.
       arm: a strategy, or one of its variants or controls: "difference", "cyborg_mean_map", "cross_entropy".
       alpha: guidance weight, total = alpha * cross-entropy + (1 - alpha) * guidance; None without guidance.
       protocol: a name of `protocol.PROTOCOLS`.
@@ -40,7 +39,7 @@ class Outcome(NamedTuple):
     """What one run reached on one set.
 
     Attributes:
-      arm, alpha, protocol, fold, seed: as in `Entry`; alpha is the one chosen on validation.
+      arm, alpha, protocol, fold, seed: as in `Entry`.
       set: "closed" or "open", sets of the test; "val", on which epoch and alpha were chosen and which tests nothing.
       ids: of the images; equal in all runs of a protocol and fold.
       groups: what must not be torn apart; "" if unknown.
@@ -68,27 +67,23 @@ def write_entries(workdir: Path, entries: Sequence[Entry], select_by: str) -> No
     write_json(workdir / "runs.json", {"select_by": select_by, "runs": [entry._asdict() for entry in entries]})
 
 
-def read_entries(workdir: Path) -> tuple[list[Entry], str]:
-    """The runs of a study, and the validation metric that selects."""
-    stored = read_json(workdir / "runs.json")
-    return [Entry(**entry) for entry in stored["runs"]], stored["select_by"]
-
-
 def read_outcomes(workdir: str | Path) -> list[Outcome]:
     """Outcomes of the finished runs at their arm's chosen alpha, in the order of the plan, each run's sets in order."""
-    workdir = Path(workdir)
-    entries, _ = read_entries(workdir)
-    chosen = read_selection(workdir)
+    workdir, chosen = Path(workdir), read_selection(workdir)
     return [
         outcome
-        for entry in entries
-        if _results(workdir, entry).is_file() and entry.alpha == chosen[entry.protocol][entry.arm]["chosen"]
-        for outcome in _run_outcomes(workdir, entry)
+        for entry, sets in _finished(workdir)
+        if entry.alpha == chosen[entry.protocol][entry.arm]["chosen"]
+        for outcome in _run_outcomes(workdir, entry, sets)
     ]
 
 
-def _results(workdir: Path, entry: Entry) -> Path:
-    return workdir / entry.folder / "results.json"
+def _finished(workdir: Path) -> Iterator[tuple[Entry, dict[str, Any]]]:
+    """The finished runs of a study and the metrics of each run's sets, as `results.json` has them."""
+    for entry in (Entry(**entry) for entry in read_json(workdir / "runs.json")["runs"]):
+        path = workdir / entry.folder / "results.json"
+        if path.is_file():
+            yield entry, read_json(path)["sets"]
 
 
 def read_selection(workdir: str | Path) -> dict[str, dict[str, Any]]:
@@ -99,27 +94,22 @@ def read_selection(workdir: str | Path) -> dict[str, dict[str, Any]]:
 
     Returns:
       `{protocol: {arm: {"chosen": alpha, "select_by": name, "alphas": [{"alpha", "runs", "validation", "test"}]}}}`,
-      JSON-able. `alphas` is in ascending order, one entry for each alpha with finished runs (a single one, None, for an
-      arm without guidance): how many, their mean validation metric, and `test`, `{set: {metric: mean over the runs}}`
-      with the metrics of `Outcome`. The test metrics of alphas that were not chosen took no part in the choice and are
-      exploration. An arm without a finished run is absent.
+      JSON-able, without arms that have no finished run. `alphas` ascend (a single one, None, for an arm without
+      guidance): the number of runs, their mean validation metric, and `test`, `{set: {metric: mean over the runs}}`
+      with the metrics of `Outcome`: of an alpha that was not chosen it took no part in the choice and is exploration.
     """
-    workdir = Path(workdir)
-    entries, select_by = read_entries(workdir)
+    select_by = read_json(Path(workdir) / "runs.json")["select_by"]
     found: dict[str, dict[str, dict[float | None, list[dict[str, Any]]]]] = {}
-    for entry in entries:
-        path = _results(workdir, entry)
-        if path.is_file():
-            by_alpha = found.setdefault(entry.protocol, {}).setdefault(entry.arm, {})
-            sets = read_json(path)["sets"]
-            by_alpha.setdefault(entry.alpha, []).append({name: outcome_metrics(own) for name, own in sets.items()})
+    for entry, sets in _finished(Path(workdir)):
+        by_alpha = found.setdefault(entry.protocol, {}).setdefault(entry.arm, {})
+        by_alpha.setdefault(entry.alpha, []).append({name: _metrics(own) for name, own in sets.items()})
     return {
         protocol: {arm: _choose(by_alpha, select_by) for arm, by_alpha in arms.items()}
         for protocol, arms in found.items()
     }
 
 
-def outcome_metrics(entry: dict[str, Any]) -> dict[str, float | None]:
+def _metrics(entry: dict[str, Any]) -> dict[str, float | None]:
     """The metrics of `Outcome` from one set's entry in `results.json`."""
     agreement = {f"cc_{name}": entry["map_agreement"][name] for name in ("true", "false", "difference")}
     return {name: entry[name] for name in ("auroc", "accuracy", "cross_entropy", "fooling_gap")} | agreement
@@ -130,9 +120,8 @@ def _choose(by_alpha: dict[float | None, list[dict[str, Any]]], select_by: str) 
     for alpha in sorted(by_alpha, key=lambda value: -1.0 if value is None else value):
         runs = by_alpha[alpha]
         values = [run["val"][select_by] for run in runs]
-        test = {
-            name: _means([run[name] for run in runs if name in run]) for run in runs for name in run if name != "val"
-        }
+        tested = dict.fromkeys(name for run in runs for name in run if name != "val")
+        test = {name: _means([run[name] for run in runs if name in run]) for name in tested}
         alphas.append({"alpha": alpha, "runs": len(runs), "validation": float(np.mean(values)), "test": test})
     best = max(
         alphas, key=lambda entry: (entry["runs"], BETTER[select_by] * entry["validation"], entry["alpha"] or 0.0)
@@ -141,12 +130,11 @@ def _choose(by_alpha: dict[float | None, list[dict[str, Any]]], select_by: str) 
 
 
 def _means(runs: list[dict[str, float | None]]) -> dict[str, float | None]:
-    known = {name: [run[name] for run in runs if run[name] is not None] for name in runs[0]}
+    known = {name: [value for run in runs if (value := run[name]) is not None] for name in runs[0]}
     return {name: float(np.mean(values)) if values else None for name, values in known.items()}
 
 
-def _run_outcomes(workdir: Path, entry: Entry) -> list[Outcome]:
-    metrics = read_json(_results(workdir, entry))["sets"]
+def _run_outcomes(workdir: Path, entry: Entry, sets: dict[str, Any]) -> list[Outcome]:
     scores, _ = read_scores(workdir / entry.folder / "scores.csv")
     splits = np.asarray(scores.splits)
     rows = {"val": np.flatnonzero(splits == "val")}
@@ -157,13 +145,13 @@ def _run_outcomes(workdir: Path, entry: Entry) -> list[Outcome]:
     probability = softmax(np.asarray(scores.logits, np.float64), axis=-1)[:, 1]
     return [
         Outcome(
-            **{name: value for name, value in entry._asdict().items() if name != "folder"},
+            *entry[1:],
             set=name,
             ids=scores[own].ids,
             groups=scores[own].groups,
             labels=scores.labels[own],
             score=probability[own],
-            metrics=outcome_metrics(metrics[name]),
+            metrics=_metrics(sets[name]),
         )
         for name, own in rows.items()
     ]

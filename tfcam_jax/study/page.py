@@ -13,8 +13,8 @@ from ..run.files import write_bytes, write_json, write_text
 from .outcomes import Outcome
 from .plots import Plot, draw_study
 from .statistics import StudyError, reading_order, study_statistics
-from .tables import NOTES, Contents, arms_csv, as_markdown, as_text, comparisons_csv, contents, seeds_csv
-from .verdicts import conclusions
+from .tables import arms_csv, comparisons_csv, overview, seeds_csv, selection_table, set_tables
+from .verdicts import conclusions, heading, mark, verdict
 
 
 def write_study(
@@ -35,13 +35,12 @@ def write_study(
       out: folder, made if it is not there. `study.json`, `table.txt`, `table.md`, `table.csv`, `comparisons.csv`,
         `seeds.csv`, `index.html` (needs no other file) and the plots as PNG are written into it, over older ones;
         `study.json` last. Plots that an older report had and this one has not are removed.
-      outcomes: of the finished runs at each arm's chosen alpha, see `outcomes.read_outcomes`.
+      outcomes: of `outcomes.read_outcomes`.
       selection: of `outcomes.read_selection`; may be empty.
       provenance: JSON-able; what is needed to redo the study (config, versions, commit, command). Shown as it is.
-      reference: the arm that all others are tested against.
+      reference: here and below as in `study_statistics`.
       placebos: of each arm its control arms.
-      strategies: of each arm its strategy, which says what is a reconstruction; one that is absent is taken from the
-        beginning of the arm's name.
+      strategies: of each arm its strategy.
       resamples: of the bootstrap.
 
     Returns:
@@ -58,41 +57,53 @@ def write_study(
     study = {"reference": reference, "placebos": placebos, "statistics": statistics}
     study |= {"selection": selection, "provenance": dict(provenance)}
     ordered = study | {"statistics": reading_order(statistics)}
-    study["conclusions"] = ordered["conclusions"] = conclusions(ordered)
-    shown, plots = contents(ordered), draw_study(ordered["statistics"], selection, placebos, reference)
-    runs = len({(o.arm, o.protocol, o.fold, o.seed) for o in outcomes})
+    study["conclusions"] = conclusions(ordered)
+    plots = draw_study(ordered["statistics"], selection, placebos, reference)
+    shown = {
+        "notes": (Path(__file__).parent / "templates/notes.txt").read_text(encoding="utf-8").splitlines(),
+        "conclusions": study["conclusions"],
+        "overview": overview(ordered),
+        "sections": [_section(entry) for entry in ordered["statistics"]],
+        "selection": selection_table(ordered),
+    }
+    tables = template("tables.txt", "tfcam_jax.study")
     texts = {
-        "table.txt": as_text(shown),
-        "table.md": as_markdown(shown),
+        "table.txt": tables.render(shown, markdown=False),
+        "table.md": tables.render(shown, markdown=True),
         "table.csv": arms_csv(study),
         "comparisons.csv": comparisons_csv(study),
         "seeds.csv": seeds_csv(study),
-        "index.html": _page(ordered, shown, plots, runs),
+        "index.html": _page(ordered, shown, plots, len({(o.arm, o.protocol, o.fold, o.seed) for o in outcomes})),
     }
     json.dumps(study, allow_nan=False)  # what cannot be stored must be known before anything is written
     out.mkdir(parents=True, exist_ok=True)
-    for stale in out.glob("plot_*.png"):
-        if stale.name not in {f"plot_{plot.name}.png" for plot in plots}:
-            stale.unlink()
-    for plot in plots:
-        write_bytes(out / f"plot_{plot.name}.png", plot.png)
+    pictures = {f"plot_{plot.name}.png": plot.png for plot in plots}
+    for stale in set(out.glob("plot_*.png")) - {out / name for name in pictures}:
+        stale.unlink()
+    for name, picture in pictures.items():
+        write_bytes(out / name, picture)
     for name, text in texts.items():
         write_text(out / name, text)
     write_json(out / "study.json", study)
     return study
 
 
-def _page(study: dict[str, Any], shown: Contents, plots: Sequence[Plot], runs: int) -> str:
+def _section(entry: dict[str, Any]) -> dict[str, Any]:
+    """What every form of the report shows of one protocol and set."""
+    verdicts = [(mark(comparison), verdict(entry, comparison)) for comparison in entry["comparisons"]]
+    return {"title": heading(entry), "tables": set_tables(entry), "verdicts": verdicts}
+
+
+def _page(study: dict[str, Any], shown: dict[str, Any], plots: Sequence[Plot], runs: int) -> str:
     """The page as HTML: plots, tables and style are inside. `runs` trained models stand behind it."""
     uri = lambda content: f"data:image/svg+xml;base64,{base64.b64encode(content).decode()}"
     plain = lambda value: " ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
     provenance = study["provenance"].items()
     return template("study.html", "tfcam_jax.study").render(
+        shown,
         reference=study["reference"],
         tiles=_tiles(study, runs),
-        shown=shown,
         plots=[plot._asdict() | {"light": uri(plot.light), "dark": uri(plot.dark)} for plot in plots],
-        notes=NOTES,
         facts={key: plain(value) for key, value in provenance if not isinstance(value, dict)},
         records={key: json.dumps(value, indent=2) for key, value in provenance if isinstance(value, dict)},
     )
@@ -102,9 +113,8 @@ def _tiles(study: dict[str, Any], runs: int) -> dict[str, str]:
     """What was run, in a few numbers."""
     entries = study["statistics"]
     seeds = sorted({seed for entry in entries for arm in entry["arms"] for seed in arm["seeds"]})
-    trained = sum(
-        point["runs"] for arms in study["selection"].values() for own in arms.values() for point in own["alphas"]
-    )
+    chosen = [own for arms in study["selection"].values() for own in arms.values()]
+    trained = sum(point["runs"] for own in chosen for point in own["alphas"])
     largest: dict[str, int] = {}
     for entry in entries:
         largest[entry["set"]] = max(entry["images"], largest.get(entry["set"], 0))

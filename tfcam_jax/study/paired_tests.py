@@ -25,8 +25,8 @@ class SignFlip(NamedTuple):
 
     Attributes:
       p: two-sided p-value, in (0, 1].
-      smallest: the smallest p-value that this number of units can give: 0.002 with ten, 0.5 with two, 1 with one.
-      exact: True where every permutation was enumerated, False where they were drawn.
+      smallest: the smallest that this number of units can give: 0.002 with ten, 0.5 with two, 1 with one.
+      exact: every permutation was enumerated, not drawn.
     """
 
     p: float
@@ -39,15 +39,12 @@ def sign_flip_test(contributions: Float[np.ndarray, " units"], seed: int = 0) ->
 
     The null hypothesis is that exchanging the two arms in any unit changes nothing, so every contribution might as well
     have had the other sign. Exact, whatever the distribution: the p-value is below x in no more than a share x of such
-    cases. It generalises over what the units are a sample of.
+    cases. It generalises over what the units are a sample of. p = 1 where no unit contributes.
 
     Args:
       contributions: of each unit (a seed, a group of images) to the difference of the arms.
       seed: of the drawn permutations, of which there are `SAMPLED` for more than `ENUMERATED` units; the identity
         counts as one more of them, which keeps the test exact.
-
-    Returns:
-      p = 1 where there is no unit or where all contributions are zero.
     """
     units, total = len(contributions), abs(float(contributions.sum()))
     floor = total - _ROUNDING * float(np.abs(contributions).sum())
@@ -77,28 +74,17 @@ def exchange_contributions(
     the signs cancel. So the permutation test is `sign_flip_test` on sums over groups, without an AUROC for each
     permutation.
 
-    Args:
-      labels: 0 or 1; both must occur.
-      score: higher for class 1.
-      other: the other arm's score of the same images.
-
-    Returns:
-      Values that add up to the difference.
+    Labels are 0 or 1, and both must occur; scores are higher for 1. The contributions add up to the difference.
     """
     ranks = np.stack([rankdata(score), rankdata(other)])
     positive, negative = ranks[:, labels == 1], ranks[:, labels == 0]
     contributions = np.empty(len(labels))
-    below, above = _shares_below(positive, negative.ravel()), -_shares_below(negative, positive.ravel())
-    contributions[labels == 1] = (below[0] - below[1]) / positive.shape[1]
-    contributions[labels == 0] = (above[0] - above[1]) / negative.shape[1]
+    for own, others, sign, rows in ((positive, negative, 1, labels == 1), (negative, positive, -1, labels == 0)):
+        among = np.sort(others.ravel())
+        counts = np.searchsorted(among, own, "left") + np.searchsorted(among, own, "right")  # ties half
+        shares_below = sign * counts / (2 * len(among))
+        contributions[rows] = (shares_below[0] - shares_below[1]) / own.shape[1]
     return contributions
-
-
-def _shares_below(values: np.ndarray, among: np.ndarray) -> np.ndarray:
-    """Share of `among` below each value, ties half."""
-    among = np.sort(among)
-    counts = np.searchsorted(among, values, "left") + np.searchsorted(among, values, "right")
-    return counts / (2 * len(among))
 
 
 def holm(p_values: Sequence[float]) -> list[float]:

@@ -5,18 +5,16 @@ from __future__ import annotations
 import copy
 import inspect
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.parse import quote
 
 from flax import traverse_util
-from ml_collections import ConfigDict
 
 from ..data.human_maps import PLACEBOS
 from ..data.protocol import PROTOCOLS, apply_protocol, enumerate_folds
 from ..data.source import Dataset
 from ..errors import ConfigError, check_known
-from ..experiment import resolve
+from ..experiment import ConfigDict, resolve
 from ..strategies import STRATEGIES, strategy_options
 from .outcomes import Entry
 
@@ -26,8 +24,7 @@ _WITHOUT_MAPS = frozenset({"cross_entropy", "entropy", "hard_negative", "sham"})
 _FIXED_IN_VARIANTS = ("seed", "compare", "data.protocol")
 
 
-@dataclass(frozen=True)
-class Run:
+class Run(NamedTuple):
     """One run: its entry in the study's list, and its whole config."""
 
     entry: Entry
@@ -47,16 +44,16 @@ def plan_arms(config: ConfigDict) -> dict[str, ConfigDict]:
     compare = config.compare
     _check_names("compare.strategies", compare.strategies, STRATEGIES)
     _check_names("compare.placebos", compare.placebos, PLACEBOS[1:])
-    arms = {strategy: _strategy_arm(config, strategy) for strategy in compare.strategies}
-    controlled = [strategy for strategy in compare.placebo_of if strategy in compare.strategies]
+    arms = {strategy: _arm_of(config, strategy) for strategy in compare.strategies}
+    controlled = placebo_arms(config)
     if compare.placebos:
         _check_names("compare.placebo_of", compare.placebo_of, sorted(set(STRATEGIES) - _WITHOUT_MAPS))
         if not controlled:
             raise ConfigError("config.compare.placebo_of names none of config.compare.strategies: no arm to control.")
-    for strategy in controlled:
-        for placebo in compare.placebos:
-            arm = arms[f"{strategy}_{placebo}"] = copy.deepcopy(arms[strategy])
-            arm.data.maps.placebo = placebo
+    for strategy, controls in controlled.items():
+        for control, placebo in zip(controls, compare.placebos, strict=True):
+            arms[control] = copy.deepcopy(arms[strategy])
+            arms[control].data.maps.placebo = placebo
     for name, changes in compare.variants.items():
         if name in arms:
             raise ConfigError(f"config.compare.variants: {name!r} is the name of another arm already")
@@ -75,9 +72,12 @@ def plan_arms(config: ConfigDict) -> dict[str, ConfigDict]:
 
 def placebo_arms(config: ConfigDict) -> dict[str, list[str]]:
     """The controls of each strategy that has any, by name of its arm."""
-    controlled = [strategy for strategy in config.compare.placebo_of if strategy in config.compare.strategies]
-    controls = {strategy: [f"{strategy}_{placebo}" for placebo in config.compare.placebos] for strategy in controlled}
-    return {strategy: names for strategy, names in controls.items() if names}
+    compare = config.compare
+    return {
+        strategy: [f"{strategy}_{placebo}" for placebo in compare.placebos]
+        for strategy in compare.placebo_of
+        if strategy in compare.strategies and compare.placebos
+    }
 
 
 def plan_runs(config: ConfigDict, arms: dict[str, ConfigDict], dataset: Dataset) -> list[Run]:
@@ -129,19 +129,14 @@ def plan_protocols(config: ConfigDict, dataset: Dataset) -> list[dict[str, Any]]
     return protocols
 
 
-def fold_name(protocol: dict[str, Any]) -> str:
-    """What tells the folds of a protocol apart: the number, or the domain left out; "" where there is one."""
-    if protocol["name"] == "k_fold":
-        return str(protocol["fold"])
-    return protocol["domains"][0] if protocol["name"] == "leave_one_domain_out" else ""
-
-
 def _make_run(arm: ConfigDict, name: str, alpha: float | None, protocol: dict[str, Any], seed: int) -> Run:
     config = copy.deepcopy(arm)
     config.seed = seed
     config.data.protocol.update(protocol)
     config.guidance.alpha = alpha
-    fold = fold_name(protocol)
+    # What tells the folds of a protocol apart.
+    folds = {"k_fold": str(protocol["fold"]), "leave_one_domain_out": "".join(protocol["domains"][:1])}
+    fold = folds.get(protocol["name"], "")
     parts = [name, "" if alpha is None else f"alpha{alpha!r}", protocol["name"], fold and f"fold_{fold}", f"seed{seed}"]
     folder = "-".join(quote(part, safe=" ()+,") for part in parts if part)
     return Run(Entry(folder, name, alpha, protocol["name"], fold, seed), config)
@@ -157,43 +152,35 @@ def _alphas(arm: ConfigDict, alphas: Sequence[float]) -> Sequence[float | None]:
     return [float(alpha) for alpha in alphas or (default,)]
 
 
-def _strategy_arm(config: ConfigDict, strategy: str) -> ConfigDict:
-    arm = _without_compare(config)
-    arm.strategy = strategy
-    _drop_options_of_others(arm, config)
-    return arm
+def _arm_of(config: ConfigDict, strategy: str) -> ConfigDict:
+    """The config of an arm, without the guidance options that only strategies of other arms have.
 
-
-def _variant_arm(config: ConfigDict, name: str, changes: ConfigDict) -> ConfigDict:
-    arm = _without_compare(config)
-    given = traverse_util.flatten_dict(changes.to_dict(), sep=".")
-    fixed = [key for key in given if any(key == other or key.startswith(f"{other}.") for other in _FIXED_IN_VARIANTS)]
-    if fixed:
-        raise ConfigError(f"config.compare.variants.{name} sets {fixed[0]!r}, which all arms of a study share")
-    arm.strategy = given.get("strategy", arm.strategy)
-    _drop_options_of_others(arm, config)
-    try:
-        arm.update_from_flattened_dict(given)
-    except (KeyError, TypeError, ValueError) as error:
-        message = error.args[0] if error.args else error
-        raise ConfigError(f"config.compare.variants.{name}: {message}") from error
-    return arm
-
-
-def _drop_options_of_others(arm: ConfigDict, config: ConfigDict) -> None:
-    own = strategy_options(arm.strategy) if arm.strategy in STRATEGIES else []
-    of_any = {option for name in config.compare.strategies for option in strategy_options(name)}
-    for option in of_any - set(own):
-        arm.guidance[option] = None
-
-
-def _without_compare(config: ConfigDict) -> ConfigDict:
-    """A run's config does not say which others it is compared with: a study may grow without new runs of the old."""
+    It does not say which others it is compared with: a study may grow without new runs of the old.
+    """
     arm = copy.deepcopy(config)
     if config.compare.protocols:  # each run gets its own
         arm.data.protocol.update(name="published", domains=(), fold=0)
     with arm.unlocked():
         del arm["compare"]
+    arm.strategy = strategy
+    own = strategy_options(strategy) if strategy in STRATEGIES else []
+    of_any = {option for name in config.compare.strategies for option in strategy_options(name)}
+    for option in of_any - set(own):
+        arm.guidance[option] = None
+    return arm
+
+
+def _variant_arm(config: ConfigDict, name: str, changes: ConfigDict) -> ConfigDict:
+    given: dict[str, Any] = traverse_util.flatten_dict(changes.to_dict(), sep=".")
+    fixed = [key for key in given if any(key == other or key.startswith(f"{other}.") for other in _FIXED_IN_VARIANTS)]
+    if fixed:
+        raise ConfigError(f"config.compare.variants.{name} sets {fixed[0]!r}, which all arms of a study share")
+    arm = _arm_of(config, given.get("strategy", config.strategy))
+    try:
+        arm.update_from_flattened_dict(given)
+    except (KeyError, TypeError, ValueError) as error:
+        message = error.args[0] if error.args else error
+        raise ConfigError(f"config.compare.variants.{name}: {message}") from error
     return arm
 
 

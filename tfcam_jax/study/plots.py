@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from functools import partial
+from pathlib import Path
 from typing import Any, NamedTuple
 
-import matplotlib
+import matplotlib.style
 import numpy as np
+from matplotlib import rcParams
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -26,20 +29,6 @@ _COLORS = {
 }
 _OTHERS = ("#CC79A7", "#56B4E9")
 _MARKERS = ("o", "s", "D", "^", "v", "P", "X", "*")
-_DPI = 160
-
-
-class Theme(NamedTuple):
-    """Colours of what is not data."""
-
-    background: str
-    ink: str
-    soft: str
-    line: str
-
-
-LIGHT = Theme("#ffffff", "#1c1d1f", "#5d6168", "#dcdcd8")
-DARK = Theme("#1d1f23", "#e8e8e6", "#a3a7ae", "#34373d")
 
 
 class Look(NamedTuple):
@@ -50,31 +39,38 @@ class Look(NamedTuple):
     filled: bool
     label: str
 
-    def marks(self, theme: Theme) -> dict[str, Any]:
-        """Keyword arguments of Matplotlib for its dots."""
-        return {"c": self.color if self.filled else theme.background, "edgecolors": self.color, "marker": self.marker}
+    def marks(self) -> dict[str, Any]:
+        """Keyword arguments of Matplotlib for its dots; hollow ones hide what is behind them."""
+        inside = self.color if self.filled else rcParams["axes.facecolor"]
+        return {"c": inside, "edgecolors": self.color, "marker": self.marker}
 
 
 class Plot(NamedTuple):
     """A drawn plot: PNG for print, and SVG for either theme of a page."""
 
-    name: str
-    title: str
-    text: str
+    kind: str
+    protocol: str
     png: bytes
     light: bytes
     dark: bytes
+
+    @property
+    def name(self) -> str:
+        return f"{self.kind}_{self.protocol}"
+
+
+def theme(name: str) -> AbstractContextManager[None]:
+    """What is drawn and saved inside has the style of the plots, in colours for a "light" or a "dark" page."""
+    styles = Path(__file__).parent / "templates"
+    return matplotlib.style.context([styles / "plot.mplstyle", styles / f"{name}.mplstyle"])
 
 
 def arm_looks(arms: Sequence[Mapping[str, Any]], placebos: Mapping[str, Sequence[str]]) -> dict[str, Look]:
     """A look for each arm: a colour for each strategy, another marker for each of its variants, hollow for controls.
 
     Strategies beyond the usual ones take the remaining colours in turn. No two arms look alike as long as no colour has
-    more than eight controls or eight others.
-
-    Args:
-      arms: as `study_statistics` gives them; `arm`, `strategy` and `kind` are read.
-      placebos: of each arm its controls.
+    more than eight controls or eight others. Arms are as `study_statistics` gives them; `arm`, `strategy` and `kind`
+    are read. `placebos` are of each arm its controls.
     """
     parents = {control: arm for arm, controls in placebos.items() for control in controls}
     # The plain strategies come first, so that they have the plain marker in every study.
@@ -108,96 +104,72 @@ def draw_study(
     looks = arm_looks(list(arms.values()), placebos)
     order, plots = arrange(list(looks), placebos), []
     for protocol in dict.fromkeys(entry["protocol"] for entry in statistics):
-        entries = _shown(statistics, protocol)
+        own = [entry for entry in statistics if entry["protocol"] == protocol]
+        entries = [entry for entry in own if entry["set"] != "val"] or own
         here = [arm for entry in entries for arm in entry["arms"]]
-        if any(arm["figures"]["auroc"]["mean"] is not None for arm in here):
-            draw = partial(draw_auroc, entries, order, looks, reference)
-            plots.append(_render(f"auroc_{protocol}", f"AUROC by arm: {protocol}", _AUROC_TEXT, draw))
         chosen = {arm: own for arm, own in selection.get(protocol, {}).items() if arm in looks and looks[arm].filled}
+        if any(arm["figures"]["auroc"]["mean"] is not None for arm in here):
+            plots.append(_render("auroc", protocol, partial(draw_auroc, entries, order, looks, reference)))
         if any(len(own["alphas"]) > 1 for own in chosen.values()):
-            draw = partial(draw_alpha, chosen, entries, looks)
-            plots.append(_render(f"alpha_{protocol}", f"AUROC by guidance weight: {protocol}", _ALPHA_TEXT, draw))
+            plots.append(_render("alpha", protocol, partial(draw_alpha, chosen, entries, looks)))
         if any(beside_auroc(arm, name) for arm in here for name in ("cc_true", "cc_difference")):
-            draw, title = partial(draw_agreement, entries, looks), f"AUROC by agreement with the human maps: {protocol}"
-            plots.append(_render(f"agreement_{protocol}", title, _AGREEMENT_TEXT, draw))
+            plots.append(_render("agreement", protocol, partial(draw_agreement, entries, looks)))
     return plots
 
 
-_AUROC_TEXT = (
-    "Each dot is a seed; the upright bar is the mean, the line its 95 % interval over seeds and groups of images "
-    "(over seeds alone where there is one group). The dashed line is the reference's mean. Hollow marks are placebos."
-)
-_ALPHA_TEXT = (
-    "Means over runs. Filled marks: the weight chosen on validation. Hollow marks on the test sets are exploration: "
-    "they took no part in the choice and prove nothing. Dotted: an arm without guidance, as all are at alpha = 1. "
-    "Placebos are left out."
-)
-_AGREEMENT_TEXT = (
-    "Each dot is one seed of an arm, the mean over its folds where there are several: correlation of T and of "
-    "D = T - U with the human maps, and AUROC on the same set. r within arms: each arm's mean taken away."
-)
+def _render(kind: str, protocol: str, draw: Callable[[], Figure]) -> Plot:
+    def save(colors: str, form: str) -> bytes:
+        buffer = io.BytesIO()
+        with theme(colors):
+            draw().savefig(buffer, format=form, metadata={"Date": None} if form == "svg" else None)
+        return buffer.getvalue()
 
-
-def _shown(statistics: Sequence[dict[str, Any]], protocol: str) -> list[dict[str, Any]]:
-    """The sets of the test; validation only where there is no test."""
-    own = [entry for entry in statistics if entry["protocol"] == protocol]
-    return [entry for entry in own if entry["set"] != "val"] or own
-
-
-def _render(name: str, title: str, text: str, draw: Callable[[Theme], Figure]) -> Plot:
-    return Plot(name, title, text, _save(draw(LIGHT), "png"), _save(draw(LIGHT), "svg"), _save(draw(DARK), "svg"))
-
-
-def _save(figure: Figure, kind: str) -> bytes:
-    """The same bytes for the same figure: no date, no random names."""
-    buffer = io.BytesIO()
-    with matplotlib.rc_context({"svg.hashsalt": "study", "svg.fonttype": "path"}):
-        metadata = {"Date": None} if kind == "svg" else None
-        figure.savefig(buffer, format=kind, dpi=_DPI, metadata=metadata)
-    return buffer.getvalue()
+    return Plot(kind, protocol, save("light", "png"), save("light", "svg"), save("dark", "svg"))
 
 
 def draw_auroc(
-    entries: Sequence[dict[str, Any]], arms: Sequence[str], looks: Mapping[str, Look], reference: str, theme: Theme
+    entries: Sequence[dict[str, Any]], arms: Sequence[str], looks: Mapping[str, Look], reference: str
 ) -> Figure:
     """A panel for each set, a row for each arm."""
-    size = (3.0 + 4.2 * len(entries), 1.1 + 0.46 * len(arms))
-    figure, axes = _panels(1, len(entries), size, theme, sharey=True)
+    figure = Figure(figsize=(3.0 + 4.2 * len(entries), 1.1 + 0.46 * len(arms)))
+    axes = figure.subplots(1, len(entries), squeeze=False, sharey=True)
     for axis, entry in zip(axes[0], entries, strict=True):
-        by_arm = {arm["arm"]: arm for arm in entry["arms"]}
-        areas = [arm["figures"]["auroc"] for arm in entry["arms"]]
-        axis.set_xlim(*_limits([value for area in areas for value in (*area["values"], *_bounds(area))]))
-        if reference in by_arm and by_arm[reference]["figures"]["auroc"]["mean"] is not None:
-            mean = by_arm[reference]["figures"]["auroc"]["mean"]
-            axis.axvline(mean, color=looks[reference].color, linewidth=1, linestyle=(0, (4, 3)), zorder=1)
+        areas = {arm["arm"]: arm["figures"]["auroc"] for arm in entry["arms"]}
+        ends = [value for area in areas.values() for value in (*area["values"], *_bounds(area)) if value is not None]
+        known = np.clip(ends, 0, 1)  # an interval over two seeds may leave [0, 1], the axis does not
+        margin = max(0.04 * np.ptp(known), 0.005)
+        axis.set_xlim(known.min() - margin, known.max() + margin)
+        if reference in areas and areas[reference]["mean"] is not None:
+            color = looks[reference].color
+            axis.axvline(areas[reference]["mean"], color=color, linewidth=1, linestyle=(0, (4, 3)), zorder=1)
         for row, name in enumerate(arms):
-            if name in by_arm:
-                _draw_arm(axis, row, by_arm[name]["figures"]["auroc"], looks[name], theme)
-        axis.set_title(f"{place(entry)}: {entry['images']} images, {entry['groups']} groups", fontsize=10)
+            if name in areas:
+                _draw_arm(axis, row, areas[name], looks[name])
+        axis.set_title(f"{place(entry)}: {entry['images']} images, {entry['groups']} groups")
         axis.set_xlabel("AUROC")
-        _note(axis, 1.01, -0.7, "mean", theme)
-        axis.grid(axis="x", color=theme.line, linewidth=0.7)
+        _note(axis, 1.01, -0.7, "mean", va="baseline")
+        axis.grid(axis="x")
     axes[0][0].set_yticks(range(len(arms)), [looks[name].label for name in arms])
     axes[0][0].set_ylim(len(arms) - 0.45, -0.55)
     return figure
 
 
-def _draw_arm(axis: Axes, row: int, area: dict[str, Any], look: Look, theme: Theme) -> None:
+def _draw_arm(axis: Axes, row: int, area: dict[str, Any], look: Look) -> None:
     values = np.array([value for value in area["values"] if value is not None])
     if not len(values):
-        _note(axis, 0.5, row, "none", theme, va="center")
+        _note(axis, 0.5, row, "none")
         return
-    width = np.diff(axis.get_xlim())[0]
-    axis.scatter(values, row - 0.1 + _spread(values, width), s=22, linewidths=0.9, zorder=3, **look.marks(theme))
-    bounds = _bounds(area)
-    if bounds:
+    low, high = axis.get_xlim()
+    axis.scatter(values, row - 0.1 + _spread(values, high - low), s=22, linewidths=0.9, zorder=3, **look.marks())
+    if bounds := _bounds(area):
         axis.plot(bounds, [row + 0.28] * 2, color=look.color, linewidth=1.8, solid_capstyle="butt", zorder=2)
-    axis.plot([area["mean"]] * 2, [row + 0.17, row + 0.39], color=theme.ink, linewidth=2, zorder=4)
-    _note(axis, 1.01, row, f"{area['mean']:.3f}", theme, va="center")
+    ink = rcParams["axes.labelcolor"]
+    axis.plot([area["mean"]] * 2, [row + 0.17, row + 0.39], color=ink, linewidth=2, zorder=4)
+    _note(axis, 1.01, row, f"{area['mean']:.3f}")
 
 
-def _note(axis: Axes, x: float, row: float, text: str, theme: Theme, **options: Any) -> None:
-    axis.text(x, row, text, transform=axis.get_yaxis_transform(), color=theme.soft, fontsize=8, **options)
+def _note(axis: Axes, x: float, row: float, text: str, va: str = "center") -> None:
+    axis.text(x, row, text, transform=axis.get_yaxis_transform(), fontsize=8, va=va)
 
 
 def _spread(values: np.ndarray, width: float) -> np.ndarray:
@@ -215,104 +187,66 @@ def _bounds(area: Mapping[str, Any]) -> Sequence[float]:
     return area["bootstrap"] or area["interval"] or ()
 
 
-def _limits(values: Sequence[float | None]) -> tuple[float, float]:
-    """Ends of the axis around AUROCs and intervals; an interval over two seeds may leave [0, 1], the axis does not."""
-    known = np.clip([value for value in values if value is not None], 0, 1)
-    margin = max(0.04 * np.ptp(known), 0.005)
-    return float(known.min() - margin), float(known.max() + margin)
-
-
-def draw_alpha(
-    chosen: Mapping[str, Any], entries: Sequence[dict[str, Any]], looks: Mapping[str, Look], theme: Theme
-) -> Figure:
+def draw_alpha(chosen: Mapping[str, Any], entries: Sequence[dict[str, Any]], looks: Mapping[str, Look]) -> Figure:
     """A panel for validation and one for each set of the test; a line for each arm over its guidance weights."""
     alphas = sorted({point["alpha"] for own in chosen.values() for point in own["alphas"]} - {None})
     sets = [entry["set"] for entry in entries if entry["set"] != "val"]
-    figure, axes = _panels(1, 1 + len(sets), (3.6 * (1 + len(sets)) + 0.6, 4.2), theme)
+    figure = Figure(figsize=(3.6 * (1 + len(sets)) + 0.6, 4.2))
+    axes = figure.subplots(1, 1 + len(sets), squeeze=False)
     by = next(iter(chosen.values()))["select_by"].replace("auroc", "AUROC").replace("_", "-")
     for axis, name in zip(axes[0], ["val", *sets], strict=True):
-        read = lambda point, name=name: (
-            point["validation"] if name == "val" else point["test"].get(name, {}).get("auroc")
-        )
         for number, (arm, own) in enumerate(chosen.items()):
-            points = {point["alpha"]: read(point) for point in own["alphas"] if read(point) is not None}
+            values = {
+                point["alpha"]: point["validation"] if name == "val" else point["test"].get(name, {}).get("auroc")
+                for point in own["alphas"]
+            }
+            known = {alpha: value for alpha, value in values.items() if value is not None}
             shift = 0.36 * ((number + 0.5) / len(chosen) - 0.5)  # so that marks of equal height stay apart
-            _draw_line(axis, points, own["chosen"], alphas, shift, looks[arm], theme)
+            places = {alpha: place + shift for place, alpha in enumerate(alphas) if alpha in known}
+            _draw_line(axis, places, known, own["chosen"], looks[arm])
         axis.set_xticks(range(len(alphas)), [f"{alpha:g}" for alpha in alphas])
         axis.set_xlabel("alpha")
         axis.set_ylabel(by if name == "val" else "AUROC")
         axis.set_xlim(-0.5, len(alphas) - 0.5)
-        axis.set_title("validation: decides" if name == "val" else f"{name} set: hollow is exploration", fontsize=10)
-        axis.grid(axis="y", color=theme.line, linewidth=0.7)
-    _legend(figure, {arm: looks[arm] for arm in chosen}, theme)
+        axis.set_title("validation: decides" if name == "val" else f"{name} set: hollow is exploration")
+        axis.grid(axis="y")
+    _legend(figure, [looks[arm] for arm in chosen])
     return figure
 
 
 def _draw_line(
-    axis: Axes,
-    points: Mapping[float | None, float],
-    chosen: float | None,
-    alphas: Sequence[float],
-    shift: float,
-    look: Look,
-    theme: Theme,
+    axis: Axes, places: Mapping[float, float], values: Mapping[float | None, float], chosen: float | None, look: Look
 ) -> None:
-    """An arm's line over its weights; a dotted one across the panel for an arm that has none."""
-    if None in points:
-        axis.axhline(points[None], color=look.color, linewidth=1.4, linestyle=":")
-    known = [alpha for alpha in alphas if alpha in points]
-    at = lambda some: ([alphas.index(alpha) + shift for alpha in some], [points[alpha] for alpha in some])
+    """An arm's line over the places of its weights; a dotted one across the panel for an arm that has none."""
+    if None in values:
+        axis.axhline(values[None], color=look.color, linewidth=1.4, linestyle=":")
     style = {"color": look.color, "marker": look.marker, "linewidth": 1.2}
-    axis.plot(*at(known), markersize=5, markerfacecolor=theme.background, **style)
-    axis.plot(*at([alpha for alpha in known if alpha == chosen]), markersize=8, **style)
+    hollow = rcParams["axes.facecolor"]
+    axis.plot(list(places.values()), [values[alpha] for alpha in places], markersize=5, markerfacecolor=hollow, **style)
+    if chosen is not None and chosen in places:
+        axis.plot(places[chosen], values[chosen], markersize=8, **style)
 
 
-def draw_agreement(entries: Sequence[dict[str, Any]], looks: Mapping[str, Look], theme: Theme) -> Figure:
+def draw_agreement(entries: Sequence[dict[str, Any]], looks: Mapping[str, Look]) -> Figure:
     """A row for each set; T to the left, D to the right."""
-    figure, axes = _panels(len(entries), 2, (9.2, 3.5 * len(entries) + 1.0), theme, sharey="row")
+    figure = Figure(figsize=(9.2, 3.5 * len(entries) + 1.0))
+    axes = figure.subplots(len(entries), 2, squeeze=False, sharey="row")
     for line, entry in zip(axes, entries, strict=True):
         for axis, key, name in zip(line, ("cc_true", "cc_difference"), ("T", "D = T - U"), strict=True):
             for arm in entry["arms"]:
-                points = beside_auroc(arm, key)
-                if points:
+                if points := beside_auroc(arm, key):
                     x, y = zip(*points, strict=True)
-                    look = looks[arm["arm"]]
-                    axis.scatter(x, y, s=28, linewidths=1, alpha=0.9, zorder=3, **look.marks(theme))
+                    axis.scatter(x, y, s=28, linewidths=1, alpha=0.9, zorder=3, **looks[arm["arm"]].marks())
             r = entry["correlations"][key]["within_arms"]
-            note = "" if r is None else f", r within arms {r:+.2f}"
-            axis.set_title(f"{place(entry)}: {name}{note}", fontsize=10)
+            axis.set_title(f"{place(entry)}: {name}" + ("" if r is None else f", r within arms {r:+.2f}"))
             axis.set_xlabel(f"correlation of {name} with the human maps")
-            axis.grid(color=theme.line, linewidth=0.7)
+            axis.grid()
         line[0].set_ylabel("AUROC")
     shown = {arm["arm"] for entry in entries for arm in entry["arms"]}
-    _legend(figure, {arm: look for arm, look in looks.items() if arm in shown}, theme)
+    _legend(figure, [look for arm, look in looks.items() if arm in shown])
     return figure
 
 
-def _panels(
-    rows: int, columns: int, size: tuple[float, float], theme: Theme, **shared: Any
-) -> tuple[Figure, np.ndarray]:
-    figure = Figure(figsize=size, layout="constrained", facecolor=theme.background)
-    figure.get_layout_engine().set(h_pad=0.1)
-    axes = figure.subplots(rows, columns, squeeze=False, **shared)
-    for axis in axes.flat:
-        axis.set_facecolor(theme.background)
-        axis.tick_params(colors=theme.soft, labelcolor=theme.ink, labelsize=9, length=3)
-        axis.set_axisbelow(True)
-        for name, spine in axis.spines.items():
-            spine.set_visible(name in ("left", "bottom"))
-            spine.set_color(theme.soft)
-        for text in (axis.title, axis.xaxis.label, axis.yaxis.label):
-            text.set_color(theme.ink)
-    return figure, axes
-
-
-def _legend(figure: Figure, looks: Mapping[str, Look], theme: Theme) -> None:
-    axis = figure.axes[0]
-    handles = [
-        axis.scatter([], [], s=30, linewidths=1, label=look.label, **look.marks(theme)) for look in looks.values()
-    ]
-    columns = max(1, int(figure.get_size_inches()[0] / 2.7))
-    figure.legend(
-        handles=handles, loc="outside lower center", ncols=columns, frameon=False, fontsize=8.5, labelcolor=theme.ink
-    )
+def _legend(figure: Figure, looks: Sequence[Look]) -> None:
+    handles = [figure.axes[0].scatter([], [], s=30, linewidths=1, label=look.label, **look.marks()) for look in looks]
+    figure.legend(handles=handles, loc="outside lower center", ncols=max(1, int(figure.get_size_inches()[0] / 2.7)))

@@ -84,15 +84,15 @@ def study_statistics(
       outcomes: of the runs at each arm's chosen alpha.
       reference: every arm that is no placebo is tested against it.
       placebos: of each arm its control arms; the arm is tested against each of them.
-      strategies: of each arm its strategy; one that is absent is taken from the beginning of the arm's name.
+      strategies: of each arm its strategy, which says what is a reconstruction; one that is absent is taken from the
+        beginning of the arm's name.
       resamples: of the bootstrap.
       seed: of bootstrap and drawn permutations.
 
     Returns:
       One entry for each protocol and set, in the order of the outcomes: `protocol`, `set`, `images`, `groups`, `folds`;
-      `arms`, see `_summarize`; `comparisons`, see `_compare`, of sets of the test (not of validation, on which epoch
-      and alpha were chosen); `missing`, sentences on what could not be compared; and `correlations` of the map
-      agreement with the AUROC, see `_correlations`.
+      `arms` (`_summarize`, and `_kinds`); `comparisons` (`_compare`), of sets of the test, not of validation, on which
+      epoch and alpha were chosen; `missing`, sentences on what could not be compared; and `correlations`.
 
     Raises:
       StudyError: no outcome, or outcomes that contradict each other: a run twice, two alphas of an arm and protocol,
@@ -100,14 +100,36 @@ def study_statistics(
     """
     if not outcomes:
         raise StudyError("no outcomes: no run of the study is finished")
-    placebos = {arm: list(controls) for arm, controls in (placebos or {}).items()}
-    _check_alphas(outcomes)
-    keys = dict.fromkeys((outcome.protocol, outcome.set) for outcome in outcomes)
-    cells = [_gather([o for o in outcomes if (o.protocol, o.set) == key]) for key in keys]
-    entries = [_statistics(cell, reference, placebos, resamples, seed) for cell in cells]
-    for entry in entries:
-        _name_kinds(entry, placebos, strategies or {})
-    return entries
+    placebos = placebos or {}
+    alphas: dict[tuple[str, str], float | None] = {}
+    sets: dict[tuple[str, str], list[Outcome]] = {}
+    for outcome in outcomes:
+        first = alphas.setdefault((outcome.arm, outcome.protocol), outcome.alpha)
+        if first != outcome.alpha:
+            raise StudyError(
+                f"arm {outcome.arm!r}, protocol {outcome.protocol!r}: outcomes of alpha {first} and of "
+                f"{outcome.alpha}. Hand over those of the alpha that was chosen on validation."
+            )
+        sets.setdefault((outcome.protocol, outcome.set), []).append(outcome)
+    kinds = _kinds([arm for arm, _ in alphas], placebos, strategies or {})
+    return [_statistics(cell, reference, placebos, kinds, resamples, seed) for cell in map(_gather, sets.values())]
+
+
+def _kinds(
+    arms: Sequence[str], placebos: Mapping[str, Sequence[str]], strategies: Mapping[str, str]
+) -> dict[str, dict[str, str]]:
+    """Of each arm its `strategy` and its `kind`: `reconstruction`, `placebo` or ""."""
+    kinds = {}
+    for arm in arms:
+        named = next((name for name in STRATEGIES if f"{arm}_".startswith(f"{name}_")), arm)
+        strategy = strategies.get(arm, named)
+        kind = "reconstruction" if strategy in RECONSTRUCTIONS else ""
+        kinds[arm] = {"strategy": strategy, "kind": "placebo" if arm in _controls(placebos) else kind}
+    return kinds
+
+
+def _controls(placebos: Mapping[str, Sequence[str]]) -> set[str]:
+    return {control for own in placebos.values() for control in own}
 
 
 def reading_order(statistics: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -115,26 +137,19 @@ def reading_order(statistics: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     return sorted(statistics, key=lambda entry: (entry["set"] == "val", entry["set"] != "open"))
 
 
-def _name_kinds(entry: dict[str, Any], placebos: Mapping[str, Sequence[str]], strategies: Mapping[str, str]) -> None:
-    """Adds to each arm its `strategy` and its `kind`: `reconstruction`, `placebo` or "". To comparisons both kinds."""
-    controls = {control for own in placebos.values() for control in own}
-    kinds = {}
-    for arm in entry["arms"]:
-        named = next((name for name in STRATEGIES if f"{arm['arm']}_".startswith(f"{name}_")), arm["arm"])
-        arm["strategy"] = strategies.get(arm["arm"], named)
-        arm["kind"] = "reconstruction" if arm["strategy"] in RECONSTRUCTIONS else ""
-        arm["kind"] = kinds[arm["arm"]] = "placebo" if arm["arm"] in controls else arm["kind"]
-    for comparison in entry["comparisons"]:
-        comparison |= {"kind": kinds[comparison["arm"]], "other_kind": kinds[comparison["other"]]}
-
-
 def _statistics(
-    cell: _Cell, reference: str, placebos: Mapping[str, Sequence[str]], resamples: int, seed: int
+    cell: _Cell,
+    reference: str,
+    placebos: Mapping[str, Sequence[str]],
+    kinds: Mapping[str, dict[str, str]],
+    resamples: int,
+    seed: int,
 ) -> dict[str, Any]:
-    drawn = _bootstrap(cell, resamples, seed) if cell.set != "val" else {}
-    arms = [_summarize(cell, arm, drawn, seed) for arm in arrange(list(cell.runs), placebos)]
+    tested = cell.set != "val"
+    drawn = _bootstrap(cell, resamples, seed) if tested else {}
+    arms = [_summarize(cell, arm, drawn, seed) | kinds[arm] for arm in arrange(list(cell.runs), placebos)]
     comparisons, missing = [], []
-    for arm, other, against in _planned(cell.runs, reference, placebos) if cell.set != "val" else []:
+    for arm, other, against in _planned(cell.runs, reference, placebos) if tested else []:
         common = sorted(cell.runs.get(arm, {}).keys() & cell.runs.get(other, {}).keys())
         if not common:
             missing.append(f"{arm} - {other} could not be compared: they have no finished seed in common.")
@@ -143,8 +158,8 @@ def _statistics(
         else:
             comparisons.append(_compare(cell, (arm, other), common, drawn, seed) | {"against": against})
     for comparison, corrected in zip(comparisons, holm([c["p"] for c in comparisons]), strict=True):
-        comparison["p_holm"] = corrected
-        comparison["significant"] = corrected <= LEVEL
+        comparison |= {"p_holm": corrected, "significant": corrected <= LEVEL}
+        comparison |= {"kind": kinds[comparison["arm"]]["kind"], "other_kind": kinds[comparison["other"]]["kind"]}
     return {
         "protocol": cell.protocol,
         "set": cell.set,
@@ -156,17 +171,6 @@ def _statistics(
         "missing": missing,
         "correlations": _correlations(arms),
     }
-
-
-def _check_alphas(outcomes: Sequence[Outcome]) -> None:
-    alphas: dict[tuple[str, str], float | None] = {}
-    for outcome in outcomes:
-        first = alphas.setdefault((outcome.arm, outcome.protocol), outcome.alpha)
-        if first != outcome.alpha:
-            raise StudyError(
-                f"arm {outcome.arm!r}, protocol {outcome.protocol!r}: outcomes of alpha {first} and of "
-                f"{outcome.alpha}. Hand over those of the alpha that was chosen on validation."
-            )
 
 
 def _gather(outcomes: Sequence[Outcome]) -> _Cell:
@@ -181,20 +185,12 @@ def _gather(outcomes: Sequence[Outcome]) -> _Cell:
         by_fold[outcome.fold] = _aligned(outcome, first)
     joined = lambda field: [value for outcome in folds.values() for value in getattr(outcome, field)]
     numbers = group_numbers(joined("groups"), joined("ids"))
-    ends = np.cumsum([len(outcome.ids) for outcome in folds.values()])[:-1]
+    parts = np.split(numbers, np.cumsum([len(outcome.ids) for outcome in folds.values()])[:-1])
+    numbered = {o.fold: _Fold(o.ids, o.labels, own, _pairs(o)) for o, own in zip(folds.values(), parts, strict=True)}
     # A seed that lacks a fold would compare a mean over other folds.
     complete = {arm: {s: by for s, by in seeds.items() if by.keys() == folds.keys()} for arm, seeds in runs.items()}
-    return _Cell(
-        outcomes[0].protocol,
-        outcomes[0].set,
-        {
-            o.fold: _Fold(o.ids, o.labels, own, _pairs(o))
-            for o, own in zip(folds.values(), np.split(numbers, ends), strict=True)
-        },
-        len(np.unique(numbers)),
-        complete,
-        {arm: sorted(seeds.keys() - complete[arm].keys()) for arm, seeds in runs.items()},
-    )
+    incomplete = {arm: sorted(seeds.keys() - complete[arm].keys()) for arm, seeds in runs.items()}
+    return _Cell(outcomes[0].protocol, outcomes[0].set, numbered, len(np.unique(numbers)), complete, incomplete)
 
 
 def _pairs(outcome: Outcome) -> int:
@@ -230,15 +226,13 @@ def _planned(
     runs: Mapping[str, Any], reference: str, placebos: Mapping[str, Sequence[str]]
 ) -> list[tuple[str, str, str]]:
     """Pairs to compare and what the second one is. Controls are not tested against the reference: nobody claims it."""
-    controls = {control for own in placebos.values() for control in own}
-    pairs = [(arm, reference, "reference") for arm in runs if arm != reference and arm not in controls]
+    pairs = [(arm, reference, "reference") for arm in runs if arm != reference and arm not in _controls(placebos)]
     return pairs + [(arm, control, "placebo") for arm in runs for control in placebos.get(arm, ())]
 
 
 def arrange(arms: Sequence[str], placebos: Mapping[str, Sequence[str]]) -> list[str]:
     """The arms in their order, each followed by its controls."""
-    controls = {control for own in placebos.values() for control in own}
-    own = [name for arm in arms if arm not in controls for name in (arm, *placebos.get(arm, ()))]
+    own = [name for arm in arms if arm not in _controls(placebos) for name in (arm, *placebos.get(arm, ()))]
     return [arm for arm in dict.fromkeys([*own, *arms]) if arm in arms]
 
 
@@ -249,23 +243,18 @@ def _values(cell: _Cell, arm: str, metric: str, seeds: Sequence[int]) -> list[fl
 
 def _over_folds(cell: _Cell, metric: str, by_fold: Mapping[str, Outcome]) -> float | None:
     if metric == "auroc" and cell.ranked:
-        return float(sum(weight * _auroc(by_fold[fold]) for fold, weight in cell.ranked.items()))
-    known = [outcome for outcome in by_fold.values() if outcome.metrics[metric] is not None]
-    weights = [len(outcome.labels) if cell.protocol == "k_fold" else 1 for outcome in known]
-    return sum(w * o.metrics[metric] for w, o in zip(weights, known, strict=True)) / sum(weights) if known else None
-
-
-def _auroc(outcome: Outcome) -> float:
-    return float(weighted_auroc(outcome.labels, outcome.score, np.ones((1, len(outcome.labels))))[0])
+        area = lambda o: float(weighted_auroc(o.labels, o.score, np.ones((1, len(o.labels))))[0])
+        return float(sum(weight * area(by_fold[fold]) for fold, weight in cell.ranked.items()))
+    weigh = lambda outcome: len(outcome.labels) if cell.protocol == "k_fold" else 1
+    known = [(weigh(o), value) for o in by_fold.values() if (value := o.metrics[metric]) is not None]
+    return sum(w * value for w, value in known) / sum(w for w, _ in known) if known else None
 
 
 def _summarize(cell: _Cell, arm: str, drawn: Mapping[tuple[str, int], np.ndarray], seed: int) -> dict[str, Any]:
-    """One arm on one set.
+    """`arm`, `alpha`, `seeds`, `incomplete` (seeds that lack a fold and count nowhere) and `figures`.
 
-    Returns:
-      `arm`, `alpha`, `seeds`, `incomplete` (seeds that lack a fold and count nowhere) and `figures`: of each metric
-      `values` by seed, `mean`, sample `deviation`, `interval` (Student's, over seeds) and for the AUROC `bootstrap`,
-      the 95 % interval over seeds and groups. None stands for a value that does not exist.
+    Those are of each metric what `describe` gives of the seeds' values, and of the AUROC also `bootstrap`, the 95 %
+    interval over seeds and groups. None stands for a value that does not exist.
     """
     seeds = sorted(cell.runs[arm])
     alpha = next((run.alpha for by_fold in cell.runs[arm].values() for run in by_fold.values()), None)
@@ -291,10 +280,9 @@ def _compare(
 ) -> dict[str, Any]:
     """The AUROC of the first arm minus that of the second, seed by seed.
 
-    Returns:
-      `arm`, `other`, `seeds` in common, `unpaired` seeds that one of both lacks, `difference` (as `describe`, with
-      `bootstrap`), `p_seeds` and `smallest_p_seeds` (that so many seeds can give), `p_groups` (None where scores have
-      no AUROC: more than two classes), `p`, `effect_size` and `seeds_won`.
+    `arm`, `other`, `seeds` in common, `unpaired` seeds that one of both lacks, `difference` (as `describe`, with
+    `bootstrap`), `p_seeds` and `smallest_p_seeds` (that so many seeds can give), `p_groups` (None where scores have no
+    AUROC: more than two classes), `p`, `effect_size` and `seeds_won`.
     """
     first, second = (np.array(_values(cell, arm, "auroc", seeds), np.float64) for arm in arms)
     differences = first - second
@@ -342,8 +330,14 @@ def _bootstrap(cell: _Cell, resamples: int, seed: int) -> dict[tuple[str, int], 
 
 
 def _areas(cell: _Cell, times: Int[np.ndarray, "r groups"]) -> dict[tuple[str, int], Float[np.ndarray, " r"]]:
-    shares = {name: _resampled_share(cell, name, times) for name in cell.ranked}
-    total = sum(shares.values())
+    """AUROC of every arm and seed where each group comes so many times; folds weigh by their resampled pairs."""
+    shares = {}
+    for name in cell.ranked:
+        of_class = [cell.folds[name].groups[cell.folds[name].labels == label] for label in (0, 1)]
+        counts = [times @ np.bincount(groups, minlength=cell.number_of_groups) for groups in of_class]
+        pairs = (counts[0] * counts[1]).astype(np.float64)
+        shares[name] = pairs if cell.protocol == "k_fold" else (pairs > 0).astype(np.float64)
+    total = np.sum(list(shares.values()), axis=0)
     lost = total == 0 if cell.protocol == "k_fold" else np.any([share == 0 for share in shares.values()], axis=0)
     drawn = {(arm, s): np.where(lost, np.nan, 0.0) for arm, seeds in cell.runs.items() for s in seeds}
     for name, share in shares.items():
@@ -355,20 +349,11 @@ def _areas(cell: _Cell, times: Int[np.ndarray, "r groups"]) -> dict[tuple[str, i
     return drawn
 
 
-def _resampled_share(cell: _Cell, name: str, times: Int[np.ndarray, "r groups"]) -> Float[np.ndarray, " r"]:
-    """What a fold weighs in each resample: its resampled pairs under `k_fold`, else 1; 0 where it lacks a class."""
-    fold = cell.folds[name]
-    of_class = lambda label: times @ np.bincount(fold.groups[fold.labels == label], minlength=cell.number_of_groups)
-    pairs = (of_class(0) * of_class(1)).astype(np.float64)
-    return pairs if cell.protocol == "k_fold" else (pairs > 0).astype(np.float64)
-
-
 def _two_level(rows: Sequence[Float[np.ndarray, " resamples"]], seed: int) -> list[float] | None:
     """95 % percentile interval of the mean over resampled seeds of AUROCs on resampled groups; None without a seed.
 
-    Of S seeds S - 1 are drawn, as with the groups; a single seed stays, and the interval is over groups alone. Drawing
-    both crossed levels is on the safe side: what differs by seed and image alike counts more than once (Owen, "The
-    pigeonhole bootstrap", 2007).
+    Of S seeds S - 1 are drawn, as with the groups; a single seed stays. Drawing both crossed levels is on the safe
+    side: what differs by seed and image alike counts more than once (Owen, "The pigeonhole bootstrap", 2007).
     """
     if not rows:
         return None

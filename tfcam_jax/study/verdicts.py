@@ -21,15 +21,14 @@ def signed(value: float) -> str:
 
 def verdict(entry: dict[str, Any], comparison: dict[str, Any]) -> str:
     """One comparison: difference, interval, p-values, and whether it is significant."""
-    difference = comparison["difference"]
+    difference, p = comparison["difference"], probability(comparison["p_seeds"])
     bounds = difference["bootstrap"] or difference["interval"]
-    shown = f" [{', '.join(_plain(bound) for bound in bounds)}]" if bounds else ""
-    tests = f"{_equals(comparison['p_seeds'])} (seeds)"
+    shown = f" [{', '.join(signed(bound).removeprefix('+') for bound in bounds)}]" if bounds else ""
+    tests = f"{p if p.startswith('<') else f'= {p}'} (seeds)"
     if comparison["p_groups"] is not None:
         tests += f", {probability(comparison['p_groups'])} (groups)"
-    arm, other = (
-        arm_label(comparison[key], comparison[kind]) for key, kind in (("arm", "kind"), ("other", "other_kind"))
-    )
+    arm = arm_label(comparison["arm"], comparison["kind"])
+    other = arm_label(comparison["other"], comparison["other_kind"])
     return (
         f"{arm} - {other}, {place(entry)}: {signed(difference['mean'])}{shown}, p {tests}, "
         f"after Holm {probability(comparison['p_holm'])}: {outcome_word(comparison)}."
@@ -38,9 +37,8 @@ def verdict(entry: dict[str, Any], comparison: dict[str, Any]) -> str:
 
 def mark(comparison: dict[str, Any]) -> str:
     """`higher` or `lower` where the difference is significant, else `unclear`."""
-    if not comparison["significant"]:
-        return "unclear"
-    return "higher" if comparison["difference"]["mean"] > 0 else "lower"
+    higher = "higher" if comparison["difference"]["mean"] > 0 else "lower"
+    return higher if comparison["significant"] else "unclear"
 
 
 def outcome_word(comparison: dict[str, Any]) -> str:
@@ -110,45 +108,29 @@ def _sorted(comparisons: Sequence[dict[str, Any]], key: str) -> str:
 
 
 def _limits(entry: dict[str, Any]) -> list[str]:
-    sentences = list(entry["missing"])
+    """What could not be compared, and what no comparison here can show."""
+    sentences, comparisons = list(entry["missing"]), entry["comparisons"]
     for arm in entry["arms"]:
         if arm["incomplete"]:
             listed = ", ".join(map(str, arm["incomplete"]))
             sentences.append(f"{arm['arm']}: seeds {listed} lack a fold and count nowhere.")
-    for comparison in entry["comparisons"]:
+    for comparison in comparisons:
         if comparison["unpaired"]:
             sentences.append(
                 f"{comparison['arm']} - {comparison['other']}: only the {len(comparison['seeds'])} common seeds are "
                 f"paired; without a partner: {', '.join(map(str, comparison['unpaired']))}."
             )
-    if entry["comparisons"]:
-        sentences += _power(entry)
-    return sentences
-
-
-def _power(entry: dict[str, Any]) -> list[str]:
-    """Says where the smallest possible p-value, times the comparisons, is above the level."""
-    family, seeds = len(entry["comparisons"]), max(len(c["seeds"]) for c in entry["comparisons"])
-    smallest = min(c["smallest_p_seeds"] for c in entry["comparisons"])
-    found = []
+    smallest, family = min((c["smallest_p_seeds"] for c in comparisons), default=0), len(comparisons)
     if smallest * family > LEVEL:
-        found.append(
+        seeds = max(len(c["seeds"]) for c in comparisons)
+        sentences.append(
             f"With {seeds} {'seed' if seeds == 1 else 'seeds'} the smallest p-value over seeds is "
             f"{probability(smallest)}; after Holm over {family} comparisons no difference can be significant here."
         )
-    if entry["groups"] == 1:
-        found.append("All images are one group: nothing here generalises over images.")
-    return found
+    if comparisons and entry["groups"] == 1:
+        sentences.append("All images are one group: nothing here generalises over images.")
+    return sentences
 
 
 def _names(arms: Sequence[str]) -> str:
     return ", ".join(arms) or "none"
-
-
-def _plain(value: float) -> str:
-    return signed(value).removeprefix("+")
-
-
-def _equals(p: float) -> str:
-    text = probability(p)
-    return text if text.startswith("<") else f"= {text}"

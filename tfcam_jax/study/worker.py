@@ -9,7 +9,7 @@ import signal
 import threading
 import traceback
 from collections.abc import Callable, Sequence
-from multiprocessing import connection, get_context, parent_process
+from multiprocessing import connection, get_context, parent_process, process
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +34,7 @@ class ExperimentCache:
 
     Args:
       held_megabytes: data sets whose decoded images take no more than this are kept decoded.
-      checks: file of the study in which it stands which files were found sound before; None: every file is looked at.
+      checks: file of the study that tells which files were found sound before; None: every file is looked at.
     """
 
     def __init__(self, held_megabytes: int, checks: Path | None = None):
@@ -92,8 +92,7 @@ def train_here(cache: ExperimentCache, runs: Sequence[Run], workdir: Path, bar: 
     """Trains the runs one after the other; returns the error of each that failed, its traceback below, by folder."""
     failures = {}
     for run in runs:
-        failure = _try(cache, run, workdir)
-        if failure:
+        if failure := _try(cache, run, workdir):
             failures[run.entry.folder] = failure
         bar.update()
     return failures
@@ -112,11 +111,11 @@ def train_in_processes(
     try:
         for member in members:
             member.start(waiting.pop(), workdir)
-        while busy := [member for member in members if member.run]:
-            ready = connection.wait([member.pipe for member in busy])
-            for member in (member for member in busy if member.pipe in ready):
-                folder = member.run.entry.folder
-                failures |= {folder: failure} if (failure := member.finish()) else {}
+        while busy := [(member, member.run) for member in members if member.run]:
+            ready = connection.wait([member.pipe for member, _ in busy])
+            for member, run in ((member, run) for member, run in busy if member.pipe in ready):
+                if failure := member.finish():
+                    failures[run.entry.folder] = failure
                 bar.update()
                 if waiting:
                     member.start(waiting.pop(), workdir)
@@ -176,7 +175,7 @@ class _Member:
 def _serve(pipe: connection.Connection, cores: list[int], held_megabytes: int, checks: Path) -> None:
     """What a process does: trains the runs that it is sent, until the pipe closes."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the parent too, which ends this one
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    threading.Thread(target=_end_with_parent, args=(parent_process(),), daemon=True).start()
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, cores)  # before jax starts as many threads as it sees cores
     cache = ExperimentCache(held_megabytes, checks)
@@ -198,8 +197,8 @@ def answer(pipe: connection.Connection, cache: ExperimentCache, run: Run, workdi
         pipe.send(outcome)
 
 
-def _end_with_parent() -> None:
-    parent_process().join()
+def _end_with_parent(parent: process.BaseProcess) -> None:
+    parent.join()
     os._exit(1)
 
 

@@ -14,21 +14,11 @@ def read(path: Path, renamed: Mapping[str, str] | None = None) -> Table:
 
     Column `image`, then `x, y, width, height` or `x_min, y_min, x_max, y_max` for a box, `polygon` ("x y x y ...")
     for a polygon, or `x, y` and, if wanted, `duration` for a fixation; `annotator` is optional. Rows without any of
-    the numbers say that the image was looked at and nothing marked.
-
-    Args:
-      path: of the file.
-      renamed: names in this file to the names above, for owners' tables.
-
-    Raises:
-      DataError: with one line per problem, each with its row.
-      OSError: no such file.
+    the numbers say that the image was looked at and nothing marked. `renamed` maps names in this file to those above,
+    for owners' tables. Raises DataError, with a line per problem, each with its row, and OSError: no such file.
     """
-    return gather(path, ((f"row {number}", cells) for number, cells in read_table(path, renamed=renamed)), _parse)
-
-
-def _parse(cells: Mapping[str, str]) -> tuple[str, str, Marks]:
-    return cells.get("image", ""), cells.get("annotator", ""), _marks(cells)
+    parse = lambda cells: (cells.get("image", ""), cells.get("annotator", ""), _marks(cells))
+    return gather(path, ((f"row {number}", cells) for number, cells in read_table(path, renamed=renamed)), parse)
 
 
 def _marks(cells: Mapping[str, str]) -> Marks:

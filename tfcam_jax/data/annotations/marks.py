@@ -20,6 +20,8 @@ from .rle import decode_rle, read_runs
 
 Entry = TypeVar("Entry")
 
+Size = tuple[int, int]  # height, width
+
 # Of a rendered map, pixels: far above any CAM's resolution, far below a radiograph's.
 LONGER_SIDE = 512
 _OVERSAMPLING = 4
@@ -52,13 +54,8 @@ Table = Mapping[str, Mapping[str, Marks]]
 def gather(path: Path, entries: Iterable[tuple[str, Entry]], parse: Callable[[Entry], tuple[str, str, Marks]]) -> Table:
     """Adds up what the entries of a file say, by image and annotator; the annotator is "1" where none is named.
 
-    Args:
-      path: of the file, for messages.
-      entries: each with its place in the file.
-      parse: an entry's image, annotator and marks; raises ValueError or TypeError where it can't be used.
-
-    Raises:
-      DataError: with one line per problem.
+    Each entry comes with its place in the file. `parse` gives its image, annotator and marks, and raises ValueError or
+    TypeError where it can't be used; DataError then has a line per problem.
     """
     table: dict[str, dict[str, Marks]] = defaultdict(dict)
     problems = []
@@ -93,26 +90,18 @@ def render(marks: Marks, height: int, width: int, sigma: float) -> Float[np.ndar
 
     Boxes, polygons and masks give the share of each map pixel that any of them covers; fixations give Gaussians,
     weighted by duration, added up and divided by their peak; those off the image are left out. Marks of both kinds are
-    joined by the maximum.
-
-    Args:
-      marks: of one annotator.
-      height: of the image, pixels.
-      width: of the image, pixels.
-      sigma: standard deviation of a fixation's Gaussian, image pixels.
-
-    Raises:
-      ValueError: a mark outside the image, of no extent, or a mask of another size.
+    joined by the maximum. `sigma` is the standard deviation of a fixation's Gaussian; it, `height` and `width` are in
+    pixels of the image. Raises ValueError for marks outside the image or of no extent, and masks of another size.
     """
     scale = min(1.0, LONGER_SIDE / max(height, width))
-    shape = max(1, round(height * scale)), max(1, round(width * scale))
+    shape, size = (max(1, round(height * scale)), max(1, round(width * scale))), (height, width)
     _check_inside(marks, height, width)
-    layers = [_box_coverage(box, shape, height, width) for box in marks.boxes]
+    layers = [_box_coverage(box, shape, size) for box in marks.boxes]
     if marks.polygons:
-        layers.append(_polygon_coverage(marks.polygons, shape, height, width))
-    layers += [_mask_coverage(mask, shape, height, width) for mask in marks.masks]
+        layers.append(_polygon_coverage(marks.polygons, shape, size))
+    layers += [_mask_coverage(mask, shape, size) for mask in marks.masks]
     if marks.fixations:
-        layers.append(_fixation_density(marks.fixations, shape, height, width, sigma))
+        layers.append(_fixation_density(marks.fixations, shape, size, sigma))
     return np.maximum.reduce(layers) if layers else np.zeros(shape, np.float32)
 
 
@@ -135,10 +124,11 @@ def _check_inside(marks: Marks, height: int, width: int) -> None:
             raise ValueError(f"a fixation lasts {duration:g}; durations are not negative")
 
 
-def _box_coverage(box: Sequence[float], shape: tuple[int, int], height: int, width: int) -> Float[np.ndarray, "h w"]:
+# Shapes are those of the map, sizes those of the image.
+def _box_coverage(box: Sequence[float], shape: Size, size: Size) -> Float[np.ndarray, "h w"]:
     x, y, w, h = box
-    rows = _covered(y * shape[0] / height, (y + h) * shape[0] / height, shape[0])
-    columns = _covered(x * shape[1] / width, (x + w) * shape[1] / width, shape[1])
+    rows = _covered(y * shape[0] / size[0], (y + h) * shape[0] / size[0], shape[0])
+    columns = _covered(x * shape[1] / size[1], (x + w) * shape[1] / size[1], shape[1])
     return (rows[:, None] * columns[None, :]).astype(np.float32)
 
 
@@ -148,24 +138,20 @@ def _covered(start: float, stop: float, count: int) -> Float[np.ndarray, " count
     return np.clip(np.minimum(stop, edges + 1) - np.maximum(start, edges), 0, 1)
 
 
-def _polygon_coverage(
-    polygons: Sequence[Sequence[float]], shape: tuple[int, int], height: int, width: int
-) -> Float[np.ndarray, "h w"]:
+def _polygon_coverage(polygons: Sequence[Sequence[float]], shape: Size, size: Size) -> Float[np.ndarray, "h w"]:
     fine = shape[0] * _OVERSAMPLING, shape[1] * _OVERSAMPLING
     canvas = Image.new("L", (fine[1], fine[0]))
     draw = ImageDraw.Draw(canvas)
     for corners in polygons:
         # Pillow counts from pixel centres.
-        xs = [x * fine[1] / width - 0.5 for x in corners[::2]]
-        ys = [y * fine[0] / height - 0.5 for y in corners[1::2]]
+        xs = [x * fine[1] / size[1] - 0.5 for x in corners[::2]]
+        ys = [y * fine[0] / size[0] - 0.5 for y in corners[1::2]]
         draw.polygon(list(zip(xs, ys, strict=True)), fill=255)
     return np.asarray(canvas.reduce(_OVERSAMPLING), np.float32) / 255
 
 
-def _mask_coverage(
-    mask: Mapping[str, Any], shape: tuple[int, int], height: int, width: int
-) -> Float[np.ndarray, "h w"]:
-    rows, columns, _ = read_runs(mask)
+def _mask_coverage(mask: Mapping[str, Any], shape: Size, size: Size) -> Float[np.ndarray, "h w"]:
+    (height, width), (rows, columns, _) = size, read_runs(mask)
     # Before it is decoded, as a file may claim any size.
     if abs(rows * width - columns * height) >= max(height, width):
         raise ValueError(f"a mask of {columns} x {rows} pixels in an image of {width} x {height}")
@@ -174,15 +160,14 @@ def _mask_coverage(
 
 
 def _fixation_density(
-    fixations: Sequence[Sequence[float]], shape: tuple[int, int], height: int, width: int, sigma: float
+    fixations: Sequence[Sequence[float]], shape: Size, size: Size, sigma: float
 ) -> Float[np.ndarray, "h w"]:
-    x, y, duration = np.asarray(fixations, np.float64).T
+    (height, width), (x, y, duration) = size, np.asarray(fixations, np.float64).T
     # Eyes also rest beside the image; owners then write -1.
     kept = (x >= 0) & (x <= width) & (y >= 0) & (y <= height)
     x, y, duration = x[kept], y[kept], duration[kept]
-    along = lambda at, count, size: np.exp(
-        -0.5 * (((np.arange(count) + 0.5) * size / count - at[:, None]) / sigma) ** 2
-    )
+    distance = lambda at, count, side: (np.arange(count) + 0.5) * side / count - at[:, None]
+    along = lambda at, count, side: np.exp(-0.5 * (distance(at, count, side) / sigma) ** 2)
     density = (duration[:, None] * along(y, shape[0], height)).T @ along(x, shape[1], width)
     peak = density.max()
     return (density / peak if peak > 0 else density).astype(np.float32)

@@ -29,10 +29,8 @@ def read_runs(mask: Mapping[str, Any]) -> tuple[int, int, list[int]]:
 
     Runs go down the columns and alternate between outside and inside, beginning outside. In the compressed form each
     run is a number of 5-bit digits, lowest first, in characters from "0" on; from the fourth on, a run is given as its
-    difference to the one before the last (cocodataset/cocoapi, maskApi.c).
-
-    Raises:
-      ValueError: not such a mapping, runs that don't fill the mask, or more pixels than any image has.
+    difference to the one before the last (cocodataset/cocoapi, maskApi.c). Raises ValueError: not such a mapping, runs
+    that don't fill the mask, or more pixels than any image has.
     """
     try:
         height, width = (int(side) for side in mask["size"])

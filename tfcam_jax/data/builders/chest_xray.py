@@ -5,14 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import ClassVar
+from typing import ClassVar, TypeVar
 
 from ..annotations import csv_table
 from ..annotations.marks import Table
 from ..csv_files import read_table
-from ..image_folder import walk_images
 from ..listing import Row
 from ..source import DataError
+from ..unlisted import walk_images
+from . import read_text
 from .listed_builder import ListedBuilder, ListedConfig, no_rows
 from .owner_files import Found, below, split_by_share
 
@@ -21,6 +22,8 @@ NIH_BOXES, RSNA_BOXES, FIXATIONS = "nih/BBox_List_2017.csv", "rsna/stage_2_train
 _NIH_COLUMNS = {"Image Index": "image", "Bbox [x": "x", "y": "y", "w": "width", "h]": "height"}
 _RSNA_COLUMNS = {"patientId": "image"}
 _FIXATION_COLUMNS = {"DICOM_ID": "image", "X_ORIGINAL": "x", "Y_ORIGINAL": "y", "FPOGD": "duration"}
+
+Read = TypeVar("Read")
 
 
 @dataclass(eq=False)
@@ -37,60 +40,12 @@ class ChestXrayConfig(ListedConfig):
 
 
 class ChestXray(ListedBuilder):
-    """Frontal chest films, class normal or abnormal; the domain is the collection.
-
-    nih: ChestX-ray14. Normal is "No Finding", the rest abnormal; labels were mined from reports. Boxes on about 880
-      films. The owner's test list is the test; a tenth of the other patients validate. Group: the patient.
-    rsna: RSNA Pneumonia Detection Challenge. Normal is class "Normal", abnormal the other two; boxes on "Lung Opacity".
-      Its films come from the NIH's, so that taking both puts films into training and test alike, which is refused.
-    mimic: films of MIMIC-CXR with one radiologist's gaze. Normal is column `Normal`, the rest abnormal. Maps are sums
-      of Gaussians at the fixations (columns X_ORIGINAL, Y_ORIGINAL, in pixels of the film) weighted by their duration
-      (FPOGD, seconds), of standard deviation `sigma`; its unit is film pixels, or degrees of the visual field if
-      `pixels_per_degree` says how many film pixels made one. The owners' own maps use 150 pixels. Group: the patient.
-    rsna and mimic publish no split for classification: 70 % train, 10 % validate, 20 % test, by a hash of the patient
-    (rsna: the film).
-
-    Licences: the NIH's terms stand beside its download, RSNA's in the challenge's rules; MIMIC-CXR and the gaze data
-    need PhysioNet's training and signed agreements. Pass on neither films nor prepared sets.
-    """
+    """Frontal chest films, class normal or abnormal; the domain is the collection (chest_xray.md)."""
 
     BUILDER_CONFIGS: ClassVar = [ChestXrayConfig()]
     CLASS_NAMES = (NORMAL, ABNORMAL)
-    CITATION = """@inproceedings{wang2017chestxray8,
-  title = {ChestX-ray8: Hospital-scale Chest X-ray Database and Benchmarks on Weakly-Supervised Classification and
-           Localization of Common Thorax Diseases},
-  author = {Wang, Xiaosong and Peng, Yifan and Lu, Le and Lu, Zhiyong and Bagheri, Mohammadhadi and Summers, Ronald M.},
-  booktitle = {IEEE Conference on Computer Vision and Pattern Recognition (CVPR)},
-  pages = {3462--3471},
-  year = {2017}
-}
-@article{karargyris2021creation,
-  title = {Creation and validation of a chest X-ray dataset with eye-tracking and report dictation for AI development},
-  author = {Karargyris, Alexandros and Kashyap, Satyananda and Lourentzou, Ismini and Wu, Joy T. and others},
-  journal = {Scientific Data},
-  volume = {8},
-  number = {92},
-  year = {2021}
-}
-@misc{karargyris2020eye,
-  title = {Eye Gaze Data for Chest X-rays (version 1.0.0)},
-  author = {Karargyris, Alexandros and Kashyap, Satyananda and Lourentzou, Ismini and Wu, Joy and others},
-  publisher = {PhysioNet},
-  doi = {10.13026/qfdz-zr67},
-  year = {2020}
-}"""
-    MANUAL_DOWNLOAD_INSTRUCTIONS = """
-Any of these folders, side by side in one folder; films may lie in subfolders and be PNG, JPEG or DICOM (for which
-`pip install pydicom`, or this project's extra [dicom]):
-  nih/    from https://nihcc.app.box.com/v/ChestXray-NIHCC: Data_Entry_2017*.csv, BBox_List_2017.csv, test_list.txt
-          and the unpacked images_*.
-  rsna/   from https://www.kaggle.com/c/rsna-pneumonia-detection-challenge, after accepting its rules:
-          stage_2_train_labels.csv, stage_2_detailed_class_info.csv, stage_2_train_images/.
-  mimic/  after PhysioNet's training and agreements: master_sheet.csv and fixations.csv from
-          https://physionet.org/content/egd-cxr/1.0.0/, and the films it names from
-          https://physionet.org/content/mimic-cxr/2.0.0/ (or its JPEG version), under any subfolders.
-Then python launch/prepare.py --config=configs/chest_xray.py --config.data.chest_xray.manual_dir=FOLDER --check
-"""
+    DESCRIPTION, CITATION = read_text("chest_xray.md"), read_text("chest_xray.bib")
+    MANUAL_DOWNLOAD_INSTRUCTIONS = read_text("chest_xray.txt")
 
     @classmethod
     def find_rows(cls, folder: Path, config: ChestXrayConfig) -> Found:
@@ -173,26 +128,24 @@ def _films(folder: Path, collection: str) -> dict[str, str]:
 
 def _read(path: Path, wanted: tuple[str, ...], found: Found) -> list[tuple[int, dict[str, str]]]:
     """Rows of an owner's CSV by column; problems go to what is found."""
-    try:
-        rows = read_table(path, wanted, "is it the original?")
-    except (OSError, DataError) as error:
-        found.problems += _told(path, error, "it lists the films")
-        return []
-    if not rows:
+    rows = _try(lambda: read_table(path, wanted, "is it the original?"), path, "it lists the films", found)
+    if rows == []:
         found.problems.append(f"{path}, row 1: no rows; is it the original?")
-    return [(number, {name: cells.get(name, "") for name in wanted}) for number, cells in rows]
+    return [(number, {name: cells.get(name, "") for name in wanted}) for number, cells in rows or []]
 
 
 def _marks(folder: Path, table: str, renamed: Mapping[str, str], found: Found) -> Table:
     """An owner's table of marks, which what is found then holds; empty if it can't be read."""
-    path = folder / table
-    try:
-        found.tables[table] = csv_table.read(path, renamed)
-    except (OSError, DataError) as error:
-        found.problems += _told(path, error, "it holds what the radiologists marked")
-        found.tables[table] = {}
+    read = lambda: csv_table.read(folder / table, renamed)
+    found.tables[table] = _try(read, folder / table, "it holds what the radiologists marked", found) or {}
     return found.tables[table]
 
 
-def _told(path: Path, error: OSError | DataError, purpose: str) -> list[str]:
-    return error.problems if isinstance(error, DataError) else [f"{path}: no such file; {purpose}"]
+def _try(read: Callable[[], Read], path: Path, purpose: str, found: Found) -> Read | None:
+    try:
+        return read()
+    except DataError as error:
+        found.problems += error.problems
+    except OSError:
+        found.problems.append(f"{path}: no such file; {purpose}")
+    return None

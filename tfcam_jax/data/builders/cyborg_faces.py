@@ -7,10 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import ClassVar
 
-from ..csv_files import Line, read_list
+from ..csv_files import read_list
 from ..listing import Row
+from . import read_text
 from .listed_builder import ListedBuilder, ListedConfig, no_rows
-from .owner_files import Found, ambiguous_maps, below, find_lists, group_of, index_maps, with_map
+from .owner_files import Found, below, find_lists, group_of, index_maps
 
 # What a path says of where a face comes from. Longer names first: "stylegan2" is a part of "stylegan2ada".
 SOURCES_IN_PATHS = {
@@ -49,36 +50,12 @@ class CyborgFacesConfig(ListedConfig):
 
 
 class CyborgFaces(ListedBuilder):
-    """Faces from photographs (class Real) and from generators (class Synthetic), with human maps for training.
-
-    The domain is the generator or the collection of photographs, read off the path (`SOURCES_IN_PATHS`; the image's
-    folder where the path says nothing known). Training: 919 real and 902 synthetic faces with human maps; validation:
-    10,000 of each; test: FFHQ, CelebA-HQ and six generators. Licence: agreed with the owner on request; neither images
-    nor prepared sets may be passed on.
-    """
+    """Photographed (class Real) and generated (Synthetic) faces with human maps for training (cyborg_faces.md)."""
 
     BUILDER_CONFIGS: ClassVar = [CyborgFacesConfig()]
     CLASS_NAMES = ("Real", "Synthetic")
-    CITATION = """@inproceedings{boyd2023cyborg,
-  title = {CYBORG: Blending Human Saliency Into the Loss Improves Deep Learning-Based Synthetic Face Detection},
-  author = {Boyd, Aidan and Tinsley, Patrick and Bowyer, Kevin and Czajka, Adam},
-  booktitle = {IEEE/CVF Winter Conference on Applications of Computer Vision (WACV)},
-  year = {2023},
-  pages = {6097--6106},
-  note = {arXiv:2112.00686}
-}"""
-    MANUAL_DOWNLOAD_INSTRUCTIONS = """
-1. Ask the University of Notre Dame Computer Vision Research Lab for the collection "UND WACV 2023 CYBORG":
-   https://cvrl.nd.edu/projects/data/#und-wacv-2023-cyborg
-2. Unpack it into one folder, so that it holds
-     train*.csv   lines `split,class,path` without a header: split train or test (this one validates),
-                  class Real or Synthetic
-     test*.csv    the same, for each generator and collection to test on
-     images/      what the paths are relative to
-     heatmaps/    human maps of training images, by the image's path or file name
-   Other names are given as data.cyborg_faces.train_lists, .test_lists, .images and .heatmaps.
-3. python launch/prepare.py --config=configs/cyborg_faces.py --config.data.cyborg_faces.manual_dir=FOLDER --check
-"""
+    DESCRIPTION, CITATION = read_text("cyborg_faces.md"), read_text("cyborg_faces.bib")
+    MANUAL_DOWNLOAD_INSTRUCTIONS = read_text("cyborg_faces.txt")
 
     @classmethod
     def find_rows(cls, folder: Path, config: CyborgFacesConfig) -> Found:
@@ -92,25 +69,15 @@ class CyborgFaces(ListedBuilder):
         for path in [*train, *test]:
             lines, wrong = read_list(path, (3,), "split,class,path")
             found.problems += wrong
-            found.problems += [
-                f"{path}, row {line.number}: unknown split {line.cells[0]!r}; use train or test"
-                for line in lines
-                if line.cells[0] not in ("train", "test")
-            ]
-            found.rows += [_row(path, line, config, path in train) for line in lines]
-        found.rows = [
-            with_map(row, maps, config.heatmaps, config.images) if row.split == "train" else row for row in found.rows
-        ]
-        found.problems += ambiguous_maps(found.rows)
+            for number, (split, label, image) in lines:
+                if split not in ("train", "test"):
+                    found.problems.append(f"{path}, row {number}: unknown split {split!r}; use train or test")
+                split = ("train" if split == "train" else "val") if path in train else "test"
+                image = below(config.images, image)
+                person = group_of(image, config.group_pattern)
+                found.rows.append(Row(str(path), number, split, label, image, "", domain_of(image), person))
+        found.add_maps(maps, config.heatmaps, config.images, split="train")
         return found
-
-
-def _row(path: Path, line: Line, config: CyborgFacesConfig, for_training: bool) -> Row:
-    split, label, image = line.cells
-    split = ("train" if split == "train" else "val") if for_training else "test"
-    image = below(config.images, image)
-    group = group_of(image, config.group_pattern)
-    return Row(str(path), line.number, split, label, image, domain=domain_of(image), group=group)
 
 
 def domain_of(path: str) -> str:

@@ -13,8 +13,9 @@ from ...errors import ConfigError
 from ..checks.outcomes import Outcome
 from ..decode import check_channels
 from ..source import Dataset
-from .demo_images import CLASS_NAMES, Drawing, draw
-from .tfds_source import features, open_prepared, png
+from . import read_text
+from .demo_images import CLASS_NAMES, draw
+from .tfds_source import features, open_prepared, pack, png
 
 AGREES, RANDOM = "shortcut_agrees", "shortcut_random"
 # Exceptions are rare enough that a classifier can do well without ever looking at the marks.
@@ -51,25 +52,7 @@ class DemoConfig(tfds.core.BuilderConfig):
 
 
 class Demo(tfds.core.GeneratorBasedBuilder):
-    """Drawn images with a local true cue, a global shortcut, and human maps of the true cue.
-
-    The class is the kind of one small mark, checks or rings, at a random place on a clouded background. The light is
-    warm or cool, and in `train`, `val` and the closed part of `test` (domain "shortcut_agrees") it fits the class in
-    97 of 100 images: warm for rings, cool for checks. In the open part of `test` (domain "shortcut_random") it fits
-    half of them. Everything else has the same distribution throughout, and both classes are equally frequent.
-    The maps are freehand blobs around the mark: displaced by 2 px, at times (15 %) sloppy, at times (20 %) missing.
-
-    What it shows: a classifier trained on the labels alone takes the light, does well on the closed part, fails on the
-    open one, and its maps show why. The marks can be learnt: where the light says nothing (`shortcut_agreement=0.5`)
-    the same network with the same budget tells them apart. So whatever is gained on the open part is gained by
-    looking at the right place.
-
-    What it cannot show: that a method helps on photographs, or how much. The cue is as local and the map as apt as
-    theory would wish, the shortcut is a single and known one, the marks are the same in every part, one annotator
-    draws alike for both classes, and one training run's figures vary by several points with its seed. The settings
-    were chosen looking at plain cross-entropy and at true-class guidance (`cyborg`) only, not at any loss that uses
-    the false class. It is no evidence for ranking strategies.
-    """
+    """Drawn images with a local true cue, a global shortcut, and human maps of the true cue (demo.md)."""
 
     VERSION = tfds.core.Version("1.0.0")
     BUILDER_CONFIGS: ClassVar = [DemoConfig()]
@@ -78,12 +61,8 @@ class Demo(tfds.core.GeneratorBasedBuilder):
 
     def _info(self) -> tfds.core.DatasetInfo:
         # In the order of drawing: TFDS would shuffle by a hash of the key.
-        return tfds.core.DatasetInfo(
-            builder=self,
-            description=self.__doc__,
-            features=features(CLASS_NAMES),
-            disable_shuffling=True,
-        )
+        described = {"description": read_text("demo.md"), "features": features(CLASS_NAMES)}
+        return tfds.core.DatasetInfo(builder=self, disable_shuffling=True, **described)
 
     def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Iterator]:
         config: Any = self.builder_config
@@ -94,9 +73,7 @@ class Demo(tfds.core.GeneratorBasedBuilder):
             "test": self._generate_examples(config.seed, "test", config.num_test, agrees, at_random),
         }
 
-    def _generate_examples(
-        self, seed: int, split: str, count: int, *parts: tuple[str, float]
-    ) -> Iterator[tuple[int, dict]]:
+    def _generate_examples(self, seed: int, split: str, count: int, *parts: tuple[str, float]) -> Iterator:
         seeds = [seed, _SPLIT_CODES[split]]
         for part, (domain, agreement) in enumerate(parts):
             agrees = _agreeing(np.random.default_rng([*seeds, part, 0]), count, agreement)
@@ -104,7 +81,8 @@ class Demo(tfds.core.GeneratorBasedBuilder):
                 label = i % 2
                 drawing = draw(np.random.default_rng([*seeds, part, i + 1]), label, warm=bool(label == agrees[i]))
                 number = part * count + i
-                yield number, _features(drawing, label, domain, f"{split}_{number:06d}")
+                known = {"label": label, "domain": domain, "group": "", "id": f"{split}_{number:06d}"}
+                yield number, pack(png(drawing.image), drawing.saliency, **known)
 
 
 def _agreeing(rng: np.random.Generator, count: int, agreement: float) -> np.ndarray:
@@ -116,39 +94,20 @@ def _agreeing(rng: np.random.Generator, count: int, agreement: float) -> np.ndar
     return agrees
 
 
-def _features(drawing: Drawing, label: int, domain: str, name: str) -> dict:
-    saliency = np.zeros((1, 1), np.uint8) if drawing.saliency is None else drawing.saliency
-    return {
-        "image": png(drawing.image),
-        "saliency": png(saliency),
-        "has_map": drawing.saliency is not None,
-        "label": label,
-        "domain": domain,
-        "group": "",
-        "id": name,
-    }
-
-
 def open_demo(
     *, data_dir: str = "", channels: int = 3, known: Mapping[str, Outcome] | None = None, **options: Any
 ) -> Dataset:
     """Opens the demo data, drawing it first if these settings are not on disk yet (seconds).
 
+    Both test parts are in split "test", told apart by their domain.
+
     Args:
       data_dir: folder for prepared data sets; "" means TFDS's own default.
       channels: 3 for RGB, 1 for grey (which hides the shortcut).
       known: makes no difference, as there are no files to check.
-      **options: fields of `DemoConfig`, but for the name.
-
-    Returns:
-      The data set; `Demo` describes it. Both test parts are in split "test", told apart by their domain.
-
-    Raises:
-      ConfigError: settings that can't be.
+      **options: fields of `DemoConfig`, but for the name; ConfigError where they can't be.
     """
     check_channels(channels)
     config = DemoConfig(**options)
-    builder = Demo(
-        data_dir=data_dir or None, config=Demo.builder_configs.get(config.name, config), file_format="array_record"
-    )
-    return open_prepared(builder, channels)
+    config = Demo.builder_configs.get(config.name, config)
+    return open_prepared(Demo(data_dir=data_dir or None, config=config, file_format="array_record"), channels)

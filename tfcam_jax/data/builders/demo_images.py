@@ -41,16 +41,11 @@ class Drawing:
 
 
 def draw(rng: np.random.Generator, label: int, warm: bool) -> Drawing:
-    """Draws one example.
-
-    Args:
-      rng: the only source of chance.
-      label: 0 puts a checked mark into the image, 1 a ringed one.
-      warm: colour of the light; nothing else depends on it.
-    """
+    """Draws one example: label 0 has a checked mark, 1 a ringed one; `warm` is the light's colour and no more."""
     margin = MARK_SIDE / 2
     centre = tuple(rng.uniform(margin, SIZE - margin, 2))
-    pixels = _background(rng) + _tint(rng, warm)
+    pixels = _background(rng)
+    pixels += (1 if warm else -1) * rng.uniform(*TINT) * np.array([1.0, 0.0, -1.0])
     pixels += _mark(rng, label, centre)[..., None]
     pixels += rng.normal(0, 4, pixels.shape)
     saliency = _human_map(rng, centre)
@@ -70,11 +65,6 @@ def _background(rng: np.random.Generator) -> Float[np.ndarray, "64 64 3"]:
 def _clouds(rng: np.random.Generator, cells: int, strength: float) -> Float[np.ndarray, "64 64"]:
     grid = rng.normal(0, strength, (cells, cells)).astype(np.float32)
     return np.asarray(Image.fromarray(grid).resize((SIZE, SIZE), Image.Resampling.BICUBIC))
-
-
-def _tint(rng: np.random.Generator, warm: bool) -> Float[np.ndarray, " 3"]:
-    strength = rng.uniform(*TINT)
-    return (1 if warm else -1) * strength * np.array([1.0, 0.0, -1.0])
 
 
 def _mark(rng: np.random.Generator, label: int, centre: tuple[float, float]) -> Float[np.ndarray, "64 64"]:
@@ -105,9 +95,8 @@ def _human_map(rng: np.random.Generator, centre: tuple[float, float]) -> UInt8[n
     middle = np.clip(np.add(centre, jitter), 0, SIZE - 1)
     rows, columns = _offsets(tuple(middle))
     angle = np.arctan2(rows, columns)
-    outline = reach * (
-        1 + sum(w * np.cos((k + 2) * angle + p) for k, (w, p) in enumerate(zip(wobble, phases, strict=True)))
-    )
+    waves = [w * np.cos(k * angle + p) for k, w, p in zip((2, 3, 4), wobble, phases, strict=True)]
+    outline = reach * (1 + sum(waves))
     inside = 1 / (1 + np.exp((np.hypot(rows, columns) - outline) / softness))
     return np.rint(255 * peak * inside).astype(np.uint8)
 

@@ -9,17 +9,17 @@ from pathlib import Path, PurePosixPath
 from typing import ClassVar
 
 from ..csv_files import read_list
-from ..image_folder import walk_images
 from ..listing import Row
+from ..source import SPLITS
+from ..unlisted import walk_images
+from . import read_text
 from .listed_builder import ListedBuilder, ListedConfig, no_rows
-from .owner_files import Found, ambiguous_maps, below, find_lists, group_of, index_maps, split_by_share, with_map
+from .owner_files import Found, below, find_lists, group_of, index_maps, split_by_share
 
 LIVE_NAMES = frozenset({"live", "real", "bonafide", "authentic", "genuine"})
 # Classes that say attack without saying which; its type is then the name of the image's folder.
 UNNAMED_ATTACKS = frozenset({"attack", "attacks", "spoof", "fake", "pa"})
-_SPLIT_NAMES = {
-    "train": "train", "training": "train", "val": "val", "validation": "val", "test": "test", "testing": "test"
-}  # fmt: skip
+_SPLIT_NAMES = {name: name for name in SPLITS} | {"training": "train", "validation": "val", "testing": "test"}
 
 
 @dataclass(eq=False)
@@ -40,39 +40,12 @@ class IrisPadConfig(ListedConfig):
 
 
 class IrisPad(ListedBuilder):
-    """Iris images: class live or attack; the domain is the attack's type, or "live".
-
-    The published splits are those of the lists or folders. To leave attack types out, one after the other, set
-    data.protocol.name="leave_one_domain_out". Licence: each collection's own, agreed with its owner; neither images nor
-    prepared sets may be passed on.
-    """
+    """Iris images: class live or attack; the domain is the attack's type, or "live" (iris_pad.md)."""
 
     BUILDER_CONFIGS: ClassVar = [IrisPadConfig()]
     CLASS_NAMES = ("live", "attack")
-    CITATION = """@misc{das2020livdet,
-  title = {Iris Liveness Detection Competition (LivDet-Iris) -- The 2020 Edition},
-  author = {Das, Priyanka and McGrath, Joseph and Fang, Zhaoyuan and Boyd, Aidan and Jang, Ganghee and
-            Mohammadi, Amir and Purnapatra, Sandip and Yambay, David and Marcel, S{\'e}bastien and
-            Trokielewicz, Mateusz and Maciejewicz, Piotr and Bowyer, Kevin and Czajka, Adam and Schuckers, Stephanie
-            and others},
-  year = {2020},
-  note = {arXiv:2009.00749}
-}"""
-    MANUAL_DOWNLOAD_INSTRUCTIONS = """
-1. Iris collections are given out by their owners on request, each under its own licence; the citation names the
-   organisers of LivDet-Iris 2020, and https://cvrl.nd.edu/projects/data/ lists Notre Dame's.
-2. Put them into one folder, either with list files without a header
-     *.csv       lines `split,class,path` or `split,class,path,group`: split train, val or test; class live or the
-                 attack's type (attack: the type is the image's folder); group the eye or person.
-                 Lines `path,class` are a test list.
-     images/     what the paths are relative to
-     maps/       human maps, by the same path or by file name
-   or with folders
-     images/TYPE/...          types live, textured_contacts, printout, ...; split 70/10/20 by group or file name
-     images/SPLIT/TYPE/...    the same, with splits of your own
-   Other names are given as data.iris_pad.lists, .images and .maps.
-3. python launch/prepare.py --config=configs/iris_pad.py --config.data.iris_pad.manual_dir=FOLDER --check
-"""
+    DESCRIPTION, CITATION = read_text("iris_pad.md"), read_text("iris_pad.bib")
+    MANUAL_DOWNLOAD_INSTRUCTIONS = read_text("iris_pad.txt")
 
     @classmethod
     def find_rows(cls, folder: Path, config: IrisPadConfig) -> Found:
@@ -81,9 +54,7 @@ class IrisPad(ListedBuilder):
         if not found.rows and not found.problems:
             wanted = f"neither a list {' or '.join(config.lists)} nor images in {config.images}/TYPE/"
             raise no_rows(cls, folder, wanted)
-        maps = index_maps(folder / config.maps)
-        found.rows = [with_map(row, maps, config.maps, config.images) for row in found.rows]
-        found.problems += ambiguous_maps(found.rows)
+        found.add_maps(index_maps(folder / config.maps), config.maps, config.images)
         return found
 
 
@@ -92,16 +63,12 @@ def _from_lists(lists: Sequence[Path], config: IrisPadConfig) -> Found:
     for path in lists:
         lines, wrong = read_list(path, (2, 3, 4), "split,class,path or split,class,path,group or path,class")
         found.problems += wrong
-        for line in lines:
-            if len(line.cells) == 2:
-                image, kind = line.cells
-                split, group = "test", ""
-            else:
-                split, kind, image, group = (*line.cells, "")[:4]
+        for number, cells in lines:
+            split, kind, image, group = ("test", *reversed(cells), "") if len(cells) == 2 else (*cells, "")[:4]
             if not kind:
-                found.problems.append(f"{path}, row {line.number}: no class given; use live or the attack's type")
+                found.problems.append(f"{path}, row {number}: no class given; use live or the attack's type")
             split = _SPLIT_NAMES.get(split.lower(), split)
-            row = Row(str(path), line.number, split, "", below(config.images, image), group=group)
+            row = Row(str(path), number, split, "", below(config.images, image), group=group)
             found.rows.append(_classify(row, kind, config))
     return found
 

@@ -22,7 +22,7 @@ from ..decode import check_channels, decode_image
 from ..listing import Listing, MapReader, Row, by_split, listed_records, split_map_cell
 from ..source import DataError, Dataset
 from .owner_files import Found
-from .tfds_source import columns_path, features, open_directory, open_prepared, png, save_records
+from .tfds_source import columns_path, features, open_directory, open_prepared, pack, png, save_records
 
 _SKIPPED = "skipped.txt"
 
@@ -31,9 +31,8 @@ _SKIPPED = "skipped.txt"
 class ListedConfig(tfds.core.BuilderConfig):
     """Options that every such builder has; what is prepared depends on all of them.
 
-    Attributes:
-      combine, sigma, pixels_per_degree: how maps are read, see `listing.MapReader`.
-      skip_unreadable: leave out rows whose files can't be read, instead of stopping.
+    `skip_unreadable` leaves out rows whose files can't be read, instead of stopping; for the rest see
+    `listing.MapReader`.
     """
 
     name: str = "default"
@@ -58,26 +57,21 @@ class ListedBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     # Nothing is downloaded. To find that out, TFDS would import importlib_resources, which it doesn't declare.
     url_infos = None
     CLASS_NAMES: ClassVar[tuple[str, ...]] = ()
+    DESCRIPTION: ClassVar[str] = ""
     CITATION: ClassVar[str] = ""
 
     @classmethod
     def find_rows(cls, folder: Path, config: Any) -> Found:
-        """The rows of the owner's files, `config` being of this builder's kind; opens no image.
+        """The rows of the owner's files, no image opened, by a config of this builder's kind.
 
-        Raises:
-          DataError: nothing of the owner's layout is there.
+        Raises DataError where nothing of the owner's layout is there.
         """
         raise NotImplementedError
 
     @classmethod
     def list_files(cls, *, manual_dir: str, data_dir: str = "", **options) -> Listing:
         """The owner's files, no image opened; arguments as in `open_files` (`data_dir` makes no difference)."""
-        return find_listing(cls, manual_dir, cls.make_config(**options))
-
-    @classmethod
-    def make_config(cls, **options) -> ListedConfig:
-        """This builder's options."""
-        return type(cls.BUILDER_CONFIGS[0])(**options)
+        return find_listing(cls, manual_dir, type(cls.BUILDER_CONFIGS[0])(**options))
 
     @classmethod
     def open_files(
@@ -104,7 +98,7 @@ class ListedBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
             set.
         """
         check_channels(channels)
-        config = cls.make_config(**options)
+        config = type(cls.BUILDER_CONFIGS[0])(**options)
         if manual_dir:
             config.name = _fingerprint(find_listing(cls, manual_dir, config), config)
             builder = cls(data_dir=data_dir or None, config=config, file_format="array_record")
@@ -119,7 +113,7 @@ class ListedBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         # In the order of the lists: TFDS would shuffle by a hash of the key.
         return tfds.core.DatasetInfo(
             builder=self,
-            description=type(self).__doc__,
+            description=self.DESCRIPTION,
             citation=self.CITATION,
             features=features(self.CLASS_NAMES),
             disable_shuffling=True,
@@ -137,19 +131,19 @@ class ListedBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
             examples[split] = self._generate_examples(listing.reader, rows, found)
         return examples
 
-    def _generate_examples(
-        self, reader: MapReader, rows: Sequence[Row], outcomes: Sequence[Outcome]
-    ) -> Iterator[tuple[int, dict]]:
+    def _generate_examples(self, reader: MapReader, rows: Sequence[Row], outcomes: Sequence[Outcome]) -> Iterator:
         for number, (row, outcome) in enumerate(zip(rows, outcomes, strict=True)):
-            yield number, _example(reader, row, outcome)
+            saliency = reader.read(row, *outcome.size) if outcome.map == USABLE else None
+            if saliency is not None:
+                saliency = np.rint(255 * saliency / max(saliency.max(), 1e-12)).astype(np.uint8)
+            known = {"label": row.label, "domain": row.domain, "group": row.group, "id": row.image}
+            yield number, pack(_eight_bit(reader.open(row.image)), saliency, **known)
 
 
 def find_listing(builder: type[ListedBuilder], manual_dir: str | os.PathLike, config: ListedConfig) -> Listing:
     """The rows below `manual_dir`.
 
-    Raises:
-      DataError: no such folder, a zip in its place, or nothing of the expected layout in it; says how to obtain the
-        data.
+    Raises DataError, which says how to obtain the data: no such folder, a zip in its place, or nothing of the layout.
     """
     folder = Path(manual_dir)
     if folder.is_file() and zipfile.is_zipfile(folder):
@@ -169,7 +163,7 @@ def no_rows(builder: type[ListedBuilder], folder: Path, wanted: str) -> DataErro
 
 
 def _how(builder: type[ListedBuilder]) -> str:
-    return f"how to obtain and unpack the data:\n{builder.MANUAL_DOWNLOAD_INSTRUCTIONS}"
+    return f"how to obtain and unpack the data:\n\n{builder.MANUAL_DOWNLOAD_INSTRUCTIONS}"
 
 
 def _only_prepared(builder: type[ListedBuilder], data_dir: str) -> str:
@@ -194,19 +188,6 @@ def _fingerprint(listing: Listing, config: ListedConfig) -> str:
     return digest.hexdigest()[:16]
 
 
-def _example(reader: MapReader, row: Row, outcome: Outcome) -> dict:
-    saliency = reader.read(row, *outcome.size) if outcome.map == USABLE else None
-    return {
-        "image": _eight_bit((reader.folder / row.image).read_bytes()),
-        "saliency": _map_png(np.zeros((1, 1)) if saliency is None else saliency),
-        "has_map": saliency is not None,
-        "label": row.label,
-        "domain": row.domain,
-        "group": row.group,
-        "id": row.image,
-    }
-
-
 def _eight_bit(encoded: bytes) -> bytes:
     """The file as it is, if any reader of TFDS sets will take it for what we do; otherwise a PNG of what we see."""
     if encoded[128:132] != b"DICM":
@@ -215,7 +196,3 @@ def _eight_bit(encoded: bytes) -> bytes:
         if plain and not image.has_transparency_data and image.getexif().get(0x0112, 1) == 1:
             return encoded
     return png(decode_image(encoded, 3))
-
-
-def _map_png(saliency: np.ndarray) -> bytes:
-    return png(np.rint(255 * saliency / max(saliency.max(), 1e-12)).astype(np.uint8))

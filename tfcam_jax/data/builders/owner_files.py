@@ -27,6 +27,23 @@ class Found:
         self.problems += other.problems
         self.tables |= other.tables
 
+    def add_maps(self, maps: Mapping[str, list[str]], folder: str, images: str, split: str = "") -> None:
+        """Gives rows, of one split or all, the maps (`index_maps`) of their path below `images`, else of its file name.
+
+        Several are several annotators'. A map that is also another image's, as both have one file name, is a problem.
+        """
+        first: dict[str, Row] = {}
+        for number, row in enumerate(self.rows):
+            path = PurePosixPath(row.image).relative_to(images)
+            found = maps.get((path.parent / path.stem).as_posix()) or maps.get(path.stem) or []
+            if not found or split not in ("", row.split):
+                continue
+            self.rows[number] = row = replace(row, map="|".join(below(folder, name) for name in found))
+            other = first.setdefault(row.map, row)
+            if other.image != row.image:
+                what = f"map {row.map} would also be that of {other.image} ({other.place})"
+                self.problems.append(f"{row.place}: {what}; put maps under the images' paths")
+
 
 def find_lists(folder: Path, patterns: Sequence[str]) -> list[Path]:
     """Files below the folder that fit any of the glob patterns, sorted."""
@@ -62,22 +79,3 @@ def index_maps(folder: Path) -> Mapping[str, list[str]]:
         for key in {name.with_suffix("").as_posix(), name.stem}:
             maps[key].append(name.as_posix())
     return maps
-
-
-def with_map(row: Row, maps: Mapping[str, list[str]], folder: str, images: str) -> Row:
-    """The row with the maps that have its path below `images`, else its file name; several are several annotators'."""
-    path = PurePosixPath(row.image).relative_to(images)
-    found = maps.get((path.parent / path.stem).as_posix()) or maps.get(path.stem) or []
-    return replace(row, map="|".join(below(folder, name) for name in found))
-
-
-def ambiguous_maps(rows: Sequence[Row]) -> list[str]:
-    """A problem for each row that found the map of another image, as both have one file name."""
-    first: dict[str, Row] = {}
-    problems = []
-    for row in rows:
-        other = first.setdefault(row.map, row) if row.map else row
-        if other.image != row.image:
-            what = f"map {row.map} would also be that of {other.image} ({other.place})"
-            problems.append(f"{row.place}: {what}; put maps under the images' paths")
-    return problems

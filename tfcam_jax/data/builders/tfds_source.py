@@ -12,12 +12,14 @@ from typing import Any
 
 import numpy as np
 import tensorflow_datasets as tfds
+from jaxtyping import UInt8
 from PIL import Image
 
 from ..decode import decode_map, decode_picture
 from ..source import SPLITS, Dataset, Example, Records
 
-_METADATA = ("id", "label", "domain", "group", "has_map")
+# Columns of `Records` by the features that they come from.
+_METADATA = {"ids": "id", "labels": "label", "domains": "domain", "groups": "group", "has_map": "has_map"}
 
 
 def features(class_names: Sequence[str]) -> tfds.features.FeaturesDict:
@@ -26,16 +28,10 @@ def features(class_names: Sequence[str]) -> tfds.features.FeaturesDict:
     `saliency` is a grey PNG, 1 x 1 where nobody annotated the image; `has_map` says whether it stands for something.
     """
     picture = lambda channels: tfds.features.Image(shape=(None, None, channels))
+    label, has_map = tfds.features.ClassLabel(names=list(class_names)), tfds.features.Scalar(np.bool_)
+    texts = {name: tfds.features.Text() for name in ("domain", "group", "id")}
     return tfds.features.FeaturesDict(
-        {
-            "image": picture(3),
-            "saliency": picture(1),
-            "has_map": tfds.features.Scalar(np.bool_),
-            "label": tfds.features.ClassLabel(names=list(class_names)),
-            "domain": tfds.features.Text(),
-            "group": tfds.features.Text(),
-            "id": tfds.features.Text(),
-        }
+        {"image": picture(3), "saliency": picture(1), "has_map": has_map, "label": label, **texts}
     )
 
 
@@ -57,8 +53,19 @@ def open_prepared(builder: tfds.core.DatasetBuilder, channels: int, manual_dir: 
 def open_directory(folder: str | os.PathLike, channels: int) -> Dataset:
     """Opens the prepared set in a folder."""
     prepared: Any = tfds.builder_from_directory(folder)
-    sources = {split: TfdsSource.open(prepared, split, channels) for split in SPLITS if split in prepared.info.splits}
+    skip = {name: tfds.decode.SkipDecoding() for name in ("image", "saliency")}
+    sources = {}
+    for split in SPLITS:
+        if split in prepared.info.splits:
+            encoded = prepared.as_data_source(split=split, decoders=skip)
+            sources[split] = TfdsSource(encoded, channels, _load_records(columns_path(folder, split), encoded))
     return Dataset(prepared.name, tuple(prepared.info.features["label"].names), sources)
+
+
+def pack(image: bytes, saliency: UInt8[np.ndarray, "h w"] | None, **known: Any) -> dict[str, Any]:
+    """An example with the features of `features`, of which `known` are label, domain, group and id."""
+    picture = png(np.zeros((1, 1), np.uint8) if saliency is None else saliency)
+    return {"image": image, "saliency": picture, "has_map": saliency is not None, **known}
 
 
 def png(pixels: np.ndarray) -> bytes:
@@ -78,15 +85,6 @@ class TfdsSource:
     encoded: Sequence
     channels: int
     records: Records
-
-    @classmethod
-    def open(cls, builder: Any, split: str, channels: int) -> TfdsSource:
-        """Opens a split of a prepared builder; its metadata come from the columns beside it, if they are there."""
-        skip = {name: tfds.decode.SkipDecoding() for name in ("image", "saliency")}
-        encoded = builder.as_data_source(split=split, decoders=skip)
-        columns = columns_path(builder.data_path, split)
-        records = _load_records(columns) if columns.exists() else _read_records(encoded)
-        return cls(encoded, channels, records)
 
     def __len__(self) -> int:
         return len(self.encoded)
@@ -110,21 +108,15 @@ def save_records(path: Path, records: Records) -> None:
     path.write_text(json.dumps(listed), encoding="utf-8")
 
 
-def _load_records(path: Path) -> Records:
-    columns: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+def _load_records(path: Path, encoded: Sequence) -> Records:
+    """The columns, if they are there; otherwise those of each record (the demo has no others)."""
+    if path.exists():
+        columns: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    else:
+        rows = [[example[name] for name in _METADATA.values()] for example in encoded]
+        plain = lambda value: value.decode() if isinstance(value, bytes) else value
+        columns = {name: [plain(row[i]) for row in rows] for i, name in enumerate(_METADATA)}
     for name, column in columns.items():
         kind = {"labels": np.int32, "has_map": bool}.get(name)
         columns[name] = np.array(column, kind) if kind else None if column is None else tuple(column)
     return Records(**columns)
-
-
-def _read_records(encoded: Sequence) -> Records:
-    rows = [{name: example[name] for name in _METADATA} for example in encoded]
-    text = lambda name: tuple(row[name].decode() for row in rows)
-    return Records(
-        ids=text("id"),
-        labels=np.array([row["label"] for row in rows], np.int32),
-        domains=text("domain"),
-        groups=text("group"),
-        has_map=np.array([row["has_map"] for row in rows], bool),
-    )

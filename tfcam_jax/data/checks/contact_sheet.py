@@ -6,7 +6,6 @@ from collections import defaultdict
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import UInt8
 from matplotlib import colormaps
 from PIL import Image, ImageDraw
 
@@ -19,6 +18,7 @@ CELL = 160  # pixels
 _CAPTION = 26
 _COLUMNS = 8
 _MARGIN = 4
+_NAME = 46  # characters of a file's name
 
 
 def draw_contact_sheet(inspection: Inspection, path: Path, per_kind: int = 4) -> None:
@@ -42,7 +42,8 @@ def draw_contact_sheet(inspection: Inspection, path: Path, per_kind: int = 4) ->
         else:
             draw.text((left + CELL + side // 3, top + _CAPTION + side // 2), "no map", fill="gray")
         draw.text((left + 2, top + 1), f"{row.split}  {row.label}  {row.domain}"[:50], fill="black")
-        draw.text((left + 2, top + 13), _end(row.image), fill="gray")
+        name = row.image
+        draw.text((left + 2, top + 13), name if len(name) <= _NAME else "..." + name[-_NAME:], fill="gray")
     path.parent.mkdir(parents=True, exist_ok=True)
     sheet.save(path)
 
@@ -67,18 +68,9 @@ def _spread(members: list, count: int) -> list:
 
 
 def _overlay(image: Image.Image, saliency: np.ndarray) -> Image.Image:
-    heat = Image.fromarray(np.asarray(saliency / saliency.max(), np.float32)).resize(
-        image.size, Image.Resampling.BILINEAR
-    )
-    weight = np.clip(np.asarray(heat), 0, 1)[..., None]
-    return Image.fromarray(_blend(np.asarray(image.convert("L"), np.float32)[..., None], weight))
-
-
-def _blend(grey: np.ndarray, weight: np.ndarray) -> UInt8[np.ndarray, "side side 3"]:
+    heat = Image.fromarray(np.asarray(saliency / saliency.max(), np.float32))
+    weight = np.clip(np.asarray(heat.resize(image.size, Image.Resampling.BILINEAR)), 0, 1)[..., None]
+    grey = np.asarray(image.convert("L"), np.float32)[..., None]
     colours = colormaps["inferno"](0.3 + 0.6 * weight[..., 0])[..., :3] * 255
     share = 0.65 * np.sqrt(weight)
-    return np.rint((1 - share) * grey + share * colours).astype(np.uint8)
-
-
-def _end(text: str, length: int = 46) -> str:
-    return text if len(text) <= length else "..." + text[-length:]
+    return Image.fromarray(np.rint((1 - share) * grey + share * colours).astype(np.uint8))

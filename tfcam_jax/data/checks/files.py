@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import cache
@@ -27,23 +27,22 @@ def check_files(
     progress: bool = True,
     kind: type[Outcome] = Outcome,
 ) -> tuple[list[Outcome], dict[str, Outcome]]:
-    """Decodes every image and map, but those of which an outcome is known.
+    """Decodes every image and map, but those known. Returns an outcome per row, and those of sound rows by their keys.
 
     Args:
       listing: what to check.
       known: outcomes by `row_keys`, as an earlier call returned them.
       progress: show a bar if it takes more than a few seconds.
       kind: of the outcomes; a subclass looks closer and is not taken from `known`.
-
-    Returns:
-      An outcome per row, and those of sound rows by their keys.
     """
     keys = row_keys(listing)
     known = known if known and kind is Outcome else {}
     found = {i: known[key] for i, key in enumerate(keys) if key and key in known}
     waiting = [i for i in range(len(keys)) if i not in found]
     bar = tqdm(total=len(waiting), desc=f"checking {listing.name}", unit=" images", delay=3, disable=not progress)
-    with bar, ThreadPoolExecutor(min(_MOST_THREADS, _available_cores())) as executor:
+    affinity = getattr(os, "sched_getaffinity", None)  # not on every system
+    cores = len(affinity(0)) if affinity else os.cpu_count() or 1
+    with bar, ThreadPoolExecutor(min(_MOST_THREADS, cores)) as executor:
         check = lambda i: check_row(listing.reader, listing.rows[i], kind)
         for i, outcome in zip(waiting, executor.map(check, waiting), strict=True):
             found[i] = outcome
@@ -78,11 +77,6 @@ def _size_and_time(path: str) -> tuple[int, int] | None:
     return status.st_size, status.st_mtime_ns
 
 
-def _available_cores() -> int:
-    affinity = getattr(os, "sched_getaffinity", None)  # not on every system
-    return len(affinity(0)) if affinity else os.cpu_count() or 1
-
-
 def check_row(reader: MapReader, row: Row, kind: type[Outcome] = Outcome) -> Outcome:
     """Decodes a row's image and maps."""
     if not row.image:
@@ -96,12 +90,12 @@ def check_row(reader: MapReader, row: Row, kind: type[Outcome] = Outcome) -> Out
         maps = reader.annotators(row, *seen.size)
     except (OSError, ValueError) as error:
         return replace(seen, problems=(f"{row.place}: map {_told(reader.folder, row, row.map, error)}",))
-    wrong = [saliency for saliency in maps.values() if not _same_aspect(seen.size, saliency.shape)]
-    if wrong:
-        size = lambda array: f"{array.shape[1]} x {array.shape[0]}"
-        remedy = "a map must cover the whole image; crop or export it again"
-        what = f"map {row.map} is {size(wrong[0])}, its image {row.image} {size(image)}; {remedy}"
-        return replace(seen, problems=(f"{row.place}: {what}",))
+    height, width = seen.size
+    for h, w in (saliency.shape for saliency in maps.values()):
+        if abs(h * width - w * height) >= max(height, width):  # more than sides rounded to whole pixels
+            remedy = "a map must cover the whole image; crop or export it again"
+            what = f"map {row.map} is {w} x {h}, its image {row.image} {width} x {height}; {remedy}"
+            return replace(seen, problems=(f"{row.place}: {what}",))
     return seen.with_maps(maps, kind_of_map(combine(maps, reader.combine) if maps else None))
 
 
@@ -121,8 +115,3 @@ def _told(folder: Path, row: Row, name: str, error: Exception) -> str:
     if isinstance(error, FileNotFoundError):
         return f"{name} does not exist in {folder}; correct the path or {otherwise}"
     return f"{name}: {reason(folder / name, error)}; replace the file or {otherwise}"
-
-
-def _same_aspect(image: Sequence[int], saliency: Sequence[int]) -> bool:
-    """Equal but for the rounding of the map's sides to whole pixels."""
-    return abs(saliency[0] * image[1] - saliency[1] * image[0]) < max(image)

@@ -54,8 +54,7 @@ def _judge(listing: Listing, outcomes: Sequence[Outcome], checked: Mapping[str, 
 def usable_rows(inspection: Inspection, skip_unreadable: bool) -> tuple[Inspection, tuple[str, ...]]:
     """What to go on with, free of problems, and a line for each unreadable row left out.
 
-    Raises:
-      DataError: any problem; with `skip_unreadable`, any but those of single rows' files.
+    Raises DataError for any problem; with `skip_unreadable`, for any but those of single rows' files.
     """
     skipped = inspection.unreadable if skip_unreadable else ()
     if skipped:
@@ -80,12 +79,7 @@ def check_table(listing: Listing) -> list[str]:
         elif listing.class_names and row.label not in listing.class_names:
             hint = did_you_mean(row.label, listing.class_names) or " Correct it, or give the full list of labels."
             problems.append(f"{row.place}: label {row.label!r} is none of {', '.join(listing.class_names)}.{hint}")
-    return problems + _check_splits(listing.rows[0].list if listing.rows else listing.name, listing)
-
-
-def _check_splits(place: str, listing: Listing) -> list[str]:
-    """Splits that are missing or hold one class only."""
-    problems = []
+    place = listing.rows[0].list if listing.rows else listing.name
     for split in SPLITS:
         found = {row.label for row in listing.rows if row.split == split}
         if not found and split != "test":

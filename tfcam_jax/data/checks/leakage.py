@@ -11,15 +11,10 @@ from .outcomes import Outcome
 def find_conflicts(
     columns: Mapping[str, Sequence[str]], values: Sequence[Hashable], ranks: Sequence[int] = ()
 ) -> list[tuple[int, int, str]]:
-    """Rows that share a key with another one and differ in their value.
+    """Rows that share a key with another one and differ in their value: `(row, holder, kind)`, each row once, in order.
 
-    Args:
-      columns: kinds of keys, each a column of keys, "" being none.
-      values: of the rows.
-      ranks: of the rows: each key's holder, that its other rows are compared with, is the first of highest rank.
-
-    Returns:
-      `(row, holder, kind)`, each row once, in order; the kinds in theirs.
+    `columns` are the rows' keys by their kinds, "" being none; a row is told with the first kind that applies. A key's
+    holder, that its other rows are compared with, is the first row of highest rank.
     """
     holders: dict[tuple[str, str], int] = {}
     for kind, column in columns.items():

@@ -9,6 +9,8 @@ from jaxtyping import Int, UInt8
 from PIL import Image
 from scipy import fft
 
+from ..source import to_picture
+
 THUMBNAIL = 16  # pixels
 _COMPARED = 128
 _SIDE, _KEPT = 32, 8
@@ -68,5 +70,4 @@ def _correlate(one: np.ndarray, other: np.ndarray) -> bool:
 
 
 def _grey(image: np.ndarray, side: int) -> np.ndarray:
-    picture = Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image).convert("L")
-    return np.asarray(picture.resize((side, side), Image.Resampling.BILINEAR, reducing_gap=3.0))
+    return np.asarray(to_picture(image).convert("L").resize((side, side), Image.Resampling.BILINEAR, reducing_gap=3.0))

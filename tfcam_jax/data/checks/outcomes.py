@@ -62,7 +62,7 @@ def load_outcomes(path: str | Path) -> dict[str, Outcome]:
         if content["version"] != _VERSION:
             logging.info("%s is of another version: all images are checked again", path)
             return {}
-        return {str(key): _outcome(*row) for key, row in content["rows"].items()}
+        return {key: _outcome(*row) for key, row in content["rows"].items()}
     except FileNotFoundError:
         return {}
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
@@ -71,7 +71,6 @@ def load_outcomes(path: str | Path) -> dict[str, Outcome]:
 
 
 def _outcome(digest: str, height: int, width: int, kind: str) -> Outcome:
-    sound = len(digest) == 64 and min(height, width) > 0 and kind in (ABSENT, EMPTY, CONSTANT, USABLE)
-    if not sound:
+    if not (len(digest) == 64 and min(height, width) > 0 and kind in (ABSENT, EMPTY, CONSTANT, USABLE)):
         raise ValueError(f"an entry {digest!r}, {height!r}, {width!r}, {kind!r}")
     return Outcome((), digest, (height, width), kind)

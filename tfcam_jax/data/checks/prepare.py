@@ -19,15 +19,11 @@ def prepare(recipe: DataRecipe, check: bool, out: str | Path | None = None) -> b
 
     Args:
       recipe: as for training.
-      check: first open every file and print a report, with all errors at once.
+      check: first open every file and print a report, with all errors at once; ConfigError for a set without files.
       out: folder for the report (`report.txt`, `report.json`) and a contact sheet (`contact_sheet.png`); None: none.
 
     Returns:
-      True if the data can be trained on; with `check`, False after a report of what can't.
-
-    Raises:
-      ConfigError: `check` for a set without files.
-      DataError: without `check`, as training would.
+      True if the data can be trained on; False after a report of what can't. Without `check` DataError, as in training.
     """
     known = None
     if check:
@@ -48,24 +44,22 @@ def prepare(recipe: DataRecipe, check: bool, out: str | Path | None = None) -> b
 
 def describe(dataset: Dataset) -> list[str]:
     """Lines of a table: images, maps, domains and groups of each split, and what was left out."""
-    rows = [("split", "images", "maps", "groups", "domains")]
+    rows: list[tuple[str, ...]] = [("split", "images", "maps", "groups", "domains")]
     for split in SPLITS:
         if split in dataset.splits:
             records = dataset.splits[split].records
             domains = ", ".join(sorted(set(records.domains))) or "-"
-            groups = len(set(records.groups) - {""})
-            rows.append((split, f"{len(records)}", f"{records.has_map.sum()}", f"{groups}", domains))
+            counts = len(records), records.has_map.sum(), len(set(records.groups) - {""})
+            rows.append((split, *map(str, counts), domains))
     return [*align(rows), *([f"left out as unreadable: {len(dataset.skipped)}"] if dataset.skipped else [])]
 
 
 def _protocol_problems(recipe: DataRecipe, inspection: Inspection) -> list[str]:
     """What the protocol refuses, as far as the rows are sound."""
     listing = inspection.listing
-    sound = [
-        (row, outcome)
-        for row, outcome in zip(listing.rows, inspection.outcomes, strict=True)
-        if outcome.digest and row.label in listing.class_names and row.split in SPLITS
-    ]
+    pairs = zip(listing.rows, inspection.outcomes, strict=True)
+    named = lambda row: row.label in listing.class_names and row.split in SPLITS
+    sound = [(row, outcome) for row, outcome in pairs if outcome.digest and named(row)]
     if not sound:
         return []
     rows, outcomes = zip(*sound, strict=True)

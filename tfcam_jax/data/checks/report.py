@@ -11,8 +11,8 @@ import numpy as np
 from jaxtyping import UInt8
 
 from ..human_maps import agreement
-from ..listing import Row
-from ..source import SPLITS
+from ..listing import Row, by_split
+from ..source import SPLITS, shorten
 from .inspection import Inspection
 from .near_duplicates import THUMBNAIL, alike_pairs, perceptual_hash, thumbnail
 from .outcomes import ABSENT, CONSTANT, EMPTY, USABLE, Outcome
@@ -29,8 +29,7 @@ class Appearance(Outcome):
     """What a report tells of a row beyond what training needs.
 
     Attributes:
-      hash: alike for alike images, see `near_duplicates.perceptual_hash`.
-      thumbnail: 16 x 16 grey values, to confirm that images with like hashes are alike.
+      hash, thumbnail: see `near_duplicates`; the second confirms that images with like hashes are alike.
       annotators: how many annotated the image.
       agreement: between them, see `human_maps.agreement`.
     """
@@ -47,6 +46,10 @@ class Appearance(Outcome):
     def with_maps(self, maps: Mapping[str, np.ndarray], kind: str) -> Appearance:
         seen = super().with_maps(maps, kind)
         return replace(seen, annotators=len(maps), agreement=agreement([*maps.values()]))
+
+
+Pairs = Sequence[tuple[Row, Appearance]]
+Splits = Sequence[tuple[str, Sequence[Row], Sequence[Appearance]]]
 
 
 @dataclass(frozen=True)
@@ -67,24 +70,20 @@ class Report:
 
 
 def make_report(inspection: Inspection, extra_problems: Sequence[str] = ()) -> Report:
-    """Describes an inspected data set.
-
-    Args:
-      inspection: of `Appearance` outcomes.
-      extra_problems: found elsewhere, as by a protocol; told with the others.
-    """
+    """Describes a data set whose outcomes are `Appearance`s; tells problems found elsewhere, as by a protocol, too."""
     listing, seen = inspection.listing, [each for each in inspection.outcomes if isinstance(each, Appearance)]
-    pairs = list(zip(listing.rows, seen, strict=True))
+    pairs, splits = list(zip(listing.rows, seen, strict=True)), list(by_split(listing.rows, seen))
     problems = (*inspection.problems, *extra_problems)
     near = _near_duplicates(pairs)
-    notes = [*_map_notes(pairs), *_domain_notes(pairs), *_group_notes(pairs), *_border_note(pairs, listing.class_names)]
+    notes = [*_map_notes(pairs), *_domain_notes(pairs), *_group_notes(splits)]
+    notes += _border_note(pairs, listing.class_names)
     sections = {
         "Images": align(_content_table(pairs)),
-        "Human maps": align(_map_table(pairs)),
+        "Human maps": align(_map_table(splits)),
         "Sizes (width x height)": _sizes(seen),
-        "Groups": align(_group_table(pairs)),
+        "Groups": align(_group_table(splits)),
         f"Duplicates: {_duplicates(pairs)}": (),
-        f"Near-duplicates across splits: {len(near)}": _shorten(near),
+        f"Near-duplicates across splits: {len(near)}": shorten(near, _SHOWN),
         f"Notes: {len(notes)}": notes,
         f"Problems: {len(problems)}": problems,
     }
@@ -102,14 +101,12 @@ def make_report(inspection: Inspection, extra_problems: Sequence[str] = ()) -> R
 
 def align(rows: Sequence[Sequence[str]]) -> list[str]:
     """Lines of a table: text to the left, numbers to the right."""
-    if not rows:
-        return []
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     pad = lambda cell, width: cell.rjust(width) if cell[:1].isdigit() or cell == "-" else cell.ljust(width)
     return ["  ".join(pad(cell, width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
 
 
-def _content_table(pairs: Sequence[tuple[Row, Appearance]]) -> list[tuple[str, ...]]:
+def _content_table(pairs: Pairs) -> list[tuple[str, ...]]:
     counts = Counter((row.split, row.label, row.domain) for row, _ in pairs)
     maps = Counter((row.split, row.label, row.domain) for row, seen in pairs if seen.map == USABLE)
     rank = {split: i for i, split in enumerate(SPLITS)}
@@ -118,17 +115,15 @@ def _content_table(pairs: Sequence[tuple[Row, Appearance]]) -> list[tuple[str, .
     return [("split", "class", "domain", "images", "maps"), *rows]
 
 
-def _map_table(pairs: Sequence[tuple[Row, Appearance]]) -> list[tuple[str, ...]]:
-    rows: list[tuple[str, ...]] = [
-        ("split", "usable", "constant", "empty", "absent", "several annotators", "their agreement (CC)")
-    ]
-    for split in _splits(pairs):
-        own = [seen for row, seen in pairs if row.split == split]
+def _map_table(splits: Splits) -> list[tuple[str, ...]]:
+    head = ("split", "usable", "constant", "empty", "absent", "several annotators", "their agreement (CC)")
+    rows: list[tuple[str, ...]] = [head]
+    for split, _, own in splits:
         kinds = Counter(seen.map for seen in own)
         agreed = [seen.agreement for seen in own if seen.agreement is not None]
+        counts = [kinds[kind] for kind in (USABLE, CONSTANT, EMPTY, ABSENT)]
         several = sum(seen.annotators > 1 for seen in own)
-        counts = [f"{kinds[kind]}" for kind in (USABLE, CONSTANT, EMPTY, ABSENT)]
-        rows.append((split, *counts, f"{several}", f"{np.mean(agreed):.3f}" if agreed else "-"))
+        rows.append((split, *map(str, [*counts, several]), f"{np.mean(agreed):.3f}" if agreed else "-"))
     return rows
 
 
@@ -142,21 +137,16 @@ def _sizes(seen: Sequence[Appearance]) -> list[str]:
     return [f"{len(sizes)} different, {span} (each side on its own); {count} images are {width} x {height}"]
 
 
-def _group_table(pairs: Sequence[tuple[Row, Appearance]]) -> list[tuple[str, ...]]:
-    rows = [("split", "groups", "largest", "images without a group")]
-    for split in _splits(pairs):
-        groups = Counter(row.group for row, _ in pairs if row.split == split)
+def _group_table(splits: Splits) -> list[tuple[str, ...]]:
+    table = [("split", "groups", "largest", "images without a group")]
+    for split, rows, _ in splits:
+        groups = Counter(row.group for row in rows)
         alone = groups.pop("", 0)
-        rows.append((split, f"{len(groups)}", f"{max(groups.values(), default=0)}", f"{alone}"))
-    return rows
+        table.append((split, f"{len(groups)}", f"{max(groups.values(), default=0)}", f"{alone}"))
+    return table
 
 
-def _splits(pairs: Sequence[tuple[Row, Appearance]]) -> list[str]:
-    found = {row.split for row, _ in pairs}
-    return [split for split in SPLITS if split in found]
-
-
-def _duplicates(pairs: Sequence[tuple[Row, Appearance]]) -> str:
+def _duplicates(pairs: Pairs) -> str:
     rows_of = defaultdict(list)
     for row, seen in pairs:
         if seen.digest:
@@ -166,7 +156,7 @@ def _duplicates(pairs: Sequence[tuple[Row, Appearance]]) -> str:
     return f"{repeats} images repeat another one's pixels; {across} of them across splits"
 
 
-def _near_duplicates(pairs: Sequence[tuple[Row, Appearance]]) -> list[str]:
+def _near_duplicates(pairs: Pairs) -> list[str]:
     readable = [(row, seen) for row, seen in pairs if seen.digest]
     columns = ([getattr(seen, name) for _, seen in readable] for name in ("hash", "thumbnail", "digest"))
     lines = []
@@ -178,7 +168,7 @@ def _near_duplicates(pairs: Sequence[tuple[Row, Appearance]]) -> list[str]:
     return lines
 
 
-def _map_notes(pairs: Sequence[tuple[Row, Appearance]]) -> list[str]:
+def _map_notes(pairs: Pairs) -> list[str]:
     train = [(row, seen) for row, seen in pairs if row.split == "train"]
     maps = Counter(row.label for row, seen in train if seen.map == USABLE)
     classes = sorted({row.label for row, _ in train})
@@ -196,26 +186,23 @@ def _map_notes(pairs: Sequence[tuple[Row, Appearance]]) -> list[str]:
     return notes
 
 
-def _domain_notes(pairs: Sequence[tuple[Row, Appearance]]) -> list[str]:
-    domains = {split: {row.domain for row, _ in pairs if row.split == split} for split in SPLITS}
-    notes = []
-    if unseen := sorted(domains["test"] - domains["train"]):
-        notes.append(f"open set: test alone has the domains {', '.join(unseen)}")
-    classes = defaultdict(set)
+def _domain_notes(pairs: Pairs) -> list[str]:
+    trained = defaultdict(set)
     for row, _ in pairs:
         if row.split == "train":
-            classes[row.domain].add(row.label)
-    single = sorted(domain for domain, labels in classes.items() if len(labels) == 1)
-    if len(classes) > 1 and len(single) == len(classes):
+            trained[row.domain].add(row.label)
+    notes = []
+    if unseen := sorted({row.domain for row, _ in pairs if row.split == "test"} - trained.keys()):
+        notes.append(f"open set: test alone has the domains {', '.join(unseen)}")
+    if len(trained) > 1 and all(len(labels) == 1 for labels in trained.values()):
         notes.append("in training each domain has one class only: whatever tells domains apart tells classes apart")
     return notes
 
 
-def _group_notes(pairs: Sequence[tuple[Row, Appearance]]) -> list[str]:
+def _group_notes(splits: Splits) -> list[str]:
     notes = []
-    for split in _splits(pairs):
-        groups = [row.group for row, _ in pairs if row.split == split]
-        named = [group for group in groups if group]
+    for split, rows, _ in splits:
+        named = [row.group for row in rows if row.group]
         if named and len(set(named)) < _FEW_GROUPS * len(named):
             size = len(named) / len(set(named))
             notes.append(
@@ -225,7 +212,7 @@ def _group_notes(pairs: Sequence[tuple[Row, Appearance]]) -> list[str]:
     return notes
 
 
-def _border_note(pairs: Sequence[tuple[Row, Appearance]], class_names: Sequence[str]) -> list[str]:
+def _border_note(pairs: Pairs, class_names: Sequence[str]) -> list[str]:
     """AUROC of a linear classifier that sees the outermost pixels of 16 x 16 only, cross-validated in training."""
     members = [(row, seen) for row, seen in pairs if row.split == "train" and seen.digest and row.label in class_names]
     labels = np.array([class_names.index(row.label) for row, _ in members])
@@ -249,7 +236,3 @@ def _border_note(pairs: Sequence[tuple[Row, Appearance]], class_names: Sequence[
         f"the border alone (outermost 1/16 of each side, linear, {_FOLDS} folds by group) tells training's classes "
         f"with AUROC {roc_auc_score(labels, scores):.2f}; .50 would be chance"
     ]
-
-
-def _shorten(lines: Sequence[str]) -> Sequence[str]:
-    return lines if len(lines) <= _SHOWN else [*lines[:_SHOWN], f"... and {len(lines) - _SHOWN} more"]

@@ -1,0 +1,114 @@
+"""Images without a list: those below a folder, and those that a caller hands over as arrays or paths."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from .checks.files import check_files
+from .decode import decode_picture
+from .listing import ListedSource, Listing, MapReader, Row
+from .source import DataError, Example, Records, to_picture
+
+UNLABELLED = -1
+
+
+def walk_images(folder: Path) -> Iterator[str]:
+    """Paths below the folder of all files with an image's suffix, sorted, with "/" on every system.
+
+    A suffix is an image's if Pillow can open its kind, or if it is DICOM's. Hidden files and folders are left out.
+    """
+    suffixes = {suffix for suffix, kind in Image.registered_extensions().items() if kind in Image.OPEN} | {".dcm"}
+    for root, folders, names in os.walk(folder, followlinks=True):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        for name in sorted(names):
+            if os.path.splitext(name)[1].lower() in suffixes and not name.startswith("."):
+                yield Path(root, name).relative_to(folder).as_posix()
+
+
+def open_image_folder(folder: str | Path, channels: int, progress: bool = True) -> ListedSource:
+    """Opens all images below a folder, as `walk_images` finds them; labels are -1.
+
+    Raises DataError: no such folder, no image in it, or files that can't be read (every one is named).
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise DataError([f"{folder}: no such folder; give one that holds images"])
+    names = sorted(walk_images(folder))
+    if not names:
+        raise DataError([f"{folder}: no image in it; give a folder with files such as .png, .jpg or .tif"])
+    listing = Listing(folder.name, tuple(Row(str(folder), 0, "", "", name) for name in names), (), MapReader(folder))
+    outcomes, _ = check_files(listing, progress=progress)
+    if problems := [problem for outcome in outcomes for problem in outcome.problems]:
+        raise DataError(problems)
+    return ListedSource(listing.rows, listing.reader, channels, _bare_records(names))
+
+
+@dataclass(frozen=True)
+class GivenImages:
+    """Arrays or paths, decoded to `channels` when asked for."""
+
+    images: Sequence[np.ndarray | Path]
+    channels: int
+    records: Records
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def __getitem__(self, index: int) -> Example:
+        image = self.images[index]
+        if isinstance(image, np.ndarray):
+            return Example(to_picture(image).convert("L" if self.channels == 1 else "RGB"), None)
+        try:
+            return Example(decode_picture(image.read_bytes(), self.channels), None)
+        except (OSError, ValueError) as error:
+            raise DataError([f"{image}: {error}; give the path of an image that can be read"]) from error
+
+
+def open_images(
+    images: np.ndarray | Sequence[str | Path] | str | Path,
+    channels: int,
+    labels: np.ndarray | Sequence | None,
+    num_classes: int,
+) -> GivenImages:
+    """Checks what was handed over, but for the content of files, and makes a source of it, or raises DataError.
+
+    Args:
+      images: uint8 [n, H, W, channels] with 1 or 3 channels; or paths of files; or one path.
+      channels: that the source gives: grey becomes RGB and the other way round.
+      labels: class index of each image; None: unlabelled.
+      num_classes: labels are below it.
+    """
+    if isinstance(images, np.ndarray):
+        if images.dtype != np.uint8 or images.ndim != 4 or images.shape[-1] not in (1, 3):
+            what = f"{images.dtype} of shape {images.shape}"
+            raise DataError([f"images must be uint8 [n, H, W, 1 or 3], 0 to 255; got {what}"])
+        given = list(images)
+        names = [f"image {number}" for number in range(len(given))]
+    else:
+        given = [Path(path) for path in ([images] if isinstance(images, str | Path) else images)]
+        names = [str(path) for path in given]
+        if missing := [path for path in given if not path.is_file()]:
+            raise DataError([f"{path}: no such file" for path in missing])
+    if not given:
+        raise DataError(["there are no images"])
+    if labels is None:
+        return GivenImages(given, channels, _bare_records(names))
+    known = np.asarray(labels)
+    if known.shape != (len(names),) or not np.issubdtype(known.dtype, np.integer):
+        what = f"{known.dtype} {known.shape}"
+        raise DataError([f"labels must be {len(names)} class indices, one for each image; got {what}"])
+    if not ((known >= 0) & (known < num_classes)).all():
+        raise DataError([f"labels must lie in 0..{num_classes - 1}; got {known.min()} to {known.max()}"])
+    return GivenImages(given, channels, _bare_records(names, known))
+
+
+def _bare_records(names: Sequence[str], labels: np.ndarray | None = None) -> Records:
+    count = len(names)
+    labels = np.full(count, UNLABELLED) if labels is None else labels
+    return Records(tuple(names), labels.astype(np.int32), ("",) * count, ("",) * count, np.zeros(count, bool))
