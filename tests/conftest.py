@@ -1,18 +1,34 @@
 """What all tests share: two virtual CPU devices, shapes enforced, no silent broadcasting, reproducible examples."""
 
+import gc
 import importlib
 import os
 import pathlib
+import shutil
+import tempfile
 import typing
 
-# jax reads both when it starts its backend, so they stand before anything that imports jax.
-os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=2"
+# jax reads these when it is imported and when it starts its backend; processes that tests start inherit them. Tests
+# compile much and compute little, so programs are compiled without what makes them fast: a fifth of the time, and two
+# thirds less again by the flags of code generation. An XLA that no longer knows one says so and ends the process.
+os.environ["XLA_FLAGS"] = " ".join(
+    [
+        os.environ.get("XLA_FLAGS", ""),
+        "--xla_force_host_platform_device_count=2",
+        "--xla_cpu_use_fusion_emitters=false",
+        "--xla_cpu_parallel_codegen_split_count=1",
+    ]
+)
+os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
 os.environ["JAX_PLATFORMS"] = "cpu"
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.05"
 
 import hypothesis
 import jax
 import jaxtyping
 import matplotlib
+import pytest
+from filelock import FileLock
 
 REPO = pathlib.Path(__file__).parent.parent
 CORE = ("tfcam_jax.cams", "tfcam_jax.divergences", "tfcam_jax.saliency", "tfcam_jax.losses")
@@ -43,6 +59,17 @@ def _enforce_signatures() -> None:
     typing.TYPE_CHECKING = False
 
 
+def pytest_configure(config):
+    """Each program is compiled once for all workers and for the processes that tests start.
+
+    A folder for it that the environment names is used, and kept.
+    """
+    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+        os.environ["JAX_COMPILATION_CACHE_DIR"] = compiled = tempfile.mkdtemp(prefix="compiled-")
+        config.add_cleanup(lambda: shutil.rmtree(compiled))
+        jax.config.update("jax_compilation_cache_dir", compiled)
+
+
 def pytest_collection_modifyitems(config, items):
     unasked = {name for name in ONLY_BY_NAME if name not in config.getoption("markexpr")}
     left_out = [item for item in items if any(mark.name in unasked for mark in item.iter_markers())]
@@ -51,10 +78,34 @@ def pytest_collection_modifyitems(config, items):
         items[:] = [item for item in items if item not in left_out]
 
 
+@pytest.fixture(scope="session")
+def trained_run(tmp_path_factory, worker_id) -> pathlib.Path:
+    """The finished run of tests/tiny_run.py, its data beside it in `data`: trained once for all workers.
+
+    Nobody writes into it; copies may be changed.
+    """
+    from tiny_run import train_tiny
+
+    root = tmp_path_factory.getbasetemp()
+    if worker_id != "master":
+        root = root.parent  # of all workers' folders
+    workdir = root / "tiny" / "run"
+    with FileLock(root / "tiny.lock"):
+        if not (workdir / "results.json").exists():
+            train_tiny(workdir.parent)
+    return workdir
+
+
+@pytest.fixture(scope="module", autouse=True)
+def free_memory():
+    """Compiled programs and what they hold would pile up to gigabytes over the modules."""
+    yield
+    jax.clear_caches()
+    gc.collect()
+
+
 matplotlib.use("Agg")
 jax.config.update("jax_numpy_rank_promotion", "raise")
-# Tests compile much and compute little: a fifth of the time, by a measurement on two cores.
-jax.config.update("jax_disable_most_optimizations", True)
 hypothesis.settings.register_profile("tfcam", deadline=None, max_examples=30, derandomize=True, database=None)
 hypothesis.settings.load_profile("tfcam")
 _enforce_signatures()

@@ -22,12 +22,6 @@ REPO = pathlib.Path(__file__).parent.parent
 TINY = Case("small_cnn", 2, 32)
 
 
-@pytest.fixture(autouse=True)
-def processes_compile_fast(monkeypatch):
-    """As this one does, by tests/conftest.py."""
-    monkeypatch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
-
-
 def scripted(log, name, values):
     values = iter(values)
 

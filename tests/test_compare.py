@@ -243,7 +243,6 @@ def test_several_processes_give_the_same_and_outlive_one_that_dies(study, manife
         return finish(member)
 
     monkeypatch.setattr(study_worker._Member, "finish", kill_first)
-    monkeypatch.setenv("XLA_FLAGS", os.environ["XLA_FLAGS"] + " --xla_backend_optimization_level=0")
     with tqdm(total=len(runs), disable=True) as bar:
         failures = study_worker.train_in_processes(runs, tmp_path, 2, 64, bar)
     broken = runs[0].entry.folder

@@ -39,12 +39,10 @@ def make_config(manifest, **changes):
     return config
 
 
-def environment(folder):
+def environment():
     """One device a process; compiled as fast as the tests in this process are."""
-    kept = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
-    cache = {"JAX_COMPILATION_CACHE_DIR": str(folder / "compiled")}
-    fast = {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1", "JAX_PLATFORMS": "cpu"}
-    return {**kept, **fast, **cache, "PYTHON": sys.executable, "PYTHONPATH": str(REPO)}
+    flags = os.environ["XLA_FLAGS"] + " --xla_force_host_platform_device_count=1"
+    return {**os.environ, "XLA_FLAGS": flags, "PYTHON": sys.executable, "PYTHONPATH": str(REPO)}
 
 
 def train_command(manifest, workdir, **changes):
@@ -79,7 +77,7 @@ def test_two_processes_train_as_one(manifest, tmp_path):
     done = subprocess.run(
         [REPO / "launch/local_processes.sh", "2", *train_command(manifest, tmp_path / "two")],
         cwd=REPO,
-        env=environment(tmp_path) | {"PORT": str(free_port())},
+        env=environment() | {"PORT": str(free_port())},
         capture_output=True,
         text=True,
         check=False,
@@ -113,7 +111,7 @@ def test_processes_end_when_one_is_killed(manifest, tmp_path):
     for number, log in enumerate(logs):
         with log.open("w") as file:
             command = [sys.executable, *train_command(manifest, workdir, epochs=10_000), *joined(number)]
-            started = subprocess.Popen(command, cwd=REPO, env=environment(tmp_path), stdout=file, stderr=file)
+            started = subprocess.Popen(command, cwd=REPO, env=environment(), stdout=file, stderr=file)
             processes.append(started)
     try:
         metrics = workdir / "metrics.jsonl"

@@ -11,7 +11,6 @@ import pytest
 from scipy.stats import pearsonr
 from sklearn.metrics import roc_auc_score
 from tiny_manifest import write_manifest
-from tiny_run import train_tiny
 
 from tfcam_jax.data.source import DataError
 from tfcam_jax.data.unlisted import open_image_folder
@@ -25,8 +24,8 @@ from tfcam_jax.run.files import WorkdirError
 
 
 @pytest.fixture(scope="module")
-def workdir(tmp_path_factory):
-    return train_tiny(tmp_path_factory.mktemp("trained"))
+def workdir(trained_run):
+    return trained_run
 
 
 @pytest.fixture(scope="module")
@@ -187,8 +186,7 @@ def test_scores_do_not_depend_on_the_number_of_devices(workdir):
     """These tests run on two virtual devices; another process has three."""
     code = f"""
 import os, sys
-os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=3"
-os.environ["JAX_PLATFORMS"] = "cpu"
+os.environ["XLA_FLAGS"] += " --xla_force_host_platform_device_count=3"
 import jax
 from tfcam_jax.evaluation import score_source
 from tfcam_jax.experiment import open_dataset

@@ -6,7 +6,6 @@ import sys
 import jax
 import numpy as np
 import pytest
-from tiny_run import train_tiny
 
 from tfcam_jax.experiment import open_dataset
 from tfcam_jax.explanation import explain_source
@@ -31,8 +30,8 @@ np.savez(sys.argv[3], **dict(zip(("logits", "true_map", "false_map", "difference
 
 
 @pytest.fixture(scope="module")
-def workdir(tmp_path_factory):
-    return train_tiny(tmp_path_factory.mktemp("trained"))
+def workdir(trained_run):
+    return trained_run
 
 
 def test_exported_model_runs_without_this_package(workdir, tmp_path):

@@ -3,7 +3,6 @@
 import numpy as np
 import pytest
 from PIL import Image
-from tiny_run import train_tiny
 
 import tfcam_jax
 from tfcam_jax.data.source import DataError
@@ -12,8 +11,8 @@ from tfcam_jax.inference import join_outputs
 
 
 @pytest.fixture(scope="module")
-def workdir(tmp_path_factory):
-    return train_tiny(tmp_path_factory.mktemp("trained"))
+def workdir(trained_run):
+    return trained_run
 
 
 @pytest.fixture(scope="module")

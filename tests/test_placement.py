@@ -35,7 +35,8 @@ def eight(tmp_path_factory):
     """What tests/eight_devices.py leaves: arrays by "case:path", and metrics and collectives by case."""
     out = tmp_path_factory.mktemp("eight") / "out.npz"
     script = Path(__file__).with_name("eight_devices.py")
-    flags = {"XLA_FLAGS": "--xla_force_host_platform_device_count=8", "PYTHONPATH": str(script.parents[1])}
+    devices = os.environ["XLA_FLAGS"] + " --xla_force_host_platform_device_count=8"
+    flags = {"XLA_FLAGS": devices, "PYTHONPATH": str(script.parents[1])}
     environment = {**os.environ, **flags}
     done = subprocess.run([sys.executable, script, out], env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

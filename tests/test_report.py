@@ -11,7 +11,6 @@ import jax
 import numpy as np
 import pytest
 from PIL import Image
-from tiny_run import train_tiny
 
 from tfcam_jax import explanation as report
 from tfcam_jax.data.source import DataError
@@ -25,8 +24,8 @@ CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shuti
 
 
 @pytest.fixture(scope="module")
-def workdir(tmp_path_factory):
-    return train_tiny(tmp_path_factory.mktemp("trained"))
+def workdir(trained_run):
+    return trained_run
 
 
 @pytest.fixture(scope="module")

@@ -14,7 +14,6 @@ import time
 import jax
 import numpy as np
 import pytest
-from jax.experimental.compilation_cache import compilation_cache
 from test_train import make_config, stored_state
 from tiny_manifest import write_manifest
 
@@ -45,22 +44,6 @@ def config(manifest):
 @pytest.fixture(scope="module")
 def like(config):
     return build_experiment(resolve(config)).random_state()
-
-
-@pytest.fixture(scope="module", autouse=True)
-def compiled(tmp_path_factory):
-    """Keeps compiled programs over the runs of this module, which differ in where they are cut only."""
-    wanted = {
-        "jax_compilation_cache_dir": str(tmp_path_factory.mktemp("compiled")),
-        "jax_persistent_cache_min_compile_time_secs": 0.0,
-    }
-    before = {name: getattr(jax.config, name) for name in wanted}
-    for values in (wanted, before):
-        for name, value in values.items():
-            jax.config.update(name, value)
-        compilation_cache.reset_cache()
-        if values is wanted:
-            yield
 
 
 @pytest.fixture(scope="module")

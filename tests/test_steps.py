@@ -39,8 +39,13 @@ def make_batch(seed=0, batch=BATCH):
     }
 
 
+@functools.cache
+def make_variables(seed):
+    return steps.initialize(make_model(), jax.random.key(seed), SIZE)
+
+
 def make_state(tx, seed=0):
-    return steps.create_train_state(steps.initialize(make_model(), jax.random.key(seed), SIZE), tx)
+    return steps.create_train_state(make_variables(seed), tx)
 
 
 def run_steps(strategy, batches, tx=None, seed=0):
@@ -89,7 +94,7 @@ def test_weights_weigh_the_cross_entropy_alone():
     plain, heavy = (run_steps(strategy, [b])[1][0].terms for b in (batch, weighed))
     np.testing.assert_array_equal(heavy["cyborg"], plain["cyborg"])
     logits, _ = make_model().apply(
-        {"params": make_state(optax.sgd(0.1)).params, "batch_stats": make_state(optax.sgd(0.1)).batch_stats},
+        make_variables(0),
         PREPROCESS(jnp.asarray(batch["image"])),
         train=True,
         mask=jnp.asarray(batch["mask"]),

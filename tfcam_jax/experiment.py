@@ -172,8 +172,13 @@ def resolve(config: ConfigDict, placement: Placement | None = None) -> Recipe:
         local_batch_norm=config.parallel.batch_norm == "local",
     )
     recipe.make_optimizer(1)  # made again once the data are known; here for what it says of its options
-    cam_size(recipe.make_model(num_classes=2), image_size)
+    _check_image_size(MODELS[recipe.model_name], image_size)
     return recipe
+
+
+@functools.cache  # a deep network is traced for seconds, and a study resolves hundreds of configs
+def _check_image_size(model: Callable[..., Any], image_size: int) -> None:
+    cam_size(model(num_classes=2), image_size)
 
 
 def config_json(config: ConfigDict) -> dict[str, Any]:
