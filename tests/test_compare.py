@@ -10,6 +10,7 @@ from multiprocessing import Pipe
 import jax
 import numpy as np
 import pytest
+from ml_collections import ConfigDict
 from sklearn.metrics import roc_auc_score
 from tiny_manifest import write_manifest
 from tiny_run import tiny_config
