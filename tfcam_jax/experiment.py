@@ -196,62 +196,44 @@ def _check_values(config: ConfigDict, image_size: int) -> None:
 
 
 def _optimizer(config: ConfigDict) -> Callable[[int], optax.GradientTransformation]:
-    options, epochs = config.optimizer.to_dict(), config.epochs
+    options = config.optimizer.to_dict()
     of_schedule = {key: options.pop(key) for key in ("learning_rate", "step_epochs", "step_factor", "warmup_epochs")}
-    of_schedule |= {"name": options.pop("schedule"), "epochs": epochs}
-
-    def make(steps_per_epoch: int) -> optax.GradientTransformation:
-        return make_optimizer(schedule=make_schedule(**of_schedule, steps_per_epoch=steps_per_epoch), **options)
-
-    return make
+    schedule = functools.partial(make_schedule, options.pop("schedule"), epochs=config.epochs, **of_schedule)
+    return lambda steps_per_epoch: make_optimizer(schedule=schedule(steps_per_epoch=steps_per_epoch), **options)
 
 
 def _data_recipe(config: ConfigDict) -> DataRecipe:
     data, maps = config.data, config.data.maps
     if data.source == "manifest" and not data.manifest:
         raise ConfigError("config.data.manifest is empty: give --config.data.manifest=PATH of the CSV.")
+    options = (
+        {"manifest": data.manifest, "labels": data.labels or ()} if data.source == "manifest" else data[data.source]
+    )
+    if data.source != "demo":
+        reading = {key: maps[key] for key in ("combine", "sigma", "pixels_per_degree")}
+        options = {**options, **reading, "skip_unreadable": data.skip_unreadable}
     return DataRecipe(
         source=data.source,
-        options=_source_options(config),
+        # A config that was stored as JSON has lists where it had tuples.
+        options={key: tuple(value) if isinstance(value, list) else value for key, value in options.items()},
         channels=data.channels,
         protocol=data.protocol.to_dict(),
-        blur=maps.blur,
-        threshold=maps.threshold,
-        placebo=maps.placebo,
+        **{key: maps[key] for key in ("blur", "threshold", "placebo")},
         seed=config.seed,
     )
 
 
-def _source_options(config: ConfigDict) -> dict[str, Any]:
-    """Keyword arguments, but for `channels`, of the source that a config names."""
-    data = config.data
-    if data.source == "demo":
-        return dict(data.demo)
-    options = (
-        {"manifest": data.manifest, "labels": data.labels or ()} if data.source == "manifest" else data[data.source]
-    )
-    reading = {key: data.maps[key] for key in ("combine", "sigma", "pixels_per_degree")}
-    chosen = {**options, **reading, "skip_unreadable": data.skip_unreadable}
-    # A config that was stored as JSON has lists where it had tuples.
-    return {key: tuple(value) if isinstance(value, list | tuple) else value for key, value in chosen.items()}
-
-
 def open_dataset(recipe: Recipe, checks: Path | None = None) -> Dataset:
-    """`open_source`, split by the recipe's protocol, with the maps that it asks for."""
-    return recipe.data.arrange(open_source(recipe, checks))
-
-
-def open_source(recipe: Recipe, checks: Path | None = None) -> Dataset:
-    """Opens and validates the recipe's data, as their owner splits them, with the maps as they are.
+    """Opens and validates the recipe's data, split by its protocol, with the maps that it asks for.
 
     The file `checks` says which files were found sound before; without it all are looked at. Raises DataError for
     images, maps or lists that can't be used.
     """
-    return recipe.data.open(load_outcomes(checks) if checks else None)
+    return recipe.data.arrange(recipe.data.open(load_outcomes(checks) if checks else None))
 
 
 def keep_checks(checks: Path, checked: Mapping[str, Outcome]) -> None:
-    """Keeps what opening the data showed, for `open_source`; in one process, and only where it says something new.
+    """Keeps what opening the data showed, for `open_dataset`; in one process, and only where it says something new.
 
     A folder that can't be written to is a warning: the next start then looks at every file again.
     """

@@ -123,7 +123,12 @@ def explain(
     of_report.draw_mean_maps(summary, staging / "mean_maps.png")
     of_report.write_figures(staging / "figures.json", about, summary, chunks)
     write_page(staging / "index.html", about, summary, chunks)
-    return _finish(staging, out)
+    shutil.rmtree(staging / "chunks")
+    (staging / "fingerprint.json").unlink()
+    if out.exists():
+        out.rmdir()  # it is empty, or this raises
+    staging.rename(out)
+    return out / "index.html"
 
 
 def _open(
@@ -169,8 +174,7 @@ def _write_chunks(trained: Trained, source: Source, staging: Path) -> list[Path]
             paths.append(staging / "chunks" / f"{number:05d}.json")
             if not paths[-1].exists():
                 batches = explain_source(trained, Subset(source, rows))
-                chunk = _chunk(batches, source.records, trained.class_names, start, staging, longest)
-                write_json(paths[-1], chunk)
+                write_json(paths[-1], _chunk(batches, source.records, trained.class_names, start, staging, longest))
             bar.update(len(rows))
     return paths
 
@@ -201,19 +205,9 @@ def _chunk(
             of_report.add_maps(sums, entry, one)
             named: dict[str, np.ndarray] = dict(zip(("T", "U", "D = T - U"), maps, strict=True))
             human_map = one.saliency if one.usable else None
-            sheet(image, human_map, named, of_report.caption(entry), of_report.ledger(entry)).save(
-                staging / entry["png"]
-            )
+            page = sheet(image, human_map, named, of_report.caption(entry), of_report.ledger(entry))
+            page.save(staging / entry["png"])
     regions = heapq.nlargest(of_report.TOP_REGIONS, regions, key=lambda region: abs(region["contribution"]))
     for region in regions:
         region["crop"] = data_uri(region["crop"], 96)
     return {"entries": entries, "pictures": pictures, "regions": regions, "sums": sums}
-
-
-def _finish(staging: Path, out: Path) -> Path:
-    shutil.rmtree(staging / "chunks")
-    (staging / "fingerprint.json").unlink()
-    if out.exists():
-        out.rmdir()  # it is empty, or this raises
-    staging.rename(out)
-    return out / "index.html"

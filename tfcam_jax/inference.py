@@ -135,17 +135,20 @@ def restore(workdir: str | Path) -> Trained:
         raise WorkdirError(f"{workdir / 'config.json'} is of another version of this project: {error}") from error
     except ConfigError as error:
         raise WorkdirError(f"{workdir / 'config.json'} is damaged: {error}") from error
-    if not (workdir / "checkpoints").is_dir():
-        raise CheckpointError(_unfinished(workdir))
 
     def like(record: dict[str, Any]) -> steps.TrainState:
         _check_config(workdir, record["config"], recipe.stored)
         return recipe.placement.abstract_state(recipe.abstract_state(len(record["class_names"])))
 
-    with Checkpoints(workdir, read_only=True) as checkpoints:
-        restored = checkpoints.restore_best(like)
+    restored = None
+    if (workdir / "checkpoints").is_dir():
+        with Checkpoints(workdir, read_only=True) as checkpoints:
+            restored = checkpoints.restore_best(like)
     if restored is None:
-        raise CheckpointError(_unfinished(workdir))
+        raise CheckpointError(
+            f"{workdir} has no best checkpoint: the run ended before its first validation. Continue it with "
+            "launch/train.py and the same config."
+        )
     state, record = restored
     model = recipe.make_model(num_classes=len(record["class_names"]))
     return Trained(
@@ -170,8 +173,8 @@ def open_own_data(trained: Trained, workdir: str | Path) -> Dataset:
     dataset = open_dataset(trained.recipe, checks)
     if tuple(dataset.class_names) != trained.class_names:
         now, then = ", ".join(dataset.class_names), ", ".join(trained.class_names)
-        problem = f"the data of the run have classes {now} now; it was trained on {then}. Restore them, or give other "
-        raise DataError([problem + "data with --data."])
+        problem = f"the data of the run have classes {now} now; it was trained on {then}."
+        raise DataError([f"{problem} Restore them, or give other data with --data."])
     keep_checks(checks, dataset.checked)
     return dataset
 
@@ -212,10 +215,3 @@ def _check_config(workdir: Path, trained: Mapping[str, Any], config: Mapping[str
             + "\n".join(differences).replace("there,", "in training,").replace("asked for", "in the file")
             + "\nSet these values back."
         )
-
-
-def _unfinished(workdir: Path) -> str:
-    return (
-        f"{workdir} has no best checkpoint: the run ended before its first validation. Continue it with "
-        "launch/train.py and the same config."
-    )

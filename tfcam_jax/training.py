@@ -124,7 +124,7 @@ class _Run:
             **_describe_dataset(self.experiment.dataset),
         }
         select_by = self.experiment.recipe.select_by
-        value = None if validation is None else validation[select_by]
+        value = validation[select_by] if validation else None
         # The best checkpoint has the largest score, the later one of equals, as in the CYBORG recipe.
         self.checkpoints.save(step, state, record, None if value is None else BETTER[select_by] * value)
 
@@ -167,12 +167,8 @@ def _check_dataset(name: str, then: dict[str, Any], now: dict[str, Any]) -> None
     """DataError for other rows than those trained on; a warning for other pixels, which another JPEG decoder makes."""
     differing = [key for key in ("class_names", "domains", "rows") if then[key] != now[key]]
     if differing:
-        raise DataError(
-            [
-                f"{name}: the data are not those that the run was started with ({' and '.join(differing)} differ). "
-                "Restore them, or train on these in another --workdir."
-            ]
-        )
+        problem = f"{name}: the data are not those that the run was started with ({' and '.join(differing)} differ)."
+        raise DataError([f"{problem} Restore them, or train on these in another --workdir."])
     if then["pixels"] != now["pixels"]:
         logging.warning("%s: images were changed, or are decoded otherwise, since the run was started.", name)
 

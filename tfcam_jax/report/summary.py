@@ -28,10 +28,8 @@ TOP_REGIONS = 48
 class Region(NamedTuple):
     """Connected places of one sign that carry much of a margin.
 
-    Attributes:
-      contribution: what the region adds to the margin; negative where it speaks for the false class.
-      places: how many.
-      box: first row, first column, one past the last row, one past the last column, in places.
+    `contribution` is what they add to the margin, negative where they speak for the false class; `places` how many;
+    `box` the first row, the first column, one past the last row, one past the last column, in places.
     """
 
     contribution: float
@@ -66,10 +64,7 @@ def margin_regions(
 def is_cosmetic(
     true_agreement: Float[np.ndarray, " n"], difference_agreement: Float[np.ndarray, " n"]
 ) -> Bool[np.ndarray, " n"]:
-    """True where T looks right (correlation with the human map at least 0.5) while D, which alone decides, does not.
-
-    D looks wrong below 0.25.
-    """
+    """True where T looks right (correlation with the human map from 0.5 on) while D, which decides, is below 0.25."""
     return (true_agreement >= LOOKS_RIGHT) & (difference_agreement < LOOKS_RIGHT / 2)
 
 
@@ -116,14 +111,10 @@ def caption(entry: dict[str, Any]) -> str:
 def ledger(entry: dict[str, Any]) -> list[str]:
     """What adds up to the margin, as lines of text."""
     regions = entry["regions"]
-    lines = [f"{region['contribution']:+.3f}  region of {region['places']} places" for region in regions[:4]]
+    parts = [(region["contribution"], f"region of {region['places']} places") for region in regions[:4]]
     others = entry["rest"] + sum(region["contribution"] for region in regions[4:])
-    return [
-        *lines,
-        f"{others:+.3f}  everywhere else",
-        f"{entry['bias_difference']:+.3f}  bias difference",
-        f"{entry['margin']:+.3f}  margin",
-    ]
+    parts += [(others, "everywhere else"), (entry["bias_difference"], "bias difference"), (entry["margin"], "margin")]
+    return [f"{value:+.3f}  {name}" for value, name in parts]
 
 
 def add_maps(sums: dict[str, Any], entry: dict[str, Any], one: EvalOutput) -> None:

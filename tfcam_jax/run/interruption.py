@@ -16,11 +16,10 @@ from jax.experimental import multihost_utils
 from ..errors import UserError
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
-
-T = TypeVar("T")
-
 # Exit status of a process that was asked to stop: 128 + the signal's number, as shells have it.
 _BASE = 128
+
+T = TypeVar("T")
 
 
 class StoppedError(UserError):
@@ -72,9 +71,8 @@ class Interruption:
     def watch(self, batches: Iterable[T]) -> Iterator[T]:
         """The same batches, for work that changes nothing and can be done again.
 
-        Raises:
-          StoppedError: before the next batch, once there was a signal. (Not from the handler: it would come up in the
-            middle of any library, and some catch everything.)
+        Raises StoppedError before the next batch, once there was a signal. (Not from the handler: it would come up in
+        the middle of any library, and some catch everything.)
         """
         for batch in batches:
             if self._signal is not None:

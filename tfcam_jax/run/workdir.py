@@ -108,9 +108,9 @@ def _locked(workdir: Path) -> Iterator[None]:
 
 
 def config_differences(stored: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str, str]:
-    """The keys, dots between their parts, that two configs have otherwise and that can change what comes out of a run.
+    """Keys, with dots, that two configs have otherwise and that can change what comes out of a run; a line tells each.
 
-    Each with a line that tells it: `stored` is "there", `config` asked for.
+    `stored` is "there" in it, `config` asked for.
     """
     there, wanted = (traverse_util.flatten_dict(dict(tree), sep=".") for tree in (stored, config))
     absent = "(absent)"
