@@ -106,10 +106,10 @@ def evaluate(
 
     Args:
       workdir: a run.
-      data: CSV manifest of other data with the same classes; the run's own data where none is given.
-      split: `train`, `val` or `test`; where none is given `test`, or `val` if the data have no test.
+      data: CSV manifest of other data with the same classes; None: the run's own data.
+      split: `train`, `val` or `test`; None: `test`, or `val` if the data have no test.
       thresholds: `run` takes them from the validation images of the run's own data, `data` from those of `data`.
-      out: folder for the files, made if need be; `evaluation` in the workdir where none is given.
+      out: folder for the files, made if need be; None: `evaluation` in the workdir.
       faithfulness_images: how many images the perturbation curves and the sanity check look at; 0 leaves them out.
 
     Returns:
@@ -158,14 +158,10 @@ def evaluate(
 
 
 def evaluate_leave_one_domain_out(tables: list[str | Path], out: str | Path | None = None) -> dict[str, Any]:
-    """Merges the `scores.csv` of several evaluations (or of folders that hold one) into one table.
+    """Merges the `scores.csv` of several evaluations into one table, see `per_protocol.leave_one_domain_out`.
 
-    Args:
-      tables: CSV files, or the workdirs or evaluation folders that hold them.
-      out: folder for `leave_one_domain_out.json` and `.txt`; nothing is written where none is given.
-
-    Returns:
-      See `protocol.leave_one_domain_out`.
+    `tables` are such CSV files, or the workdirs or evaluation folders that hold them. `out` is a folder for
+    `leave_one_domain_out.json` and `.txt`; without it nothing is written.
 
     Raises:
       ScoresError: tables that are not there, don't fit together, or left no domain out.

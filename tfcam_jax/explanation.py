@@ -84,11 +84,11 @@ def explain(
 
     Args:
       workdir: a run.
-      out: folder of the report, which must not exist or be empty; `report` in the workdir where none is given. In the
-        end it holds `index.html` (complete in itself), `figures.json`, `mean_maps.png` and `images/`, a PNG per image.
+      out: folder of the report, which must not exist or be empty; None: `report` in the workdir. In the end it holds
+        `index.html` (complete in itself), `figures.json`, `mean_maps.png` and `images/`, a PNG per image.
       images: folder of unlabelled images; the predicted class counts as the true one.
-      split: `train`, `val` or `test` of the run's data or of `data`; where none is given `test`, or `val` if there is
-        no test. Not with `images`.
+      split: `train`, `val` or `test` of the run's data or of `data`; None: `test`, or `val` if there is no test. Not
+        with `images`.
       data: CSV manifest of other data with the same classes.
 
     Returns:
@@ -99,8 +99,7 @@ def explain(
       DataError: no such images, broken ones (each is named), or other classes.
       ReportError: `out` holds something, or images and a split were asked for at once.
     """
-    workdir = Path(workdir)
-    out = Path(out) if out else workdir / "report"
+    workdir, out = Path(workdir), Path(out) if out else Path(workdir) / "report"
     if images and (split or data):
         raise ReportError("give either a folder of images, or a split of the run's data or of a manifest")
     if out.exists() and (not out.is_dir() or any(out.iterdir())):

@@ -52,7 +52,6 @@ class Trained:
       recipe: the same, resolved; its placement is that of the devices here.
       class_names: position = class index.
       domains: those that training saw.
-      epoch: of the checkpoint.
       state: parameters and batch statistics, on every device.
       model: the Flax module, for `model.apply(trained.variables, trained.recipe.preprocess(images), train=False)`.
       eval_step: compiled, see `steps.make_eval_step`.
@@ -164,11 +163,7 @@ def restore(workdir: str | Path) -> Trained:
 
 
 def open_own_data(trained: Trained, workdir: str | Path) -> Dataset:
-    """The data that a run was trained on, as its recipe names them.
-
-    Raises:
-      DataError: they are broken, or have other classes now.
-    """
+    """The data that a run was trained on, as its recipe names them; DataError if broken, or of other classes now."""
     checks = Path(workdir) / CHECKS
     dataset = open_dataset(trained.recipe, checks)
     if tuple(dataset.class_names) != trained.class_names:
@@ -184,8 +179,7 @@ def open_other_data(
 ) -> list[OpenedSplit]:
     """Splits of another manifest than the run's, for its classes and read as its own data; see `DataRecipe.open_split`.
 
-    Raises:
-      DataError: they are broken, have other classes, or no such split.
+    Raises DataError if they are broken, have other classes, or no such split.
     """
     checks = workdir / OTHER_CHECKS
     known, data = load_outcomes(checks), trained.recipe.data

@@ -108,7 +108,7 @@ def make_train_step(
 
     Args:
       model: Flax module that returns `ModelOutput`.
-      tx: Optax gradient transformation. It gets the gradient of the whole batch, over all devices.
+      tx: Optax gradient transformation, which gets the gradient of the whole batch, over all devices.
       strategy: from `Evidence` to terms.
       preprocess: from uint8 images to the model's float32 input.
       axis_name: pmap axis over which the batch is spread; None where one program sees the whole batch.
@@ -168,7 +168,8 @@ def _forward(
     images, mask = preprocess(batch["image"]), batch["mask"] > 0
     apply = lambda x: model.apply(variables, x, train=True, mask=batch["mask"], mutable=["batch_stats"])
     output, updated = apply(images)
-    input_gradient = lambda: jax.grad(lambda x: _sum_log_probabilities(apply(x)[0].logits, mask))(images)
+    log_probabilities = lambda x: jnp.where(mask[:, None], jax.nn.log_softmax(apply(x)[0].logits), 0)
+    input_gradient = lambda: jax.grad(lambda x: log_probabilities(x).sum())(images)
     evidence = Evidence(output, batch["label"], mask, batch["weight"], batch["saliency"], input_gradient)
     correct = (output.logits.argmax(-1) == batch["label"]) & mask
     return strategy(evidence), updated.get("batch_stats", {}), correct.sum()
@@ -199,7 +200,3 @@ def make_eval_step(model: Any, preprocess: Callable[[Array], Array]) -> Callable
         return EvalOutput(output.logits, labels, *maps, *margin, human, usable)
 
     return eval_step
-
-
-def _sum_log_probabilities(logits: Array, mask: Array) -> Array:
-    return jnp.where(mask[:, None], jax.nn.log_softmax(logits), 0).sum()

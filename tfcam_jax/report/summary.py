@@ -160,18 +160,14 @@ def summarize(chunks: list[Path], class_names: tuple[str, ...]) -> dict[str, Any
             TOP_REGIONS, itertools.chain(regions, chunk["regions"]), key=lambda region: abs(region["contribution"])
         )
     mean = lambda name: totals[name][0] / totals[name][1] if name in totals else None
-    means = {
-        key: {
-            "images": int(part["images"]),
-            "maps": int(part["maps"]),
-            "difference": (part["difference"] / part["images"]).tolist(),
-            "disagreement": (part["disagreement"] / part["maps"]).tolist() if part["maps"] else None,
-        }
-        for key, part in sorted(sums.items(), key=lambda item: _order(item[0], class_names))
-    }
+    means = {}
+    for key, part in sorted(sums.items(), key=lambda item: _order(item[0], class_names)):
+        images, maps = int(part["images"]), int(part["maps"])
+        disagreement = (part["disagreement"] / maps).tolist() if maps else None
+        difference = (part["difference"] / images).tolist()
+        means[key] = {"images": images, "maps": maps, "difference": difference, "disagreement": disagreement}
     figures = {
-        "images": means["all images"]["images"],
-        "maps": means["all images"]["maps"],
+        **{name: means["all images"][name] for name in ("images", "maps")},
         "accuracy": mean("right"),
         "mean_margin": mean("margin"),
         **{name: mean(name) for name in ("true_agreement", "difference_agreement", "fooling_gap")},

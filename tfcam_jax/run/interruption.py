@@ -23,11 +23,7 @@ T = TypeVar("T")
 
 
 class StoppedError(UserError):
-    """The run was asked to stop, and did.
-
-    Attributes:
-      exit_code: 143 after SIGTERM, 130 after SIGINT.
-    """
+    """The run was asked to stop, and did; the exit code is 143 after SIGTERM, 130 after SIGINT."""
 
     def __init__(self, message: str, exit_code: int):
         super().__init__(message)
