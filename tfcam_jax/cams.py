@@ -98,10 +98,7 @@ def true_false_maps(
     labels: Int[Array, "*batch"],
     logits: Float[Array, "*batch K"] | None = None,
 ) -> tuple[Float[Array, "*batch h w"], Float[Array, "*batch h w"]]:
-    """T and U straight from what a model pools and its linear head.
-
-    `class_activation_maps`, then `split_true_false`, whose words on labels, logits and errors hold here.
-    """
+    """T and U of what a model pools: `split_true_false`, whose words hold here, of `class_activation_maps`."""
     return split_true_false(class_activation_maps(features, kernel), labels, logits)
 
 
@@ -119,14 +116,10 @@ def difference_salience(
 def is_constant(
     maps: Float[Array, "*batch h w"], magnitude: Float[Array, "*batch"] | None = None
 ) -> Bool[Array, "*batch"]:
-    """True where a map's range is within float32 rounding of zero, so that min-max normalisation has no meaning.
+    """True where a map's range is float32 rounding, at most 1e-5 of its largest magnitude or 1e-18: constant.
 
-    That is a range of at most 1e-5 of the map's largest magnitude, or of at most 1e-18.
-
-    Args:
-      maps: the maps.
-      magnitude: largest magnitude of what the maps were computed from, where that may be far above their own: a
-        difference of two nearly equal maps holds the rounding of those maps. None: the maps' own.
+    `magnitude` is the largest of what the maps were computed from, where that may be far above their own: a difference
+    of two nearly equal maps holds the rounding of those maps. None: the maps' own.
     """
     maps = at_least_float32(maps)
     span = maps.max(axis=_PLACES) - maps.min(axis=_PLACES)
@@ -184,25 +177,18 @@ def decompose_margin(
       logits: the model's own; None: the means of the maps plus the bias, which are the same up to rounding.
 
     Returns:
-      Maps and margin, float32. The margin is the true logit less the false one; for more than two classes less
-      the mean of the others weighted by their softmax among themselves, as in the false map.
+      float32. The margin is the true logit less the false one, which of more than two classes is the others' mean,
+      weighted as in the false map.
     """
     maps = class_activation_maps(features, kernel)
     logits = maps.mean((-3, -2)) + bias[None] if logits is None else at_least_float32(logits)
     true_map, false_map = split_true_false(maps, labels, logits)
     # The same weights on maps of one place turn logits and biases into true and false ones.
     per_class = lambda values: split_true_false(values[:, None, None, :], labels, logits)
-    (true_logit, false_logit), (true_bias, false_bias) = (
-        per_class(values) for values in (logits, jnp.broadcast_to(bias[None], logits.shape))
-    )
-    flat = lambda values: values[:, 0, 0]
-    return Decomposition(
-        true_map,
-        false_map,
-        difference_salience(true_map, false_map),
-        flat(true_logit - false_logit),
-        flat(true_bias - false_bias),
-    )
+    true_logit, false_logit = per_class(logits)
+    true_bias, false_bias = per_class(jnp.broadcast_to(bias[None], logits.shape))
+    margin, bias_difference = (true_logit - false_logit)[:, 0, 0], (true_bias - false_bias)[:, 0, 0]
+    return Decomposition(true_map, false_map, difference_salience(true_map, false_map), margin, bias_difference)
 
 
 def grad_cam_difference(
@@ -212,19 +198,15 @@ def grad_cam_difference(
 ) -> Float[Array, "batch h w"]:
     """Grad-CAM of the logit difference, for models whose head is more than pooling and one linear layer.
 
-    The gradient of the true logit less the false one with respect to the features is summed over places, which gives
-    a weight per channel; the map is the weighted sum of channels, signed (Grad-CAM, Selvaraju et al., ICCV 2017, takes
-    one logit, the mean over places, and a ReLU). With these choices it equals D exactly for a pooled linear head.
-    Otherwise its mean is a linear approximation of the margin, no decomposition of it.
+    The gradient of the true logit less the false one by the features, summed over places, weighs the channels; the map
+    is their weighted sum, signed, float32 (Grad-CAM, Selvaraju et al., ICCV 2017, takes one logit, the mean over
+    places, and a ReLU). It equals D exactly for a pooled linear head. Otherwise its mean is a linear approximation of
+    the margin, no decomposition of it. The false logit of more than two classes is as in `decompose_margin`.
 
     Args:
       head: from features to logits [batch, classes]; each image's logits must depend on its own features only.
       features: of the layer to look at.
       labels: class that counts as true.
-
-    Returns:
-      The map, float32. For more than two classes the false logit is the mean of the others weighted by their softmax
-      among themselves, the weights held constant, as in the false-class map.
     """
 
     def difference(features: Array) -> Array:

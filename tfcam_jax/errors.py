@@ -9,10 +9,7 @@ from collections.abc import Iterable, Mapping
 class UserError(Exception):
     """What a user can put right: a wrong value, file or folder, a full disk. Its message says which, and how.
 
-    Launch scripts print the message of these and no traceback.
-
-    Attributes:
-      exit_code: of the process that ends with it.
+    Launch scripts print the message of these and no traceback, and end with the exit code.
     """
 
     exit_code = 1

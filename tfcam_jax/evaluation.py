@@ -41,9 +41,9 @@ def evaluate_best(experiment: Experiment, checkpoints: Checkpoints) -> tuple[dic
     """Metrics of the best checkpoint at the end of training; `evaluate` gives the whole protocol.
 
     Returns:
-      What `results.json` holds, and the scores of validation and test, image by image. `skipped` counts unreadable
-      rows left out, `thresholds` are chosen on validation for all later data, and `sets` holds `describe_set` of `val`
-      and, where there is a test, of `closed` and `open` (`protocol.split_by_protocol`).
+      What `results.json` holds, and the scores of each image of validation and test. `skipped` counts unreadable rows
+      left out, `thresholds` are chosen on validation for all later data, and `sets` holds `describe_set` of `val` and,
+      where there is a test, of `closed` and `open` (`protocol.split_by_protocol`).
 
     Raises:
       CheckpointError: there is none.
@@ -101,15 +101,15 @@ def evaluate(
 ) -> dict[str, Any]:
     """Evaluates a run's best checkpoint by the whole protocol, from the workdir alone.
 
-    Writes `evaluation.json` (what is returned), `tables.txt` and `scores.csv` (a row per image of validation and of
-    the split).
+    Prints tables, and writes `evaluation.json` (what is returned), `tables.txt` and `scores.csv` (a row per image of
+    validation and of the split), each whole or not at all.
 
     Args:
       workdir: a run.
-      data: CSV manifest of other data with the same classes; the run's own data where none is given.
-      split: `train`, `val` or `test`; where none is given `test`, or `val` if the data have no test.
+      data: CSV manifest of other data with the same classes; None: the run's own data.
+      split: `train`, `val` or `test`; None: `test`, or `val` if the data have no test.
       thresholds: `run` takes them from the validation images of the run's own data, `data` from those of `data`.
-      out: folder for the files, made if need be; `evaluation` in the workdir where none is given.
+      out: folder for the files, made if need be; None: `evaluation` in the workdir.
       faithfulness_images: how many images the perturbation curves and the sanity check look at; 0 leaves them out.
 
     Returns:
@@ -146,29 +146,30 @@ def evaluate(
         "map_agreement": agreement_of_sets(scores, measured),
         "faithfulness": _faithfulness(trained, source, tested, faithfulness_images),
     }
-    tables = [scores] if not val or val is scores else [val, scores]
-    write_evaluation(out, evaluation, join_scores(tables), trained.class_names)
+    if is_first():
+        text = format_evaluation(evaluation)
+        out.mkdir(parents=True, exist_ok=True)
+        tables = [scores] if not val or val is scores else [val, scores]
+        write_scores(out / "scores.csv", join_scores(tables), trained.class_names)
+        write_text(out / "tables.txt", text + "\n")
+        write_json(out / "evaluation.json", evaluation)
+        print(f"{text}\n\nTables, figures and scores of every image: {out}")
     return evaluation
 
 
 def evaluate_leave_one_domain_out(tables: list[str | Path], out: str | Path | None = None) -> dict[str, Any]:
-    """Merges the `scores.csv` of several evaluations (or of folders that hold one) into one table.
+    """Merges the `scores.csv` of several evaluations into one table, see `per_protocol.leave_one_domain_out`.
 
-    Args:
-      tables: CSV files, or the workdirs or evaluation folders that hold them.
-      out: folder for `leave_one_domain_out.json` and `.txt`; nothing is written where none is given.
-
-    Returns:
-      See `protocol.leave_one_domain_out`.
+    `tables` are such CSV files, or the workdirs or evaluation folders that hold them. `out` is a folder for
+    `leave_one_domain_out.json` and `.txt`; without it nothing is written.
 
     Raises:
       ScoresError: tables that are not there, don't fit together, or left no domain out.
     """
-    inside = ("scores.csv", "evaluation/scores.csv")
-    found = [
-        next((path for path in (Path(table) / name for name in inside) if path.is_file()), table) for table in tables
-    ]
-    read = [read_scores(Path(path)) for path in found]
+    read = []
+    for table in map(Path, tables):
+        inside = (table / "scores.csv", table / "evaluation" / "scores.csv")
+        read.append(read_scores(next(filter(Path.is_file, inside), table)))
     for table, (_, names) in zip(tables, read, strict=True):
         if names != read[0][1]:
             raise ScoresError(f"{table} has classes {', '.join(names)}; {tables[0]} has {', '.join(read[0][1])}")
@@ -235,12 +236,11 @@ def _faithfulness(trained: Trained, source: Source, split: str, images: int) -> 
     """`measure_faithfulness` of some images, spread over the classes, those with a human map first; {} of none."""
     if not images:
         return {}
-    subset = Subset(source, choose_rows(source.records, images))
+    subset, recipe = Subset(source, choose_rows(source.records, images)), trained.recipe
     # On one device: the solver behind the imputation stops when the whole batch has converged, and devices that wait
     # for one another can starve on few cores. Every process does the same.
     variables = jax.device_put(jax.device_get(trained.variables))
-    batches = (fetch(batch) for batch in trained.recipe.read_for_evaluation(subset))
-    recipe = trained.recipe
+    batches = map(fetch, recipe.read_for_evaluation(subset))
     return {"split": split} | measure_faithfulness(
         trained.model, variables, recipe.preprocess, recipe.image_size, batches, len(subset)
     )
@@ -273,18 +273,6 @@ def stored_thresholds(workdir: Path, trained: Trained) -> dict[str, dict[str, fl
             "--thresholds=data."
         )
     return results["thresholds"]
-
-
-def write_evaluation(out: Path, evaluation: dict[str, Any], scores: Scores, class_names: tuple[str, ...]) -> None:
-    """Writes the three files of an evaluation, each whole or not at all, and prints the tables: in one process."""
-    if not is_first():
-        return
-    text = format_evaluation(evaluation)
-    out.mkdir(parents=True, exist_ok=True)
-    write_scores(out / "scores.csv", scores, class_names)
-    write_text(out / "tables.txt", text + "\n")
-    write_json(out / "evaluation.json", evaluation)
-    print(f"{text}\n\nTables, figures and scores of every image: {out}")
 
 
 def format_results(results: dict[str, Any], title: str) -> str:

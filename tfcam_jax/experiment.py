@@ -13,7 +13,6 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import optax
@@ -58,13 +57,10 @@ class Recipe:
 
     Attributes:
       stored: the whole config as JSON has it, kept with a run and compared with it.
-      strategy: with its options, from `Evidence` to terms.
       make_model: from `num_classes` and further fields of `models.Backbone`.
       image_size: pixels a side.
       preprocess: from uint8 images to the model's float32 input.
       make_optimizer: from the number of steps in an epoch.
-      data: which images, human maps and splits.
-      placement: the devices and how they are used.
       local_batch_norm: batch statistics are those of each device's part.
     """
 
@@ -108,17 +104,8 @@ class Recipe:
 
     def read_for_training(self, source: Source, epoch: int, first_batch: int = 0) -> Iterator[Batch]:
         """This process's part of the batches of one epoch, on the host, without the first ones."""
-        batches = train_batches(
-            source,
-            epoch=epoch,
-            first_batch=first_batch,
-            seed=self.seed,
-            batch_size=self.batch_size,
-            augment=self.augment,
-            balance=self.balance,
-            **self._reading(),
-        )
-        return watch_workers(batches)
+        options = {name: getattr(self, name) for name in ("seed", "batch_size", "augment", "balance")}
+        return watch_workers(train_batches(source, epoch=epoch, first_batch=first_batch, **options, **self._reading()))
 
     def _reading(self) -> dict[str, int]:
         return {
@@ -201,44 +188,31 @@ def _check_values(config: ConfigDict, image_size: int) -> None:
 
 
 def _optimizer(config: ConfigDict) -> Callable[[int], optax.GradientTransformation]:
-    options, epochs = config.optimizer.to_dict(), config.epochs
+    options = config.optimizer.to_dict()
     of_schedule = {key: options.pop(key) for key in ("learning_rate", "step_epochs", "step_factor", "warmup_epochs")}
-    of_schedule |= {"name": options.pop("schedule"), "epochs": epochs}
-
-    def make(steps_per_epoch: int) -> optax.GradientTransformation:
-        return make_optimizer(schedule=make_schedule(**of_schedule, steps_per_epoch=steps_per_epoch), **options)
-
-    return make
+    schedule = functools.partial(make_schedule, options.pop("schedule"), epochs=config.epochs, **of_schedule)
+    return lambda steps_per_epoch: make_optimizer(schedule=schedule(steps_per_epoch=steps_per_epoch), **options)
 
 
 def _data_recipe(config: ConfigDict) -> DataRecipe:
     data, maps = config.data, config.data.maps
     if data.source == "manifest" and not data.manifest:
         raise ConfigError("config.data.manifest is empty: give --config.data.manifest=PATH of the CSV.")
-    return DataRecipe(
-        source=data.source,
-        options=_source_options(config),
-        channels=data.channels,
-        protocol=data.protocol.to_dict(),
-        blur=maps.blur,
-        threshold=maps.threshold,
-        placebo=maps.placebo,
-        seed=config.seed,
-    )
-
-
-def _source_options(config: ConfigDict) -> dict[str, Any]:
-    """Keyword arguments, but for `channels`, of the source that a config names."""
-    data = config.data
-    if data.source == "demo":
-        return dict(data.demo)
     options = (
         {"manifest": data.manifest, "labels": data.labels or ()} if data.source == "manifest" else data[data.source]
     )
-    reading = {key: data.maps[key] for key in ("combine", "sigma", "pixels_per_degree")}
-    chosen = {**options, **reading, "skip_unreadable": data.skip_unreadable}
-    # A config that was stored as JSON has lists where it had tuples.
-    return {key: tuple(value) if isinstance(value, list | tuple) else value for key, value in chosen.items()}
+    if data.source != "demo":
+        reading = {key: maps[key] for key in ("combine", "sigma", "pixels_per_degree")}
+        options = {**options, **reading, "skip_unreadable": data.skip_unreadable}
+    return DataRecipe(
+        source=data.source,
+        # A config that was stored as JSON has lists where it had tuples.
+        options={key: tuple(value) if isinstance(value, list) else value for key, value in options.items()},
+        channels=data.channels,
+        protocol=data.protocol.to_dict(),
+        **{key: maps[key] for key in ("blur", "threshold", "placebo")},
+        seed=config.seed,
+    )
 
 
 def open_dataset(recipe: Recipe, checks: Path | None = None) -> Dataset:
@@ -273,14 +247,11 @@ class Experiment:
     """What a recipe describes, built and ready to run.
 
     Attributes:
-      recipe: of the config.
       dataset: the splits, validated.
-      steps_per_epoch: training batches in an epoch.
       initialize: compiled; the model's random variables from a key.
       random_state: makes the state of step 0 from the seed alone; also what a checkpoint is restored like.
       initial_state: the same with the pretrained weights that the recipe names, if any.
-      train_step: compiled; its state argument is donated.
-      eval_step: compiled.
+      train_step: compiled, like `eval_step`; its state argument is donated.
       eval_epoch: see `Recipe.read_for_evaluation`.
     """
 
@@ -306,24 +277,22 @@ class Experiment:
 def build_experiment(recipe: Recipe, dataset: Dataset | None = None, programs: Experiment | None = None) -> Experiment:
     """Builds everything that a recipe describes.
 
-    Args:
-      recipe: what to build.
-      dataset: what `open_dataset` gives for this recipe, where it is open already.
-      programs: an experiment whose recipe differs in the seed alone and which has as many steps in an epoch: its
-        compiled functions serve here too.
+    `dataset` is what `open_dataset` gives for it, where it is open already. `programs` is an experiment whose recipe
+    differs in the seed alone and which has as many steps in an epoch: its compiled functions serve here too.
     """
     dataset = dataset or open_dataset(recipe)
     steps_per_epoch = -(-len(dataset.splits["train"]) // recipe.batch_size)
-    tx, placement = recipe.make_optimizer(steps_per_epoch), recipe.placement
+    tx, placement, num_classes = recipe.make_optimizer(steps_per_epoch), recipe.placement, len(dataset.class_names)
     if programs:
         initialize, train_step, eval_step = programs.initialize, programs.train_step, programs.eval_step
     else:
         groups = placement.num_devices if recipe.local_batch_norm else 1
-        model = recipe.make_model(
-            num_classes=len(dataset.class_names), axis_name=placement.axis_name, batch_norm_groups=groups
-        )
+        model = recipe.make_model(num_classes=num_classes, axis_name=placement.axis_name, batch_norm_groups=groups)
         initialize = jax.jit(lambda key: steps.initialize(model, key, recipe.image_size))
-        train_step = _compile_train_step(recipe, model, tx, len(dataset.class_names))
+        options = {name: getattr(placement, name) for name in ("axis_name", "gather", "scatter")}
+        options["accumulate_steps"] = recipe.accumulate_steps
+        train_step = steps.make_train_step(model, tx, recipe.strategy, recipe.preprocess, **options)
+        train_step = placement.compile_train_step(train_step, recipe.abstract_state(num_classes))
         eval_step = placement.compile_eval_step(steps.make_eval_step(model, recipe.preprocess))
     variables = functools.partial(initialize, jax.random.key(recipe.seed))
     create_state = lambda variables: placement.put_state(steps.create_train_state(variables, tx))
@@ -342,20 +311,3 @@ def build_experiment(recipe: Recipe, dataset: Dataset | None = None, programs: E
         eval_step=eval_step,
         eval_epoch=recipe.read_for_evaluation,
     )
-
-
-def _compile_train_step(
-    recipe: Recipe, model: nn.Module, tx: optax.GradientTransformation, num_classes: int
-) -> Callable[[steps.TrainState, steps.Batch], tuple[steps.TrainState, steps.StepMetrics]]:
-    placement = recipe.placement
-    step = steps.make_train_step(
-        model,
-        tx,
-        recipe.strategy,
-        recipe.preprocess,
-        axis_name=placement.axis_name,
-        accumulate_steps=recipe.accumulate_steps,
-        gather=placement.gather,
-        scatter=placement.scatter,
-    )
-    return placement.compile_train_step(step, recipe.abstract_state(num_classes))

@@ -84,11 +84,11 @@ def explain(
 
     Args:
       workdir: a run.
-      out: folder of the report, which must not exist or be empty; `report` in the workdir where none is given. In the
-        end it holds `index.html` (complete in itself), `figures.json`, `mean_maps.png` and `images/`, a PNG per image.
+      out: folder of the report, which must not exist or be empty; None: `report` in the workdir. In the end it holds
+        `index.html` (complete in itself), `figures.json`, `mean_maps.png` and `images/`, a PNG per image.
       images: folder of unlabelled images; the predicted class counts as the true one.
-      split: `train`, `val` or `test` of the run's data or of `data`; where none is given `test`, or `val` if there is
-        no test. Not with `images`.
+      split: `train`, `val` or `test` of the run's data or of `data`; None: `test`, or `val` if there is no test. Not
+        with `images`.
       data: CSV manifest of other data with the same classes.
 
     Returns:
@@ -99,8 +99,7 @@ def explain(
       DataError: no such images, broken ones (each is named), or other classes.
       ReportError: `out` holds something, or images and a split were asked for at once.
     """
-    workdir = Path(workdir)
-    out = Path(out) if out else workdir / "report"
+    workdir, out = Path(workdir), Path(out) if out else Path(workdir) / "report"
     if images and (split or data):
         raise ReportError("give either a folder of images, or a split of the run's data or of a manifest")
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
@@ -123,7 +122,12 @@ def explain(
     of_report.draw_mean_maps(summary, staging / "mean_maps.png")
     of_report.write_figures(staging / "figures.json", about, summary, chunks)
     write_page(staging / "index.html", about, summary, chunks)
-    return _finish(staging, out)
+    shutil.rmtree(staging / "chunks")
+    (staging / "fingerprint.json").unlink()
+    if out.exists():
+        out.rmdir()  # it is empty, or this raises
+    staging.rename(out)
+    return out / "index.html"
 
 
 def _open(
@@ -169,8 +173,7 @@ def _write_chunks(trained: Trained, source: Source, staging: Path) -> list[Path]
             paths.append(staging / "chunks" / f"{number:05d}.json")
             if not paths[-1].exists():
                 batches = explain_source(trained, Subset(source, rows))
-                chunk = _chunk(batches, source.records, trained.class_names, start, staging, longest)
-                write_json(paths[-1], chunk)
+                write_json(paths[-1], _chunk(batches, source.records, trained.class_names, start, staging, longest))
             bar.update(len(rows))
     return paths
 
@@ -201,19 +204,9 @@ def _chunk(
             of_report.add_maps(sums, entry, one)
             named: dict[str, np.ndarray] = dict(zip(("T", "U", "D = T - U"), maps, strict=True))
             human_map = one.saliency if one.usable else None
-            sheet(image, human_map, named, of_report.caption(entry), of_report.ledger(entry)).save(
-                staging / entry["png"]
-            )
+            page = sheet(image, human_map, named, of_report.caption(entry), of_report.ledger(entry))
+            page.save(staging / entry["png"])
     regions = heapq.nlargest(of_report.TOP_REGIONS, regions, key=lambda region: abs(region["contribution"]))
     for region in regions:
         region["crop"] = data_uri(region["crop"], 96)
     return {"entries": entries, "pictures": pictures, "regions": regions, "sums": sums}
-
-
-def _finish(staging: Path, out: Path) -> Path:
-    shutil.rmtree(staging / "chunks")
-    (staging / "fingerprint.json").unlink()
-    if out.exists():
-        out.rmdir()  # it is empty, or this raises
-    staging.rename(out)
-    return out / "index.html"

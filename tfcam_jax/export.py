@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import export as jax_export
 
 from .errors import check_known
-from .inference import Trained, restore
+from .inference import restore
 from .run.files import WorkdirError, write_bytes
 from .steps import make_eval_step
 
@@ -48,17 +47,6 @@ def export_model(workdir: str | Path, out: str | Path, platforms: tuple[str, ...
     for name in platforms or ("",):
         check_known("platform", name, (*PLATFORMS, "rocm"))
     trained = restore(workdir)
-    (batch,) = jax_export.symbolic_shape("batch")
-    size, channels = trained.recipe.image_size, trained.recipe.data.channels
-    images = jax.ShapeDtypeStruct((batch, size, size, channels), jnp.uint8)
-    exported = jax_export.export(jax.jit(_predict(trained)), platforms=platforms)(images)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    write_bytes(out, bytes(exported.serialize()))
-    return out
-
-
-def _predict(trained: Trained) -> Any:
-    """The function that is exported; the weights are constants of it."""
     state = jax.device_get(trained.state)  # from all devices to none: the file must not ask for as many
     params, batch_stats = jax.tree.map(jnp.asarray, (state.params, state.batch_stats))
     step = make_eval_step(trained.model, trained.recipe.preprocess)
@@ -69,4 +57,10 @@ def _predict(trained: Trained) -> Any:
         output = step(params, batch_stats, {"image": images, **nobody})
         return output.logits, output.true_map, output.false_map, output.true_map - output.false_map
 
-    return predict
+    (batch,) = jax_export.symbolic_shape("batch")
+    size, channels = trained.recipe.image_size, trained.recipe.data.channels
+    images = jax.ShapeDtypeStruct((batch, size, size, channels), jnp.uint8)
+    exported = jax_export.export(jax.jit(predict), platforms=platforms)(images)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    write_bytes(out, bytes(exported.serialize()))
+    return out

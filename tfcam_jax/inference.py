@@ -52,7 +52,6 @@ class Trained:
       recipe: the same, resolved; its placement is that of the devices here.
       class_names: position = class index.
       domains: those that training saw.
-      epoch: of the checkpoint.
       state: parameters and batch statistics, on every device.
       model: the Flax module, for `model.apply(trained.variables, trained.recipe.preprocess(images), train=False)`.
       eval_step: compiled, see `steps.make_eval_step`.
@@ -135,17 +134,20 @@ def restore(workdir: str | Path) -> Trained:
         raise WorkdirError(f"{workdir / 'config.json'} is of another version of this project: {error}") from error
     except ConfigError as error:
         raise WorkdirError(f"{workdir / 'config.json'} is damaged: {error}") from error
-    if not (workdir / "checkpoints").is_dir():
-        raise CheckpointError(_unfinished(workdir))
 
     def like(record: dict[str, Any]) -> steps.TrainState:
         _check_config(workdir, record["config"], recipe.stored)
         return recipe.placement.abstract_state(recipe.abstract_state(len(record["class_names"])))
 
-    with Checkpoints(workdir, read_only=True) as checkpoints:
-        restored = checkpoints.restore_best(like)
+    restored = None
+    if (workdir / "checkpoints").is_dir():
+        with Checkpoints(workdir, read_only=True) as checkpoints:
+            restored = checkpoints.restore_best(like)
     if restored is None:
-        raise CheckpointError(_unfinished(workdir))
+        raise CheckpointError(
+            f"{workdir} has no best checkpoint: the run ended before its first validation. Continue it with "
+            "launch/train.py and the same config."
+        )
     state, record = restored
     model = recipe.make_model(num_classes=len(record["class_names"]))
     return Trained(
@@ -161,17 +163,13 @@ def restore(workdir: str | Path) -> Trained:
 
 
 def open_own_data(trained: Trained, workdir: str | Path) -> Dataset:
-    """The data that a run was trained on, as its recipe names them.
-
-    Raises:
-      DataError: they are broken, or have other classes now.
-    """
+    """The data that a run was trained on, as its recipe names them; DataError if broken, or of other classes now."""
     checks = Path(workdir) / CHECKS
     dataset = open_dataset(trained.recipe, checks)
     if tuple(dataset.class_names) != trained.class_names:
         now, then = ", ".join(dataset.class_names), ", ".join(trained.class_names)
-        problem = f"the data of the run have classes {now} now; it was trained on {then}. Restore them, or give other "
-        raise DataError([problem + "data with --data."])
+        problem = f"the data of the run have classes {now} now; it was trained on {then}."
+        raise DataError([f"{problem} Restore them, or give other data with --data."])
     keep_checks(checks, dataset.checked)
     return dataset
 
@@ -181,8 +179,7 @@ def open_other_data(
 ) -> list[OpenedSplit]:
     """Splits of another manifest than the run's, for its classes and read as its own data; see `DataRecipe.open_split`.
 
-    Raises:
-      DataError: they are broken, have other classes, or no such split.
+    Raises DataError if they are broken, have other classes, or no such split.
     """
     checks = workdir / OTHER_CHECKS
     known, data = load_outcomes(checks), trained.recipe.data
@@ -212,10 +209,3 @@ def _check_config(workdir: Path, trained: Mapping[str, Any], config: Mapping[str
             + "\n".join(differences).replace("there,", "in training,").replace("asked for", "in the file")
             + "\nSet these values back."
         )
-
-
-def _unfinished(workdir: Path) -> str:
-    return (
-        f"{workdir} has no best checkpoint: the run ended before its first validation. Continue it with "
-        "launch/train.py and the same config."
-    )

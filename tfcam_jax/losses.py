@@ -1,14 +1,12 @@
 """Guidance losses on class activation maps: `[..., h, w]` in, one value per example, `[...]`, out.
 
-Pure functions of arrays that need jax alone; the caller masks and reduces. `true_map` and `false_map` are *raw*
-CAMs (see `tfcam_jax.cams`), `saliency` is the human map in [0, 1] at the CAM's resolution. Any float dtype comes
-in, computation is float32 (float64 if that comes in). N(x) is `cams.normalize`.
+Pure functions of arrays that need jax alone; the caller masks and reduces. `true_map` and `false_map` are *raw* CAMs
+(see `cams`), `saliency` is the human map in [0, 1] at the CAM's resolution. Any float dtype comes in, computation is
+float32 (float64 if that comes in). N(x) is `cams.normalize`: of a constant map it is 0 with gradient 0. Such an example
+says nothing and belongs masked out; `cams.is_constant` finds it.
 
 `opposed_loss`, `difference_loss` and `contrast_loss` are **reconstructions** from the hypothesis stated in the
 abstract of "Divisive Decisions" (Piland, Sweet, Czajka, arXiv 2507.17000), not formulas printed there.
-
-Degenerate cases are finite in value and gradient: N of a constant map is 0 with gradient 0. Such an example says
-nothing and belongs masked out: `cams.is_constant` finds it.
 """
 
 from __future__ import annotations
@@ -120,10 +118,7 @@ def hard_negative_loss(false_map: Float[Array, "*batch h w"]) -> Float[Array, "*
 
 
 def sham_loss(true_map: Float[Array, "*batch h w"], divergence: Divergence = mse) -> Float[Array, "*batch"]:
-    """`cyborg_loss` towards the border ring instead of a human map: an adversarial control.
-
-    Whatever it gains is not owed to what people found important.
-    """
+    """`cyborg_loss` towards the border ring: a control, whose gain is not owed to what people found important."""
     ring = border_ring(true_map.shape[-2:])
     return cyborg_loss(true_map, jnp.broadcast_to(ring, true_map.shape), divergence)
 

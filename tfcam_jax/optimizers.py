@@ -28,25 +28,23 @@ def make_schedule(
       learning_rate: the peak.
       steps_per_epoch: optimiser steps in an epoch.
       epochs: length of the run.
-      step_epochs: for `step` only; None for its default.
-      step_factor: for `step` only; None for its default.
+      step_epochs: for `step` only, like `step_factor`; None for its default.
+      step_factor: see `name`.
       warmup_epochs: linear rise from 0, before the schedule itself starts.
 
     Raises:
       ConfigError: an unknown name, or an option that this schedule does not have.
     """
     check_known("optimizer.schedule", name, SCHEDULES)
-    if name != "step":
-        _refuse(f"schedule {name!r}", step_epochs=step_epochs, step_factor=step_factor)
     warmup = round(warmup_epochs * steps_per_epoch)
     if name == "step":
         interval = (12 if step_epochs is None else step_epochs) * steps_per_epoch
         factor = 0.1 if step_factor is None else step_factor
         schedule = optax.exponential_decay(learning_rate, interval, factor, staircase=True)
-    elif name == "cosine":
-        schedule = optax.cosine_decay_schedule(learning_rate, max(1, epochs * steps_per_epoch - warmup))
     else:
-        schedule = optax.constant_schedule(learning_rate)
+        _refuse(f"schedule {name!r}", step_epochs=step_epochs, step_factor=step_factor)
+        cosine = optax.cosine_decay_schedule(learning_rate, max(1, epochs * steps_per_epoch - warmup))
+        schedule = cosine if name == "cosine" else optax.constant_schedule(learning_rate)
     if warmup == 0:
         return schedule
     return optax.join_schedules([optax.linear_schedule(0.0, learning_rate, warmup), schedule], [warmup])
@@ -74,21 +72,15 @@ def make_optimizer(
       ConfigError: an unknown name, or an option that this optimiser does not have.
     """
     check_known("optimizer.name", name, OPTIMIZERS)
-    if name != "sgd":
-        _refuse(f"optimizer {name!r}", momentum=momentum)
+    chain: list[optax.GradientTransformation] = [optax.clip_by_global_norm(clip_norm)] if clip_norm > 0 else []
     if name == "sgd":
-        momentum = 0.9 if momentum is None else momentum
-        chain: list[optax.GradientTransformation] = [
-            optax.add_decayed_weights(weight_decay),
-            optax.sgd(schedule, momentum=momentum),
-        ]
-    elif name == "adam":
-        chain = [optax.add_decayed_weights(weight_decay), optax.adam(schedule)]
+        update = optax.sgd(schedule, momentum=0.9 if momentum is None else momentum)
     else:
-        chain = [optax.adamw(schedule, weight_decay=weight_decay)]
-    if clip_norm > 0:
-        chain.insert(0, optax.clip_by_global_norm(clip_norm))
-    return optax.chain(*chain)
+        _refuse(f"optimizer {name!r}", momentum=momentum)
+        update = optax.adam(schedule) if name == "adam" else optax.adamw(schedule, weight_decay=weight_decay)
+    if name != "adamw":
+        chain.append(optax.add_decayed_weights(weight_decay))
+    return optax.chain(*chain, update)
 
 
 def _refuse(owner: str, **options: float | int | None) -> None:

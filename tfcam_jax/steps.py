@@ -108,14 +108,14 @@ def make_train_step(
 
     Args:
       model: Flax module that returns `ModelOutput`.
-      tx: Optax gradient transformation. It gets the gradient of the whole batch, over all devices.
+      tx: Optax gradient transformation, which gets the gradient of the whole batch, over all devices.
       strategy: from `Evidence` to terms.
       preprocess: from uint8 images to the model's float32 input.
       axis_name: pmap axis over which the batch is spread; None where one program sees the whole batch.
-      accumulate_steps: parts that the batch is worked through in, one after the other, to need less memory. Every term
-        is still divided by its count over the whole batch, so that the update is the one of the whole batch but for
-        BatchNorm, whose statistics are those of each part. A strategy that leaves out flat maps knows the counts only
-        after all forward passes, which it then does twice: a third more time.
+      accumulate_steps: parts that the batch is worked through in, one after the other, to need less memory. Terms are
+        divided by their counts over the whole batch, so that the update is that of the whole batch but for BatchNorm's
+        statistics, which are those of each part. A strategy that leaves out flat maps knows the counts only after all
+        forward passes, which it then does twice: a third more time.
       gather: from the parameters as they are kept to those that the model computes with, on every device.
       scatter: from such a gradient to one that is spread like the parameters.
 
@@ -140,18 +140,21 @@ def make_train_step(
         if accumulate_steps == 1:
             sums, batch_stats = part_of_gradient(params, state.batch_stats, batch, None)
         else:
-            parts = _split(batch, accumulate_steps)
-            counts = _sum_over(lambda part: count_terms(forward(params, state.batch_stats, part)[0], axis_name), parts)
-            sums, batch_stats = _accumulate(
-                lambda stats, part: part_of_gradient(params, stats, part, counts), state.batch_stats, parts
-            )
+            # Each part takes one row of every so many: no row changes its device.
+            split = lambda x: einops.rearrange(x, "(row part) ... -> part row ...", part=accumulate_steps)
+            parts = {name: split(x) for name, x in batch.items()}
+            count = lambda _, part: (count_terms(forward(params, state.batch_stats, part)[0], axis_name), ())
+            counts, _ = _accumulate(count, (), parts)
+            gradient_of = lambda stats, part: part_of_gradient(params, stats, part, counts)
+            sums, batch_stats = _accumulate(gradient_of, state.batch_stats, parts)
         gradient, totals, correct = sums
         if axis_name is not None:
             gradient, correct = jax.lax.psum((gradient, correct), axis_name)
         gradient = scatter(gradient)
         updates, opt_state = tx.update(gradient, state.opt_state, state.params)
         params = jax.tree.map(jnp.add, state.params, updates)
-        metrics = StepMetrics(totals, correct, _global_norm(gradient))
+        grad_norm = jnp.sqrt(sum(jnp.square(leaf).sum() for leaf in jax.tree.leaves(gradient)))
+        metrics = StepMetrics(totals, correct, grad_norm)
         return TrainState(state.step + 1, params, batch_stats, opt_state), metrics
 
     return train_step
@@ -165,19 +168,11 @@ def _forward(
     images, mask = preprocess(batch["image"]), batch["mask"] > 0
     apply = lambda x: model.apply(variables, x, train=True, mask=batch["mask"], mutable=["batch_stats"])
     output, updated = apply(images)
-    input_gradient = lambda: jax.grad(lambda x: _sum_log_probabilities(apply(x)[0].logits, mask))(images)
+    log_probabilities = lambda x: jnp.where(mask[:, None], jax.nn.log_softmax(apply(x)[0].logits), 0)
+    input_gradient = lambda: jax.grad(lambda x: log_probabilities(x).sum())(images)
     evidence = Evidence(output, batch["label"], mask, batch["weight"], batch["saliency"], input_gradient)
     correct = (output.logits.argmax(-1) == batch["label"]) & mask
     return strategy(evidence), updated.get("batch_stats", {}), correct.sum()
-
-
-def _split(batch: Batch, parts: int) -> Batch:
-    """A leading axis of parts, each of which takes one row of every `parts`: no row changes its device."""
-    return {name: einops.rearrange(x, "(row part) ... -> part row ...", part=parts) for name, x in batch.items()}
-
-
-def _sum_over(function: Callable[[Batch], Any], parts: Batch) -> Any:
-    return _accumulate(lambda carry, part: (function(part), carry), (), parts)[0]
 
 
 def _accumulate(function: Callable[[Any, Batch], tuple[Any, Any]], carry: Any, parts: Batch) -> tuple[Any, Any]:
@@ -205,11 +200,3 @@ def make_eval_step(model: Any, preprocess: Callable[[Array], Array]) -> Callable
         return EvalOutput(output.logits, labels, *maps, *margin, human, usable)
 
     return eval_step
-
-
-def _sum_log_probabilities(logits: Array, mask: Array) -> Array:
-    return jnp.where(mask[:, None], jax.nn.log_softmax(logits), 0).sum()
-
-
-def _global_norm(tree: Any) -> Array:
-    return jnp.sqrt(sum(jnp.square(leaf).sum() for leaf in jax.tree.leaves(tree)))

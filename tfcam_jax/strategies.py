@@ -167,11 +167,7 @@ def make_strategy(name: str, **options: Any) -> Strategy:
 
     Args:
       name: key of `STRATEGIES`.
-      **options: keyword arguments of the strategy; None means the strategy's own default. `divergence` is a key of
-        `DIVERGENCES`.
-
-    Returns:
-      A function of `Evidence` alone.
+      **options: keyword arguments of the strategy; None means its own default. `divergence` is a key of `DIVERGENCES`.
 
     Raises:
       ConfigError: an unknown name or value, or an option that this strategy does not have (it would do nothing).

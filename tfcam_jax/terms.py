@@ -67,15 +67,9 @@ def reduce_terms(
 ) -> tuple[Float[Array, ""], dict[str, Total]]:
     """Reduces terms to this part's share of the loss and to each term's total over all devices.
 
-    Args:
-      terms: the strategy's answer.
-      axis_name: pmap axis; None where the arrays span all devices already.
-      counts: of each term's examples in the whole batch (`count_terms`), where these are only some of them; None where
-        the arrays over all devices are the whole batch.
-
-    Returns:
-      `(share, totals)`. The shares of all devices and parts sum to the loss, so gradients are to be *summed* over them.
-      A term without any example that counts contributes 0, with gradient 0.
+    The shares of all devices and parts sum to the loss, so gradients are to be *summed* over them. A term without any
+    example that counts contributes 0, with gradient 0. `axis_name` is of pmap; None where the arrays span all devices.
+    `counts` are those of the whole batch (`count_terms`), where it has other parts than these arrays over all devices.
     """
     share = jnp.zeros(())
     totals = {}

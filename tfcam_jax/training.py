@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from absl import logging
 from tqdm import tqdm
 
@@ -25,7 +23,7 @@ from .run.interruption import Interruption, StoppedError
 from .run.metric_window import MetricWindow
 from .run.metrics_log import START, MetricWriter, open_writer
 from .run.workdir import CHECKS, check_workdir, hold_workdir
-from .steps import Batch, TrainState
+from .steps import TrainState
 
 
 def train(config: ConfigDict, workdir: str | Path) -> dict[str, Any]:
@@ -124,7 +122,7 @@ class _Run:
             **_describe_dataset(self.experiment.dataset),
         }
         select_by = self.experiment.recipe.select_by
-        value = None if validation is None else validation[select_by]
+        value = validation[select_by] if validation else None
         # The best checkpoint has the largest score, the later one of equals, as in the CYBORG recipe.
         self.checkpoints.save(step, state, record, None if value is None else BETTER[select_by] * value)
 
@@ -167,12 +165,8 @@ def _check_dataset(name: str, then: dict[str, Any], now: dict[str, Any]) -> None
     """DataError for other rows than those trained on; a warning for other pixels, which another JPEG decoder makes."""
     differing = [key for key in ("class_names", "domains", "rows") if then[key] != now[key]]
     if differing:
-        raise DataError(
-            [
-                f"{name}: the data are not those that the run was started with ({' and '.join(differing)} differ). "
-                "Restore them, or train on these in another --workdir."
-            ]
-        )
+        problem = f"{name}: the data are not those that the run was started with ({' and '.join(differing)} differ)."
+        raise DataError([f"{problem} Restore them, or train on these in another --workdir."])
     if then["pixels"] != now["pixels"]:
         logging.warning("%s: images were changed, or are decoded otherwise, since the run was started.", name)
 
@@ -189,7 +183,9 @@ def train_one_epoch(run: _Run, state: TrainState, epoch: int, first_batch: int, 
     recipe, size = run.experiment.recipe, run.experiment.steps_per_epoch
     step = int(state.step)
     window = MetricWindow(run.experiment.dataset.splits["train"].records.ids, step, pending)
-    batches = _batches(run.experiment, epoch, first_batch)
+    on_device = lambda batch: run.experiment.put_batch({k: v for k, v in batch.items() if k != "index"})
+    host_batches = run.experiment.train_epoch(epoch, first_batch)
+    batches = prefetch_to_device(host_batches, lambda batch: (on_device(batch), batch["index"]))
     for number in range(first_batch + 1, size + 1):
         try:
             batch, rows = next(batches)
@@ -226,12 +222,6 @@ def validate(run: _Run, state: TrainState, epoch: int) -> None:
     if step in run.checkpoints.steps():
         run.checkpoints.delete(step)  # of a run that was stopped while it validated; the one before is still there
     run.save(state, step, epoch + 1, 0, validation=validation)
-
-
-def _batches(experiment: Experiment, epoch: int, first_batch: int) -> Iterator[tuple[Batch, np.ndarray]]:
-    """Batches on their way to the device, each with its rows of the training split, which stay on the host."""
-    put = lambda batch: (experiment.put_batch({k: v for k, v in batch.items() if k != "index"}), batch["index"])
-    return prefetch_to_device(experiment.train_epoch(epoch, first_batch), put)
 
 
 def _progress(experiment: Experiment, step: int, quiet: bool) -> tqdm:

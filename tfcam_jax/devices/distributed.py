@@ -31,7 +31,7 @@ def initialize(
     process_id: int | None = None,
     heartbeat_seconds: int = 10,
 ) -> bool:
-    """Joins the other processes of a run, before anything else asks jax for devices.
+    """Joins the other processes of a run, before anything else asks jax for devices; whether there are others.
 
     Args:
       coordinator_address: `host:port` of process 0, as the others reach it.
@@ -40,21 +40,18 @@ def initialize(
         started several processes; elsewhere, without any of the three, the process stays alone.
       heartbeat_seconds: a process that has not been heard of for so long counts as dead, and all others end.
 
-    Returns:
-      Whether there are others.
-
     Raises:
       DistributedError: some of the three are missing or don't fit together. Where the others don't come within five
         minutes, jax ends the process.
     """
     given = {"coordinator_address": coordinator_address, "num_processes": num_processes, "process_id": process_id}
     missing = [f"--{name}" for name, value in given.items() if value is None]
-    if num_processes == 1 or (len(missing) == 3 and not started_by_cluster(os.environ)):
+    alone = not started_by_cluster(os.environ)
+    if num_processes == 1 or (len(missing) == 3 and alone):
         return False
-    if missing and not started_by_cluster(os.environ):
-        raise DistributedError(
-            f"no cluster was found here to ask for the rest: give {', '.join(missing)} too, or none of them."
-        )
+    if missing and alone:
+        named = ", ".join(missing)
+        raise DistributedError(f"no cluster was found here to ask for the rest: give {named} too, or none of them.")
     if process_id is not None and num_processes is not None and not 0 <= process_id < num_processes:
         raise DistributedError(
             f"--process_id is {process_id}; of {num_processes} processes the last is number {num_processes - 1}."

@@ -39,7 +39,7 @@ class Placement:
       mode: `jit`, `mesh` or `pmap`.
       mesh: the devices, over all processes, with one axis; a process's devices stand side by side.
       shard_state: parameters and optimiser state are spread over the devices.
-      smallest_sharded: with `shard_state`, number of elements below which an array is kept whole.
+      smallest_sharded: number of elements below which an array is kept whole all the same.
     """
 
     mode: str
@@ -60,13 +60,9 @@ class Placement:
     def put_batch(self, batch: dict[str, np.ndarray], accumulate_steps: int = 1) -> Batch:
         """Starts a batch's way to the devices, spread by its rows.
 
-        Args:
-          batch: this process's rows of it, equally many in every process; `mask` is 1 for an example.
-          accumulate_steps: parts that each device works through one after the other.
-
-        Returns:
-          the rows of all processes; where the devices can't share them evenly, with masked rows of zeros (-1 in
-          `index`) at the end of each process's.
+        `batch` has this process's rows, equally many in every process; `mask` is 1 for an example. What is returned
+        has those of all, and where the devices, each with `accumulate_steps` parts, can't share them evenly, masked
+        rows of zeros (-1 in `index`) at the end of each process's.
         """
         batch = _pad(batch, len(self.mesh.local_devices) * accumulate_steps)
         if self.mode == "jit":
@@ -113,9 +109,8 @@ class Placement:
     def compile_train_step(self, step: TrainStep, state: TrainState) -> TrainStep:
         """Compiles `steps.make_train_step`'s step when it is first called; its state argument is donated.
 
-        Args:
-          step: made with this placement's `axis_name`, `gather` and `scatter`.
-          state: one like those that it will get; abstract arrays will do.
+        The step is made with this placement's `axis_name`, `gather` and `scatter`; `state`, abstract or not, is one
+        like those that it will get.
         """
         if self.mode == "pmap":
             axes = {"in_axes": (None, 0), "out_axes": (None, None)}
@@ -140,16 +135,17 @@ class Placement:
         return NamedSharding(self.mesh, PartitionSpec(AXIS))
 
     def _shardings(self, tree: Any) -> Any:
-        return jax.tree.map(lambda leaf: self._sharding(leaf.shape), tree)
+        """Each array over the longest axis that the devices can share evenly; whole if there is none or it is small."""
 
-    def _sharding(self, shape: tuple[int, ...]) -> Sharding:
-        """Spread over the longest axis that the devices can share evenly; whole if there is none or it is small."""
-        fitting = [axis for axis, size in enumerate(shape) if size % self.num_devices == 0]
-        if not self.shard_state or not fitting or np.prod(shape) < self.smallest_sharded:
-            return self._whole
-        longest = max(fitting, key=lambda axis: shape[axis])
-        axes = [AXIS if axis == longest else None for axis in range(len(shape))]
-        return NamedSharding(self.mesh, PartitionSpec(*axes))
+        def sharding(leaf: Any) -> Sharding:
+            fitting = [axis for axis, size in enumerate(leaf.shape) if size % self.num_devices == 0]
+            if not self.shard_state or not fitting or np.prod(leaf.shape) < self.smallest_sharded:
+                return self._whole
+            longest = max(fitting, key=lambda axis: leaf.shape[axis])
+            axes = [AXIS if axis == longest else None for axis in range(len(leaf.shape))]
+            return NamedSharding(self.mesh, PartitionSpec(*axes))
+
+        return jax.tree.map(sharding, tree)
 
 
 def make_placement(mode: str = "auto", devices: int | None = None, shard_state: bool = False) -> Placement:
@@ -190,7 +186,7 @@ def _make_mesh(number: int | None) -> Mesh:
         raise ConfigError(f"config.parallel.devices is {number}; it must be a multiple of the {processes} processes.")
     of_each = None if number is None else number // processes
     by_process = itertools.groupby(every, lambda device: device.process_index)
-    chosen = [device for _, own in by_process for device in list(own)[:of_each]]
+    chosen = [device for _, own in by_process for device in itertools.islice(own, of_each)]
     return Mesh(np.asarray(chosen), (AXIS,))
 
 

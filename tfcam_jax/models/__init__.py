@@ -7,28 +7,15 @@ from functools import partial
 from typing import NamedTuple
 
 from . import densenet, inception, resnet, xception
-from .backbone import Backbone, cam_size
+from .backbone import Backbone
+from .backbone import cam_size as cam_size
 from .densenet import DenseNet
-from .head import ModelOutput, PooledLinearHead
+from .head import ModelOutput as ModelOutput
+from .head import PooledLinearHead as PooledLinearHead
 from .inception import InceptionV3
 from .resnet import ResNet
 from .small_cnn import SmallCNN
 from .xception import Xception
-
-__all__ = [
-    "MODELS",
-    "MODEL_CARDS",
-    "Backbone",
-    "DenseNet",
-    "InceptionV3",
-    "ModelCard",
-    "ModelOutput",
-    "PooledLinearHead",
-    "ResNet",
-    "SmallCNN",
-    "Xception",
-    "cam_size",
-]
 
 MODELS: dict[str, Callable[..., Backbone]] = {
     "densenet121": DenseNet,
@@ -50,11 +37,10 @@ class ModelCard(NamedTuple):
     Attributes:
       image_size: side of the images that the weights were trained with, in px; any other size works too.
       cam_size: side of the CAM at that size.
-      mean: subtracted from RGB images in [0, 1].
-      std: then divided by.
+      mean, std: subtracted from RGB images in [0, 1], and then divided by.
       repository: Hugging Face Hub repository of the ImageNet weights (`model.safetensors`); None: none are published.
-      torch_names: (pattern, replacement) pairs that turn the names in that file into names here, in order;
-        replacement None leaves a name out. See `weights.py`.
+      torch_names: (pattern, replacement) pairs that turn names in that file into names here, in order; replacement
+        None leaves a name out.
     """
 
     image_size: int

@@ -36,9 +36,8 @@ class Backbone(nn.Module):
       dtype: what convolutions and activations are computed in. Parameters, batch statistics, the returned features
         and logits are float32 whatever it is.
       axis_name: pmap axis that the batch is spread over; None where the images are the whole batch.
-      batch_norm_groups: equal parts of the whole batch that BatchNorm normalises each by its own statistics; 1 for
-        statistics over all devices, the number of devices for those of each. See `BatchNorm`.
-      freeze_batch_norm: normalise with the running statistics in training too, and leave them as they are.
+      batch_norm_groups: `groups` of `BatchNorm`.
+      freeze_batch_norm: `frozen` of `BatchNorm`.
       rematerialize: compute each block's inner activations again in the backward pass rather than keep them:
         about a third more time for a fraction of the memory.
       kernel_init: initialiser of all convolutions.

@@ -23,10 +23,7 @@ class ModelOutput:
 
 
 class PooledLinearHead(nn.Module):
-    """Global average pooling and one linear layer, in float32 whatever the backbone computes in.
-
-    Every backbone ends in this head; it owns the parameters `kernel` and `bias`.
-    """
+    """Global average pooling and one linear layer, in float32 whatever the backbone computes in."""
 
     num_classes: int
 

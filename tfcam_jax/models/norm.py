@@ -57,12 +57,25 @@ class BatchNorm(nn.Module):
             mean, var = running_mean.value[None], running_var.value[None]
         factor = scale[None] * jax.lax.rsqrt(var + self.epsilon)
         shift = bias[None] - mean * factor
-        per_channel = lambda values: _spread(values, x.shape)
+
+        def per_channel(values: Array) -> Array:
+            """Values [groups, channels], as they broadcast to x, whose first axis falls into the groups."""
+            groups = values.shape[0]
+            rows = values if groups == 1 else jnp.repeat(values, x.shape[0] // groups, axis=0)
+            return rows.reshape(rows.shape[0], *[1] * (x.ndim - 2), x.shape[-1])
+
         return (x.astype(jnp.float32) * per_channel(factor) + per_channel(shift)).astype(x.dtype)
 
     def _batch_statistics(self, x: Array, mask: Array | None) -> tuple[Array, Array, Array]:
         """Mean and biased variance [groups here, channels] and number of values [groups here, 1]."""
-        groups = self._groups_here()
+        groups = 1 if self.is_initializing() else self.groups
+        if self.axis_name is not None and not self.is_initializing():
+            groups, devices = 1, jax.lax.axis_size(self.axis_name)  # what this program sees is its device's part alone
+            if self.groups not in (1, devices):
+                raise ValueError(
+                    f"{self.groups} groups over {devices} devices: under pmap statistics are those of all devices (1) "
+                    "or of each"
+                )
         if x.shape[0] % groups:
             raise ValueError(f"a batch of {x.shape[0]} examples does not fall into {groups} equal groups")
         weights = jnp.ones(x.shape[:1], jnp.float32) if mask is None else mask.astype(jnp.float32)
@@ -78,17 +91,6 @@ class BatchNorm(nn.Module):
         mean = total / jnp.maximum(count, 1)
         return mean, jnp.maximum(total_square / jnp.maximum(count, 1) - jnp.square(mean), 0), count
 
-    def _groups_here(self) -> int:
-        """Groups of the examples that this program sees: under pmap its device's examples are one."""
-        if self.is_initializing() or self.axis_name is None:
-            return 1 if self.is_initializing() else self.groups
-        if self.groups not in (1, jax.lax.axis_size(self.axis_name)):
-            raise ValueError(
-                f"{self.groups} groups over {jax.lax.axis_size(self.axis_name)} devices: under pmap statistics are "
-                "those of all devices (1) or of each"
-            )
-        return 1
-
     def _mean_over_groups(self, values: Array, count: Array) -> Array:
         if self.groups == 1:
             return values[0]
@@ -99,10 +101,3 @@ class BatchNorm(nn.Module):
         if self.axis_name is None or self.is_initializing():
             return sums
         return jax.lax.psum(sums, self.axis_name)
-
-
-def _spread(values: Array, shape: tuple[Any, ...]) -> Array:
-    """Values [groups, channels], as they broadcast to an array of this shape whose first axis falls into groups."""
-    groups = values.shape[0]
-    rows = values if groups == 1 else jnp.repeat(values, shape[0] // groups, axis=0)
-    return rows.reshape(rows.shape[0], *[1] * (len(shape) - 2), shape[-1])

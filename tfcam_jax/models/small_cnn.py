@@ -9,9 +9,9 @@ from .backbone import Backbone
 
 
 class SmallCNN(Backbone):
-    """Convolution, BatchNorm, ReLU, four times; the first three halve the resolution.
+    """Convolution, BatchNorm, ReLU, four times; the first three halve the resolution: 8x8 places of 64 px.
 
-    64 px give an 8x8 CAM. 98,000 parameters at the default width and two classes.
+    98,000 parameters at the default width and two classes.
     """
 
     widths: tuple[int, ...] = (16, 32, 64, 128)

@@ -72,29 +72,19 @@ def read_state_dict(path: str | Path) -> dict[str, np.ndarray]:
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"weights file {path} does not exist")
-    arrays = _read_safetensors(path) if path.suffix == ".safetensors" else _read_torch(path)
+    if path.suffix == ".safetensors":
+        try:
+            arrays = safetensors.numpy.load_file(path)
+        except safetensors.SafetensorError as error:
+            raise StateDictError(f"{path} is truncated or no safetensors file ({error}); get it again") from error
+    elif zipfile.is_zipfile(path):
+        arrays = _read_zip(path)
+    else:
+        with path.open("rb") as file:
+            arrays = _read_legacy(path, file)
     if arrays and all(name.startswith("module.") for name in arrays):
         arrays = {name.removeprefix("module."): array for name, array in arrays.items()}
     return arrays
-
-
-def _read_safetensors(path: Path) -> dict[str, np.ndarray]:
-    try:
-        return safetensors.numpy.load_file(path)
-    except safetensors.SafetensorError as error:
-        raise StateDictError(f"{path} is truncated or no safetensors file ({error}); get it again") from error
-
-
-def _read_torch(path: Path) -> dict[str, np.ndarray]:
-    if zipfile.is_zipfile(path):
-        return _read_zip(path)
-    with path.open("rb") as file:
-        start = file.peek(4)
-        if start.startswith(b"PK\x03\x04"):
-            raise StateDictError(f"{path} is truncated: the zip archive has no directory at its end; get it again")
-        if not start.startswith(b"\x80"):
-            raise StateDictError(f"{path} is neither a .safetensors file nor one that torch.save wrote")
-        return _read_legacy(path, file)
 
 
 def _read_zip(path: Path) -> dict[str, np.ndarray]:
@@ -118,6 +108,11 @@ def _read_zip(path: Path) -> dict[str, np.ndarray]:
 
 def _read_legacy(path: Path, file: io.BufferedReader) -> dict[str, np.ndarray]:
     """The format before PyTorch 1.6: five pickles, then each storage as a count and its bytes."""
+    start = file.peek(4)
+    if start.startswith(b"PK\x03\x04"):
+        raise StateDictError(f"{path} is truncated: the zip archive has no directory at its end; get it again")
+    if not start.startswith(b"\x80"):
+        raise StateDictError(f"{path} is neither a .safetensors file nor one that torch.save wrote")
     if _unpickle(path, file) != _LEGACY_MAGIC:
         raise StateDictError(f"{path} is a pickle, but not one that torch.save wrote")
     _protocol, system, content, keys = (_unpickle(path, file) for _ in range(4))

@@ -48,8 +48,7 @@ def load_pretrained(
         or a repository "owner/name" of the Hugging Face Hub that holds `model.safetensors`. One that was downloaded by
         hand is looked for first, in `tfcam_jax/owner/name` of `$XDG_CACHE_HOME` or `~/.cache`.
       variables: what `model.init` gave: `params` and `batch_stats`. Not changed.
-      keep_head: take the file's head too; it must have as many classes as the model. Otherwise the head stays as
-        `variables` has it, and the file's is not used.
+      keep_head: take the file's head too, which must have as many classes as the model, not that of `variables`.
 
     Returns:
       New variables of the same tree, shapes and float32.
@@ -141,16 +140,11 @@ def rename(key: str, torch_names: tuple[tuple[str, str | None], ...]) -> str | N
 def merge(
     converted: Mapping[str, Any], variables: Mapping[str, Any], *, keep_head: bool = False, origin: str = "the file"
 ) -> dict[str, Any]:
-    """A model's `variables` with the values of `converted` (see `convert`), which must have the same names and shapes.
-
-    Args:
-      converted: `params` and `batch_stats`.
-      variables: the same of a model.
-      keep_head: take the head of `converted` too; otherwise `variables` keeps its own.
-      origin: what the message calls the weights.
+    """A model's `variables` with the values of `converted` (see `convert`), with its head too if `keep_head`.
 
     Raises:
-      WeightsError: names or shapes differ; the message lists every one, with both shapes.
+      WeightsError: names or shapes differ; the message calls the weights `origin` and lists every one, with both
+        shapes.
     """
     new, old = traverse_util.flatten_dict(dict(converted)), traverse_util.flatten_dict(dict(variables))
     taken = lambda arrays: {path: array for path, array in arrays.items() if keep_head or path[1] != "head"}

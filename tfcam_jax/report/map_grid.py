@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 INCHES = 1.5
@@ -36,22 +35,18 @@ def draw_panels(rows: Sequence[Row], path: Path, title: str) -> None:
     figure = Figure(figsize=(INCHES * (columns + 1), INCHES * len(rows) + 0.8), layout="constrained")
     axes = figure.subplots(len(rows), columns, squeeze=False)
     for row, line in zip(rows, axes, strict=True):
-        for panel, axis in zip(row.panels, line, strict=True):
-            _draw(axis, panel.values)
+        for (_, values), axis in zip(row.panels, line, strict=True):
+            axis.set(xticks=[], yticks=[])
+            if values is None:
+                middle = {"ha": "center", "va": "center", "transform": axis.transAxes}
+                axis.text(0.5, 0.5, "none", fontsize=7, color="gray", **middle)
+            elif values.ndim == 3:
+                axis.imshow(values.squeeze(-1) if values.shape[-1] == 1 else values, cmap="gray", vmin=0, vmax=255)
+            else:
+                axis.imshow(values, cmap="RdBu_r", interpolation="bilinear")
         line[0].set_ylabel(row.caption, rotation=0, ha="right", va="center", fontsize=7)
     for panel, axis in zip(rows[0].panels, axes[0], strict=True):
         axis.set_title(panel.title, fontsize=8)
     figure.suptitle(title, fontsize=9)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=120)
-
-
-def _draw(axis: Axes, values: np.ndarray | None) -> None:
-    axis.set_xticks([])
-    axis.set_yticks([])
-    if values is None:
-        axis.text(0.5, 0.5, "none", ha="center", va="center", fontsize=7, color="gray", transform=axis.transAxes)
-    elif values.ndim == 3:
-        axis.imshow(values.squeeze(-1) if values.shape[-1] == 1 else values, cmap="gray", vmin=0, vmax=255)
-    else:
-        axis.imshow(values, cmap="RdBu_r", interpolation="bilinear")

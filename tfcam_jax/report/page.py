@@ -26,11 +26,7 @@ def template(name: str, package: str = "tfcam_jax.report") -> Template:
 def write_page(path: Path, about: dict[str, Any], summary: dict[str, Any], chunks: list[Path]) -> None:
     """Writes the page of a report on a run, one chunk after the other.
 
-    Args:
-      path: of the HTML file.
-      about: title, run, strategy, model, epoch, class_names, images, image_size.
-      summary: of `summary.summarize`.
-      chunks: JSON files with `entries` and `pictures`.
+    `about` is as in `explanation.explain`, `summary` of `summary.summarize`; chunks hold `entries` and `pictures`.
     """
     stream = template("report.html").stream(
         about=about,

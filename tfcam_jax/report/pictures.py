@@ -40,14 +40,20 @@ def sheet(
     is 0, and red and blue reach equally far in all maps.
     """
     reach = max(float(np.abs(values).max()) for values in maps.values())
-    top = [("input", _picture(image, side)), ("human map", _human(human, side))]
+    font = ImageFont.load_default(12)
+    if human is None:
+        shown = Image.new("RGB", (side, side), "whitesmoke")
+        ImageDraw.Draw(shown).text((side // 2 - 14, side // 2 - 8), "none", fill="gray", font=font)
+    else:
+        shown = _to_pillow(np.rint(255 * enlarge(human, side)).astype(np.uint8)[..., None])
+    top = [("input", _to_pillow(image).resize((side, side), Image.Resampling.BILINEAR)), ("human map", shown)]
     own = lambda values: colorize(enlarge(values, side), float(values.min()), float(values.max()))
-    top += [(f"{name}, own scale", _picture(own(values), side)) for name, values in maps.items()]
+    top += [(f"{name}, own scale", _to_pillow(own(values))) for name, values in maps.items()]
     shared = lambda values: colorize(enlarge(values, side), -reach, reach)
-    bottom = [(f"{name}, shared scale", _picture(shared(values), side)) for name, values in maps.items()]
+    bottom = [(f"{name}, shared scale", _to_pillow(shared(values))) for name, values in maps.items()]
     cell, height = side + _MARGIN, side + _TITLE
     page = Image.new("RGB", (len(top) * cell + _MARGIN, 2 * height + _TITLE + _MARGIN), "white")
-    draw, font = ImageDraw.Draw(page), ImageFont.load_default(12)
+    draw = ImageDraw.Draw(page)
     draw.text((_MARGIN, 4), caption, fill="black", font=font)
     for number, note in enumerate(notes):
         draw.text((_MARGIN, _TITLE * (2 + number) + height), note, fill="black", font=font)
@@ -57,18 +63,6 @@ def sheet(
             draw.text((x, y + 3), title, fill="dimgray", font=font)
             page.paste(picture, (x, y + _TITLE))
     return page
-
-
-def _picture(image: UInt8[np.ndarray, "H W channels"], side: int) -> Image.Image:
-    return _to_pillow(image).resize((side, side), Image.Resampling.BILINEAR)
-
-
-def _human(human: Float[np.ndarray, "h w"] | None, side: int) -> Image.Image:
-    if human is None:
-        none = Image.new("RGB", (side, side), "whitesmoke")
-        ImageDraw.Draw(none).text((side // 2 - 14, side // 2 - 8), "none", fill="gray", font=ImageFont.load_default(12))
-        return none
-    return _picture(np.rint(255 * enlarge(human, side)).astype(np.uint8)[..., None], side)
 
 
 def _to_pillow(image: UInt8[np.ndarray, "H W channels"]) -> Image.Image:

@@ -28,10 +28,8 @@ TOP_REGIONS = 48
 class Region(NamedTuple):
     """Connected places of one sign that carry much of a margin.
 
-    Attributes:
-      contribution: what the region adds to the margin; negative where it speaks for the false class.
-      places: how many.
-      box: first row, first column, one past the last row, one past the last column, in places.
+    `contribution` is what they add to the margin, negative where they speak for the false class; `places` how many;
+    `box` the first row, the first column, one past the last row, one past the last column, in places.
     """
 
     contribution: float
@@ -66,10 +64,7 @@ def margin_regions(
 def is_cosmetic(
     true_agreement: Float[np.ndarray, " n"], difference_agreement: Float[np.ndarray, " n"]
 ) -> Bool[np.ndarray, " n"]:
-    """True where T looks right (correlation with the human map at least 0.5) while D, which alone decides, does not.
-
-    D looks wrong below 0.25.
-    """
+    """True where T looks right (correlation with the human map from 0.5 on) while D, which decides, is below 0.25."""
     return (true_agreement >= LOOKS_RIGHT) & (difference_agreement < LOOKS_RIGHT / 2)
 
 
@@ -116,14 +111,10 @@ def caption(entry: dict[str, Any]) -> str:
 def ledger(entry: dict[str, Any]) -> list[str]:
     """What adds up to the margin, as lines of text."""
     regions = entry["regions"]
-    lines = [f"{region['contribution']:+.3f}  region of {region['places']} places" for region in regions[:4]]
+    parts = [(region["contribution"], f"region of {region['places']} places") for region in regions[:4]]
     others = entry["rest"] + sum(region["contribution"] for region in regions[4:])
-    return [
-        *lines,
-        f"{others:+.3f}  everywhere else",
-        f"{entry['bias_difference']:+.3f}  bias difference",
-        f"{entry['margin']:+.3f}  margin",
-    ]
+    parts += [(others, "everywhere else"), (entry["bias_difference"], "bias difference"), (entry["margin"], "margin")]
+    return [f"{value:+.3f}  {name}" for value, name in parts]
 
 
 def add_maps(sums: dict[str, Any], entry: dict[str, Any], one: EvalOutput) -> None:
@@ -169,18 +160,14 @@ def summarize(chunks: list[Path], class_names: tuple[str, ...]) -> dict[str, Any
             TOP_REGIONS, itertools.chain(regions, chunk["regions"]), key=lambda region: abs(region["contribution"])
         )
     mean = lambda name: totals[name][0] / totals[name][1] if name in totals else None
-    means = {
-        key: {
-            "images": int(part["images"]),
-            "maps": int(part["maps"]),
-            "difference": (part["difference"] / part["images"]).tolist(),
-            "disagreement": (part["disagreement"] / part["maps"]).tolist() if part["maps"] else None,
-        }
-        for key, part in sorted(sums.items(), key=lambda item: _order(item[0], class_names))
-    }
+    means = {}
+    for key, part in sorted(sums.items(), key=lambda item: _order(item[0], class_names)):
+        images, maps = int(part["images"]), int(part["maps"])
+        disagreement = (part["disagreement"] / maps).tolist() if maps else None
+        difference = (part["difference"] / images).tolist()
+        means[key] = {"images": images, "maps": maps, "difference": difference, "disagreement": disagreement}
     figures = {
-        "images": means["all images"]["images"],
-        "maps": means["all images"]["maps"],
+        **{name: means["all images"][name] for name in ("images", "maps")},
         "accuracy": mean("right"),
         "mean_margin": mean("margin"),
         **{name: mean(name) for name in ("true_agreement", "difference_agreement", "fooling_gap")},

@@ -52,10 +52,8 @@ class Checkpoints:
     """The `checkpoints` of a workdir; a context manager.
 
     Saving returns before the files are written; leaving the context waits for them. A checkpoint that is not complete
-    does not count, and an older one goes only once its successor is complete.
-
-    Whatever is read is proved to be what was written. Reading raises CheckpointError of a damaged checkpoint and
-    CheckpointVersionError of one of another version or model.
+    does not count, and an older one goes only once its successor is complete. What is read is proved to be what was
+    written: CheckpointError of a damaged checkpoint, CheckpointVersionError of one of another version or model.
 
     Args:
       workdir: folder of the run.
@@ -86,16 +84,13 @@ class Checkpoints:
             if kind is None:  # else the error under way is the first cause; Orbax has logged this one
                 raise
         finally:
-            self._close()
-
-    def _close(self) -> None:
-        try:
-            self._remove(f"{_DELETED}/*")
-            if self._writes and (self.folder / _DELETED).is_dir():
-                (self.folder / _DELETED).rmdir()
-            self._manager.close()
-        except Exception as error:  # as in `wait`, which has told it
-            logging.warning("closing %s: %s", self.folder, error)
+            try:
+                self._remove(f"{_DELETED}/*")
+                if self._writes and (self.folder / _DELETED).is_dir():
+                    (self.folder / _DELETED).rmdir()
+                self._manager.close()
+            except Exception as error:  # as in `wait`, which has told it
+                logging.warning("closing %s: %s", self.folder, error)
 
     def _remove(self, pattern: str) -> None:
         """Removes folders, in the one process that does."""
@@ -113,14 +108,8 @@ class Checkpoints:
     def save(self, step: int, state: Any, record: dict[str, Any], score: float | None = None) -> None:
         """Starts to save: takes the state, a pytree of arrays, off the device and leaves the rest to a thread.
 
-        Args:
-          step: names the checkpoint.
-          state: what is saved.
-          record: JSON-able.
-          score: of the validation, larger is better; None for a checkpoint that was not validated.
-
-        Raises:
-          CheckpointError: there is one of this step or a later one already, or the one before could not be written.
+        `record` is JSON-able; `score`, of the validation, is larger for the better, None where there was none. Raises
+        CheckpointError if there is one of this step or a later one already, or the one before could not be written.
         """
         self._remove(f"{_DELETED}/*")
         prints = fingerprint_tree(state)
@@ -171,12 +160,7 @@ class Checkpoints:
         return record
 
     def restore(self, step: int, like: Any) -> tuple[Any, dict[str, Any]]:
-        """A checkpoint's state and record.
-
-        Args:
-          step: which.
-          like: a state of the same tree, shapes, dtypes and the shardings wanted; abstract arrays will do.
-        """
+        """A checkpoint's state and record; `like` is such a state, with the shardings wanted, abstract or not."""
         record = self.record(step)
         wanted, stored = describe_leaves(like), {name: what[:2] for name, what in record["leaves"].items()}
         if wanted != stored:
@@ -219,13 +203,9 @@ class Checkpoints:
         return None if best is None else best["step"]
 
     def restore_best(self, like: Callable[[dict[str, Any]], Any]) -> tuple[Any, dict[str, Any]] | None:
-        """The best checkpoint by validation; None if none was validated.
+        """The best checkpoint by validation; None if none was validated. `like` gives of a record what `restore` takes.
 
-        Args:
-          like: from the record to what `restore` takes.
-
-        Raises:
-          CheckpointError: it is damaged; the message says which sound one is left.
+        Raises CheckpointError if it is damaged; the message says which sound one is left.
         """
         self.wait()
         try:

@@ -21,7 +21,9 @@ def fingerprint_array(array: Shaped[Array, "*shape"]) -> UInt32[Array, ""]:
     are odd, any change of a single word changes it; other changes, permutations among them, go unseen once in 2^32.
     Booleans and types of 8 and 16 bits become a word each, those of 64 bits two.
     """
-    words = _words(array)
+    if array.dtype != jnp.bool_:
+        array = jax.lax.bitcast_convert_type(array, jnp.dtype(f"uint{8 * min(array.dtype.itemsize, 4)}"))
+    words = array.astype(jnp.uint32)
     index = jnp.zeros(words.shape, jnp.uint32)
     # Indices by axis rather than of the flat array: a sharded array need not be gathered.
     for axis, size in enumerate(words.shape):
@@ -29,13 +31,6 @@ def fingerprint_array(array: Shaped[Array, "*shape"]) -> UInt32[Array, ""]:
     for factor in _MIX:
         index = (index ^ (index >> 16)) * jnp.uint32(factor)
     return (words * (index | 1)).sum(dtype=jnp.uint32)
-
-
-def _words(array: Array) -> Array:
-    if array.dtype == jnp.bool_:
-        return array.astype(jnp.uint32)
-    size = min(array.dtype.itemsize, 4)
-    return jax.lax.bitcast_convert_type(array, jnp.dtype(f"uint{8 * size}")).astype(jnp.uint32)
 
 
 _fingerprint_leaves = jax.jit(lambda leaves: [fingerprint_array(leaf) for leaf in leaves])

@@ -16,19 +16,14 @@ from jax.experimental import multihost_utils
 from ..errors import UserError
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
-
-T = TypeVar("T")
-
 # Exit status of a process that was asked to stop: 128 + the signal's number, as shells have it.
 _BASE = 128
 
+T = TypeVar("T")
+
 
 class StoppedError(UserError):
-    """The run was asked to stop, and did.
-
-    Attributes:
-      exit_code: 143 after SIGTERM, 130 after SIGINT.
-    """
+    """The run was asked to stop, and did; the exit code is 143 after SIGTERM, 130 after SIGINT."""
 
     def __init__(self, message: str, exit_code: int):
         super().__init__(message)
@@ -72,9 +67,8 @@ class Interruption:
     def watch(self, batches: Iterable[T]) -> Iterator[T]:
         """The same batches, for work that changes nothing and can be done again.
 
-        Raises:
-          StoppedError: before the next batch, once there was a signal. (Not from the handler: it would come up in the
-            middle of any library, and some catch everything.)
+        Raises StoppedError before the next batch, once there was a signal. (Not from the handler: it would come up in
+        the middle of any library, and some catch everything.)
         """
         for batch in batches:
             if self._signal is not None:

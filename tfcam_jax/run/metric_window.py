@@ -37,7 +37,8 @@ class MetricWindow:
     def __init__(self, ids: Sequence[str], last_step: int, entries: Sequence[dict[str, Any]] = ()):
         self._ids = ids
         self._last_step = last_step
-        self._metrics: list[StepMetrics] = [_from_json(entry) for entry in entries]
+        terms = lambda entry: {name: Total(total, count) for name, total, count in entry["terms"]}
+        self._metrics = [StepMetrics(terms(one), Total(*one["correct"]), one["grad_norm"]) for one in entries]
         self._rows: list[np.ndarray] = [np.zeros(0, int)] * len(entries)
         self._sound = len(entries)
         self._looked = time.monotonic()
@@ -68,7 +69,16 @@ class MetricWindow:
     def as_json(self) -> list[dict[str, Any]]:
         """The metrics as exact floats, waiting for all steps. Raises NonFiniteError."""
         self._look(len(self))
-        return [_to_json(entry) for entry in self._metrics]
+        pair = lambda total: [float(total.sum), float(total.count)]
+        return [
+            {
+                # A list: their order is that of the lines.
+                "terms": [[name, *pair(total)] for name, total in metrics.terms.items()],
+                "correct": pair(metrics.correct),
+                "grad_norm": float(metrics.grad_norm),
+            }
+            for metrics in self._metrics
+        ]
 
     def close(self) -> dict[str, float | None]:
         """The means over the window (see `summarize`), waiting for all steps; empties it. Raises NonFiniteError."""
@@ -103,14 +113,3 @@ def summarize(metrics: Sequence[StepMetrics]) -> dict[str, float | None]:
     scalars["train/accuracy"] = correct / sum(float(entry.correct.count) for entry in metrics)
     scalars["train/grad_norm"] = sum(float(entry.grad_norm) for entry in metrics) / len(metrics)
     return scalars
-
-
-def _to_json(metrics: StepMetrics) -> dict[str, Any]:
-    pair = lambda total: [float(total.sum), float(total.count)]
-    terms = [[name, *pair(total)] for name, total in metrics.terms.items()]  # a list: their order is that of the lines
-    return {"terms": terms, "correct": pair(metrics.correct), "grad_norm": float(metrics.grad_norm)}
-
-
-def _from_json(entry: dict[str, Any]) -> StepMetrics:
-    terms = {name: Total(total, count) for name, total, count in entry["terms"]}
-    return StepMetrics(terms, Total(*entry["correct"]), entry["grad_norm"])

@@ -64,11 +64,11 @@ class MetricWriter:
         Raises MetricsError if the disk is full, or the like.
         """
         line = (json.dumps({"step": step, **scalars}) + "\n").encode()
-        self._told(lambda: _write_all(self._lines, line))
-        self._position = {
-            "bytes": self._position["bytes"] + len(line),
-            "crc32": zlib.crc32(line, self._position["crc32"]),
-        }
+        rest = line
+        while rest:  # a disk that fills up takes a part first, and raises then
+            rest = rest[self._told(lambda part=rest: self._lines.write(part)) :]
+        self._position["bytes"] += len(line)
+        self._position["crc32"] = zlib.crc32(line, self._position["crc32"])
         for name, value in scalars.items():
             if value is not None:
                 self._add(step=step, summary={"value": [{"tag": name, "simple_value": value}]})
@@ -123,11 +123,6 @@ class _SilentWriter(MetricWriter):
 def open_writer(workdir: Path, position: Position, step: int) -> MetricWriter:
     """The writer of this process, as `MetricWriter`; one that writes nothing in all but a run's first process."""
     return MetricWriter(workdir, position, step) if is_first() else _SilentWriter(position)
-
-
-def _write_all(file: Any, data: bytes) -> None:
-    while data:  # a disk that fills up takes a part first, and raises then
-        data = data[file.write(data) :]
 
 
 def _check_lines(path: Path, position: Position) -> None:

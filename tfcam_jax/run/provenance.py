@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import datetime
-import importlib.metadata
 import platform
 import subprocess
 import sys
+from importlib.metadata import distributions
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,8 @@ def collect_provenance() -> dict[str, Any]:
         "vector_instructions": vector_instructions(),
         "devices": [str(device.device_kind) for device in jax.devices()],
         "processes": jax.process_count(),
-        "packages": {name: _version(name) for name in PACKAGES},
+        # None: it runs without being installed.
+        "packages": {name: next((one.version for one in distributions(name=name)), None) for name in PACKAGES},
     }
 
 
@@ -55,13 +56,6 @@ def _cpu_info(key: str) -> str:
     with CPU_INFO.open() as lines:  # up to the key alone: every core has a block, and each takes the system time
         pairs = (line.partition(":") for line in lines)
         return next((value.strip() for name, _, value in pairs if name.strip() == key), "")
-
-
-def _version(package: str) -> str | None:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return None  # it runs without being installed
 
 
 def _commit() -> str | None:

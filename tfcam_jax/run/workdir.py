@@ -108,9 +108,9 @@ def _locked(workdir: Path) -> Iterator[None]:
 
 
 def config_differences(stored: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str, str]:
-    """The keys, dots between their parts, that two configs have otherwise and that can change what comes out of a run.
+    """Keys, with dots, that two configs have otherwise and that can change what comes out of a run; a line tells each.
 
-    Each with a line that tells it: `stored` is "there", `config` asked for.
+    `stored` is "there" in it, `config` asked for.
     """
     there, wanted = (traverse_util.flatten_dict(dict(tree), sep=".") for tree in (stored, config))
     absent = "(absent)"
@@ -147,7 +147,15 @@ def hold_workdir(workdir: Path, config: Mapping[str, Any]) -> Iterator[None]:
     with _locked(workdir):
         continued = _check_contents(workdir, config)
         write_text(workdir / _HOLDER, f"host {socket.gethostname()}, pid {os.getpid()}\n")
-        _record_start(workdir, config, continued)
+        path, start = workdir / "run.json", collect_provenance()
+        if continued and path.exists():
+            run = _read_run(path)
+            run["continued"] = [*run.get("continued", []), start]
+        else:
+            run = {"format": FORMAT, **start, "continued": []}
+        write_json(path, run)
+        if not continued:
+            write_json(workdir / "config.json", config)  # last: with it, the run exists
         wait_for_all("made the workdir")
         yield
 
@@ -160,17 +168,6 @@ def load_config(workdir: Path) -> dict[str, Any]:
     config = read_json(path)
     _check_format(workdir)
     return config
-
-
-def _record_start(workdir: Path, config: Mapping[str, Any], continued: bool) -> None:
-    path = workdir / "run.json"
-    if continued and path.exists():
-        run = _read_run(path)
-        write_json(path, {**run, "continued": [*run.get("continued", []), collect_provenance()]})
-    else:
-        write_json(path, {"format": FORMAT, **collect_provenance(), "continued": []})
-    if not continued:
-        write_json(workdir / "config.json", config)  # last: with it, the run exists
 
 
 def _read_run(path: Path) -> dict[str, Any]:
