@@ -14,7 +14,7 @@ import numpy as np
 from tqdm import tqdm
 
 from ..decode import decode_image
-from ..human_maps import combine
+from ..human_maps import agreement, combine
 from ..listing import Listing, MapReader, Row, reason, split_map_cell
 from .outcomes import ABSENT, CONSTANT, EMPTY, USABLE, Outcome
 
@@ -22,10 +22,7 @@ _MOST_THREADS = 8
 
 
 def check_files(
-    listing: Listing,
-    known: Mapping[str, Outcome] | None = None,
-    progress: bool = True,
-    kind: type[Outcome] = Outcome,
+    listing: Listing, known: Mapping[str, Outcome] | None = None, progress: bool = True, closely: bool = False
 ) -> tuple[list[Outcome], dict[str, Outcome]]:
     """Decodes every image and map, but those known. Returns an outcome per row, and those of sound rows by their keys.
 
@@ -33,20 +30,18 @@ def check_files(
       listing: what to check.
       known: outcomes by `row_keys`, as an earlier call returned them.
       progress: show a bar if it takes more than a few seconds.
-      kind: of the outcomes; a subclass looks closer and is not taken from `known`.
+      closely: find what a report tells beyond what training needs; nothing is then taken from `known`.
     """
     keys = row_keys(listing)
-    known = known if known and kind is Outcome else {}
+    known = {} if closely else known or {}
     found = {i: known[key] for i, key in enumerate(keys) if key and key in known}
     waiting = [i for i in range(len(keys)) if i not in found]
-    bar = tqdm(total=len(waiting), desc=f"checking {listing.name}", unit=" images", delay=3, disable=not progress)
+    bar = {"total": len(waiting), "desc": f"checking {listing.name}", "delay": 3, "disable": not progress}
     affinity = getattr(os, "sched_getaffinity", None)  # not on every system
     cores = len(affinity(0)) if affinity else os.cpu_count() or 1
-    with bar, ThreadPoolExecutor(min(_MOST_THREADS, cores)) as executor:
-        check = lambda i: check_row(listing.reader, listing.rows[i], kind)
-        for i, outcome in zip(waiting, executor.map(check, waiting), strict=True):
-            found[i] = outcome
-            bar.update()
+    with ThreadPoolExecutor(min(_MOST_THREADS, cores)) as executor:
+        checked = executor.map(lambda i: check_row(listing.reader, listing.rows[i], closely), waiting)
+        found |= zip(waiting, list(tqdm(checked, unit=" images", **bar)), strict=True)
     outcomes = [found[i] for i in range(len(keys))]
     sound = {key: outcome for key, outcome in zip(keys, outcomes, strict=True) if key and not outcome.problems}
     return outcomes, sound
@@ -77,15 +72,20 @@ def _size_and_time(path: str) -> tuple[int, int] | None:
     return status.st_size, status.st_mtime_ns
 
 
-def check_row(reader: MapReader, row: Row, kind: type[Outcome] = Outcome) -> Outcome:
+def check_row(reader: MapReader, row: Row, closely: bool) -> Outcome:
     """Decodes a row's image and maps."""
     if not row.image:
-        return kind((f"{row.place}: no image given; name a file or delete the row",))
+        return Outcome((f"{row.place}: no image given; name a file or delete the row",))
     try:
         image = decode_image(reader.open(row.image), 3)
     except (OSError, ValueError) as error:
-        return kind((f"{row.place}: image {_told(reader.folder, row, row.image, error)}",))
-    seen = kind.of_image(image, hashlib.sha256(repr(image.shape).encode() + image.tobytes()).hexdigest())
+        return Outcome((f"{row.place}: image {_told(reader.folder, row, row.image, error)}",))
+    digest = hashlib.sha256(repr(image.shape).encode() + image.tobytes()).hexdigest()
+    seen = Outcome(digest=digest, size=image.shape[:2])
+    if closely:
+        from .near_duplicates import perceptual_hash, thumbnail  # with SciPy, which training has no need of here
+
+        seen = replace(seen, hash=perceptual_hash(image), thumbnail=thumbnail(image))
     try:
         maps = reader.annotators(row, *seen.size)
     except (OSError, ValueError) as error:
@@ -96,7 +96,8 @@ def check_row(reader: MapReader, row: Row, kind: type[Outcome] = Outcome) -> Out
             remedy = "a map must cover the whole image; crop or export it again"
             what = f"map {row.map} is {w} x {h}, its image {row.image} {width} x {height}; {remedy}"
             return replace(seen, problems=(f"{row.place}: {what}",))
-    return seen.with_maps(maps, kind_of_map(combine(maps, reader.combine) if maps else None))
+    seen = replace(seen, map=kind_of_map(combine(maps, reader.combine) if maps else None))
+    return replace(seen, annotators=len(maps), agreement=agreement([*maps.values()])) if closely else seen
 
 
 def kind_of_map(saliency: np.ndarray | None) -> str:

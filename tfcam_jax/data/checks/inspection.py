@@ -36,13 +36,10 @@ class Inspection:
 
 
 def inspect(
-    listing: Listing,
-    known: Mapping[str, Outcome] | None = None,
-    progress: bool = True,
-    kind: type[Outcome] = Outcome,
+    listing: Listing, known: Mapping[str, Outcome] | None = None, progress: bool = True, closely: bool = False
 ) -> Inspection:
     """Checks the lists, opens every file, looks for leakage; raises nothing. Arguments as of `check_files`."""
-    return _judge(listing, *check_files(listing, known, progress, kind))
+    return _judge(listing, *check_files(listing, known, progress, closely))
 
 
 def _judge(listing: Listing, outcomes: Sequence[Outcome], checked: Mapping[str, Outcome]) -> Inspection:

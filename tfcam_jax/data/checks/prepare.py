@@ -11,7 +11,7 @@ from ..recipe import DataRecipe
 from ..source import SPLITS, DataError, Dataset
 from .contact_sheet import draw_contact_sheet
 from .inspection import Inspection, inspect
-from .report import Appearance, Report, align, make_report
+from .report import Report, align, make_report
 
 
 def prepare(recipe: DataRecipe, check: bool, out: str | Path | None = None) -> bool:
@@ -27,7 +27,7 @@ def prepare(recipe: DataRecipe, check: bool, out: str | Path | None = None) -> b
     """
     known = None
     if check:
-        inspection = inspect(recipe.listing(), kind=Appearance)
+        inspection = inspect(recipe.listing(), closely=True)
         report = make_report(inspection, _protocol_problems(recipe, inspection))
         print(report.text)
         if out is not None:
