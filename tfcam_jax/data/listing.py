@@ -17,7 +17,7 @@ from .annotations.marks import Table, render
 from .checks.outcomes import USABLE, Outcome
 from .decode import decode_picture
 from .human_maps import combine
-from .source import SPLITS, DataError, Example, Records
+from .source import SPLITS, DataError, Example, Records, WithRecords
 
 
 @dataclass(frozen=True)
@@ -157,16 +157,13 @@ def reason(path: Path, error: Exception) -> str:
 
 
 @dataclass(frozen=True)
-class ListedSource:
+class ListedSource(WithRecords):
     """One split of a listing; files are read when asked for."""
 
     rows: Sequence[Row]
     reader: MapReader
     channels: int
     records: Records
-
-    def __len__(self) -> int:
-        return len(self.rows)
 
     def __getitem__(self, index: int) -> Example:
         row = self.rows[index]

@@ -44,8 +44,7 @@ class ChestXray(ListedBuilder):
 
     BUILDER_CONFIGS: ClassVar = [ChestXrayConfig()]
     CLASS_NAMES = (NORMAL, ABNORMAL)
-    DESCRIPTION, CITATION = read_text("chest_xray.md"), read_text("chest_xray.bib")
-    MANUAL_DOWNLOAD_INSTRUCTIONS = read_text("chest_xray.txt")
+    CITATION, MANUAL_DOWNLOAD_INSTRUCTIONS = read_text("chest_xray.bib"), read_text("chest_xray.txt")
 
     @classmethod
     def find_rows(cls, folder: Path, config: ChestXrayConfig) -> Found:
