@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Float
 
 from ..errors import ConfigError
-from .annotations.formats import find_marks, is_table, read_picture, read_table
+from .annotations import find_marks, is_table, read_picture, read_table
 from .annotations.marks import Table, render
 from .checks.outcomes import USABLE, Outcome
 from .decode import decode_picture

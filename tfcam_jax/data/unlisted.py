@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from .checks.files import check_files
+from .checks.inspection import check_files
 from .decode import decode_picture
 from .listing import ListedSource, Listing, MapReader, Row
 from .source import DataError, Example, Records, WithRecords, to_picture

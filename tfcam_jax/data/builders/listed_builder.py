@@ -41,11 +41,6 @@ class ListedConfig(tfds.core.BuilderConfig):
     pixels_per_degree: float = 0.0
     skip_unreadable: bool = False
 
-    def options(self) -> dict:
-        """The options by name, without what TFDS adds."""
-        theirs = {field.name for field in fields(tfds.core.BuilderConfig)}
-        return {field.name: getattr(self, field.name) for field in fields(self) if field.name not in theirs}
-
 
 class ListedBuilder(OrderedBuilder, skip_registration=True):
     """A builder that checks rows of files below `manual_dir` and packs them, as 8-bit images and maps.
@@ -160,7 +155,8 @@ def _only_prepared(builder: type[ListedBuilder], data_dir: str) -> str:
 
 
 def _fingerprint(listing: Listing, config: ListedConfig) -> str:
-    digest = hashlib.sha256(repr(sorted(config.options().items())).encode())
+    ours = {field.name for field in fields(config)} - {field.name for field in fields(tfds.core.BuilderConfig)}
+    digest = hashlib.sha256(repr([(name, getattr(config, name)) for name in sorted(ours)]).encode())
     tables = [(path, sorted(table.items())) for path, table in sorted(listing.reader.tables.items())]
     digest.update(repr((listing.rows, listing.problems, tables)).encode())
     for row in listing.rows:

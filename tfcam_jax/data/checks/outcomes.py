@@ -42,7 +42,7 @@ class Outcome:
 
 
 def save_outcomes(path: str | Path, outcomes: Mapping[str, Outcome]) -> None:
-    """Writes outcomes by key (`files.row_keys`) as JSON, whole or not at all; those with problems are left out."""
+    """Writes outcomes by key (`inspection.row_keys`) as JSON, whole or not at all; those with problems are left out."""
     rows = {key: [each.digest, *each.size, each.map] for key, each in outcomes.items() if not each.problems}
     aside = Path(f"{path}.{os.getpid()}.tmp")
     aside.write_text(json.dumps({"version": _VERSION, "rows": rows}, separators=(",", ":")), encoding="utf-8")

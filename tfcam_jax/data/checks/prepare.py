@@ -74,8 +74,7 @@ def _protocol_problems(recipe: DataRecipe, inspection: Inspection) -> list[str]:
 
 def _write(report: Report, inspection: Inspection, out: Path) -> None:
     out.mkdir(parents=True, exist_ok=True)
-    figures = {**report.figures, "problems": list(report.problems), "notes": list(report.notes)}
     (out / "report.txt").write_text(report.text + "\n", encoding="utf-8")
-    (out / "report.json").write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
+    (out / "report.json").write_text(json.dumps(report.figures, indent=2) + "\n", encoding="utf-8")
     draw_contact_sheet(inspection, out / "contact_sheet.png")
     print(f"\nReport and contact sheet: {out}")

@@ -33,13 +33,11 @@ class Report:
     Attributes:
       text: aligned tables and lists.
       problems: what must be put right before training.
-      notes: what a user should know, and nothing needs to be done about.
-      figures: the counts, as plain numbers, for JSON.
+      figures: the counts, the problems, and notes of what a user should know and need do nothing about, for JSON.
     """
 
     text: str
-    problems: tuple[str, ...]
-    notes: tuple[str, ...]
+    problems: Sequence[str]
     figures: Mapping[str, Any]
 
 
@@ -68,9 +66,10 @@ def make_report(inspection: Inspection, extra_problems: Sequence[str] = ()) -> R
         "maps": dict(Counter(each.map for each in seen)),
         "near_duplicates": len(near),
         "unreadable": len(inspection.unreadable),
-        "problems": len(problems),
+        "problems": list(problems),
+        "notes": [*notes, *near],
     }
-    return Report("\n".join([title, *body]), tuple(problems), tuple([*notes, *near]), figures)
+    return Report("\n".join([title, *body]), problems, figures)
 
 
 def align(rows: Sequence[Sequence[str]]) -> list[str]:
