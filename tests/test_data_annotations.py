@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from tfcam_jax.data.annotations.formats import find_marks, read_picture, read_table
+from tfcam_jax.data.annotations import find_marks, read_picture, read_table
 from tfcam_jax.data.annotations.marks import Marks, render
 from tfcam_jax.data.annotations.rle import decode_rle
 from tfcam_jax.data.listing import MapReader, Row, split_map_cell

@@ -71,7 +71,7 @@ def test_a_split_that_nobody_names_is_test_or_else_validation(manifest):
 def test_a_split_checked_once_is_known(manifest, monkeypatch):
     recipe = make(manifest)
     opened = recipe.open_split(manifest, "val", CLASSES)
-    monkeypatch.setattr("tfcam_jax.data.checks.files.decode_image", lambda *_: pytest.fail("decoded again"))
+    monkeypatch.setattr("tfcam_jax.data.checks.inspection.decode_image", lambda *_: pytest.fail("decoded again"))
     again = recipe.open_split(manifest, "val", CLASSES, known=opened.checked)
     assert again.source.records.digests == opened.source.records.digests
 

@@ -18,7 +18,7 @@ from jaxtyping import Float, Int
 from PIL import Image
 
 from ..errors import check_known, check_ranges
-from .source import DataError, Dataset, Example, Records, Source
+from .source import DataError, Dataset, Example, Records, Source, WithRecords
 
 PLACEBOS = ("none", "other_image", "mean_map", "border_ring")
 
@@ -56,25 +56,16 @@ def agreement(maps: Sequence[Float[np.ndarray, "_ _"]]) -> float | None:
     return float(np.mean([np.corrcoef(one, other)[0, 1] for one, other in combinations(flat, 2)]))
 
 
-@dataclass(frozen=True)
-class WithMaps:
+class WithMaps(WithRecords):
     """A source whose maps went through `change`, called with the row number and the map; the records stay."""
 
-    source: Source
-    change: Callable[[int, np.ndarray], np.ndarray]
-
-    @property
-    def records(self) -> Records:
-        return self.source.records
-
-    def __len__(self) -> int:
-        return len(self.source)
+    def __init__(self, source: Source, change: Callable[[int, np.ndarray], np.ndarray]):
+        self.records, self._source, self._change = source.records, source, change
 
     def __getitem__(self, index: int) -> Example:
-        example = self.source[index]
-        if example.saliency is None:
-            return example
-        return replace(example, saliency=self.change(index, example.saliency))
+        example = self._source[index]
+        saliency = example.saliency
+        return example if saliency is None else replace(example, saliency=self._change(index, saliency))
 
 
 @dataclass(frozen=True)

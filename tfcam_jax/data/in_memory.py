@@ -6,11 +6,11 @@ from dataclasses import replace
 
 import numpy as np
 
-from .source import Dataset, Example, Source
+from .source import Dataset, Example, Source, WithRecords
 from .transforms import apply
 
 
-class InMemory:
+class InMemory(WithRecords):
     """A source whose examples are brought to the model's size when first asked for, and kept.
 
     The pipeline finds nothing left to resize and gives the same bits as without, but for a random crop, which starts
@@ -21,9 +21,6 @@ class InMemory:
         self.records = source.records
         self._source, self._image_size = source, image_size
         self._examples: dict[int, Example] = {}
-
-    def __len__(self) -> int:
-        return len(self._source)
 
     def __getitem__(self, index: int) -> Example:
         # Two threads may both decode an example, to the same end.

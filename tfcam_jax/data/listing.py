@@ -12,12 +12,12 @@ import numpy as np
 from jaxtyping import Float
 
 from ..errors import ConfigError
-from .annotations.formats import find_marks, is_table, read_picture, read_table
+from .annotations import find_marks, is_table, read_picture, read_table
 from .annotations.marks import Table, render
-from .checks.outcomes import USABLE, Found, Outcome
+from .checks.outcomes import USABLE, Outcome
 from .decode import decode_picture
 from .human_maps import combine
-from .source import SPLITS, DataError, Example, Records
+from .source import SPLITS, DataError, Example, Records, WithRecords
 
 
 @dataclass(frozen=True)
@@ -157,16 +157,13 @@ def reason(path: Path, error: Exception) -> str:
 
 
 @dataclass(frozen=True)
-class ListedSource:
+class ListedSource(WithRecords):
     """One split of a listing; files are read when asked for."""
 
     rows: Sequence[Row]
     reader: MapReader
     channels: int
     records: Records
-
-    def __len__(self) -> int:
-        return len(self.rows)
 
     def __getitem__(self, index: int) -> Example:
         row = self.rows[index]
@@ -187,7 +184,9 @@ def listed_sources(listing: Listing, outcomes: Sequence[Outcome], channels: int)
     }
 
 
-def by_split(rows: Sequence[Row], outcomes: Sequence[Found]) -> Iterator[tuple[str, Sequence[Row], Sequence[Found]]]:
+def by_split(
+    rows: Sequence[Row], outcomes: Sequence[Outcome]
+) -> Iterator[tuple[str, Sequence[Row], Sequence[Outcome]]]:
     """Each split that has rows, with its rows and their outcomes."""
     for split in SPLITS:
         members = [pair for pair in zip(rows, outcomes, strict=True) if pair[0].split == split]

@@ -15,8 +15,7 @@ from typing import Any, NamedTuple
 from absl import logging
 
 from ..errors import ConfigError
-from .checks.files import check_files
-from .checks.inspection import inspect, usable_rows
+from .checks.inspection import check_files, inspect, usable_rows
 from .checks.outcomes import CONSTANT, EMPTY, USABLE, Outcome
 from .csv_files import read_table
 from .decode import check_channels

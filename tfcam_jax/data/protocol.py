@@ -107,10 +107,9 @@ def assign_splits(records: Records, published: Sequence[str], **options: Any) ->
     split = np.array(published, dtype="<U5")
     if name in ("open", "leave_one_domain_out"):
         known = sorted(set(records.domains))
-        wrong = [f"protocol.domains: no image has domain {domain!r}; there are {', '.join(known)}"
-                 for domain in domains if domain not in known]  # fmt: skip
-        if wrong:
-            raise DataError(wrong)
+        told = f"there are {', '.join(known)}"
+        if wrong := [domain for domain in domains if domain not in known]:
+            raise DataError([f"protocol.domains: no image has domain {domain!r}; {told}" for domain in wrong])
         split[np.isin(records.domains, list(domains))] = "test"
     if name == "k_fold":
         split = _k_fold(records, protocol)
@@ -159,15 +158,12 @@ def _units(records: Records) -> Int[np.ndarray, " n"]:
     from scipy.sparse.csgraph import connected_components
 
     n = len(records)
-    rows, keys, names = [], [], {}
-    for column in (records.groups, records.digests or ("",) * n):
-        for row, value in enumerate(column):
-            if value:
-                rows.append(row)
-                keys.append(n + names.setdefault((column is records.groups, value), len(names)))
-    size = n + len(names)
-    links = coo_array((np.ones(len(rows), np.int8), (np.array(rows, int), np.array(keys, int))), shape=(size, size))
-    return connected_components(links, directed=False)[1][:n]
+    links = []
+    for column in (records.groups, records.digests or ()):
+        first: dict[str, int] = {}
+        links += [(row, first.setdefault(value, row)) for row, value in enumerate(column) if value]
+    pairs = np.array(links, int).reshape(-1, 2).T
+    return connected_components(coo_array((np.ones(len(links)), tuple(pairs)), shape=(n, n)), directed=False)[1]
 
 
 def _k_fold(records: Records, protocol: ProtocolOptions) -> np.ndarray:
@@ -208,12 +204,12 @@ def _without_leakage(records: Records, split: np.ndarray, drop: bool) -> np.ndar
 
 def _check_classes(name: str, records: Records, rows: dict[str, np.ndarray]) -> None:
     problems = []
-    wanted = set(np.unique(records.labels).tolist())
+    wanted = np.unique(records.labels).tolist()
     for split, own in rows.items():
-        found = set(np.unique(records.labels[own]).tolist())
+        found = np.unique(records.labels[own]).tolist()
         if found != wanted and (len(own) or split != "test"):
-            problems.append(f"protocol {name}: split {split} has {len(own)} images, of classes {sorted(found)} only; "
-                            f"there are {sorted(wanted)}")  # fmt: skip
+            what = f"{len(own)} images, of classes {found} only; there are {wanted}"
+            problems.append(f"protocol {name}: split {split} has {what}")
     # A test of one class is told by evaluation too; training and validation can't do with it.
     if problems:
         raise DataError(problems)

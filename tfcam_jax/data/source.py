@@ -146,25 +146,31 @@ class Dataset:
     checked: Mapping[str, Outcome] = field(default_factory=dict)
 
 
-class Subset:
+class WithRecords:
+    """A source that is as long as its records."""
+
+    records: Records
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+
+class Subset(WithRecords):
     """Some rows of a source, in the order given."""
 
     def __init__(self, source: Source, rows: Sequence[int] | Int[np.ndarray, " m"]):
         self._source, self._rows = source, [int(row) for row in rows]
         self.records = source.records[self._rows]
 
-    def __len__(self) -> int:
-        return len(self._rows)
-
     def __getitem__(self, index: int) -> Example:
         return self._source[self._rows[index]]
 
 
-class Joined:
+class Joined(WithRecords):
     """Several sources one after the other."""
 
     def __init__(self, sources: Sequence[Source]):
-        self._sources, self._starts = list(sources), np.cumsum([0, *map(len, sources)])
+        self._rows = [(source, row) for source in sources for row in range(len(source))]
         parts = [source.records for source in sources]
         chain = lambda name: tuple(value for part in parts for value in getattr(part, name))
         self.records = Records(
@@ -176,14 +182,9 @@ class Joined:
             digests=None if any(part.digests is None for part in parts) else chain("digests"),
         )
 
-    def __len__(self) -> int:
-        return int(self._starts[-1])
-
     def __getitem__(self, index: int) -> Example:
-        if not 0 <= index < len(self):
-            raise IndexError(f"row {index} of {len(self)}")
-        part = int(np.searchsorted(self._starts, index, side="right")) - 1
-        return self._sources[part][index - int(self._starts[part])]
+        source, row = self._rows[index]
+        return source[row]
 
 
 def choose_rows(records: Records, number: int) -> Int[np.ndarray, " m"]:

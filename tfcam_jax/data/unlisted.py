@@ -10,10 +10,10 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from .checks.files import check_files
+from .checks.inspection import check_files
 from .decode import decode_picture
 from .listing import ListedSource, Listing, MapReader, Row
-from .source import DataError, Example, Records, to_picture
+from .source import DataError, Example, Records, WithRecords, to_picture
 
 UNLABELLED = -1
 
@@ -50,15 +50,12 @@ def open_image_folder(folder: str | Path, channels: int, progress: bool = True) 
 
 
 @dataclass(frozen=True)
-class GivenImages:
+class GivenImages(WithRecords):
     """Arrays or paths, decoded to `channels` when asked for."""
 
     images: Sequence[np.ndarray | Path]
     channels: int
     records: Records
-
-    def __len__(self) -> int:
-        return len(self.records)
 
     def __getitem__(self, index: int) -> Example:
         image = self.images[index]

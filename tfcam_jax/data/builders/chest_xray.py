@@ -44,8 +44,7 @@ class ChestXray(ListedBuilder):
 
     BUILDER_CONFIGS: ClassVar = [ChestXrayConfig()]
     CLASS_NAMES = (NORMAL, ABNORMAL)
-    DESCRIPTION, CITATION = read_text("chest_xray.md"), read_text("chest_xray.bib")
-    MANUAL_DOWNLOAD_INSTRUCTIONS = read_text("chest_xray.txt")
+    CITATION, MANUAL_DOWNLOAD_INSTRUCTIONS = read_text("chest_xray.bib"), read_text("chest_xray.txt")
 
     @classmethod
     def find_rows(cls, folder: Path, config: ChestXrayConfig) -> Found:
@@ -58,14 +57,13 @@ class ChestXray(ListedBuilder):
             raise no_rows(cls, folder, f"none of the folders {', '.join(COLLECTIONS)}")
         found = Found()
         for name in chosen:
-            found.add(COLLECTIONS[name](folder))
+            COLLECTIONS[name](folder, found)
         if config.annotated_only:
             found.rows = [row for row in found.rows if row.label == NORMAL or row.map]
         return found
 
 
-def _list_nih(folder: Path) -> Found:
-    found = Found()
+def _list_nih(folder: Path, found: Found) -> None:
     entries = next(iter(sorted((folder / "nih").glob("Data_Entry_2017*.csv"))), folder / "nih/Data_Entry_2017.csv")
     # The header's last two names hold commas and aren't quoted; what is needed stands before them.
     cells = _read(entries, ("Image Index", "Finding Labels", "Patient ID"), found)
@@ -82,11 +80,9 @@ def _list_nih(folder: Path) -> Found:
         path = films.get(PurePosixPath(image).stem, f"nih/images/{image}")
         mark = NIH_BOXES if image in boxes else ""
         found.rows.append(Row(str(entries), number, split, label, path, mark, "nih", f"nih{patient}"))
-    return found
 
 
-def _list_rsna(folder: Path) -> Found:
-    found = Found()
+def _list_rsna(folder: Path, found: Found) -> None:
     classes = folder / "rsna/stage_2_detailed_class_info.csv"
     boxes = _marks(folder, RSNA_BOXES, _RSNA_COLUMNS, found)
     films, seen = _films(folder, "rsna"), set()
@@ -97,15 +93,12 @@ def _list_rsna(folder: Path) -> Found:
         seen.add(image)
         marked = any(marks.boxes for marks in boxes.get(image, {}).values())
         label = NORMAL if cell["class"] == "Normal" else ABNORMAL
-        path = films.get(image, f"rsna/stage_2_train_images/{image}.dcm")
-        group = f"rsna{image}"
-        row = Row(str(classes), number, split_by_share(group), label, path, RSNA_BOXES if marked else "", "rsna", group)
-        found.rows.append(row)
-    return found
+        path, group = films.get(image, f"rsna/stage_2_train_images/{image}.dcm"), f"rsna{image}"
+        mark = RSNA_BOXES if marked else ""
+        found.rows.append(Row(str(classes), number, split_by_share(group), label, path, mark, "rsna", group))
 
 
-def _list_mimic(folder: Path) -> Found:
-    found = Found()
+def _list_mimic(folder: Path, found: Found) -> None:
     sheet = folder / "mimic/master_sheet.csv"
     gaze = _marks(folder, FIXATIONS, _FIXATION_COLUMNS, found)
     films = _films(folder, "mimic")
@@ -115,10 +108,9 @@ def _list_mimic(folder: Path) -> Found:
         path = films.get(image, below("mimic", cell["path"]))
         mark = FIXATIONS if image in gaze else ""
         found.rows.append(Row(str(sheet), number, split_by_share(group), label, path, mark, "mimic", group))
-    return found
 
 
-COLLECTIONS: Mapping[str, Callable[[Path], Found]] = {"nih": _list_nih, "rsna": _list_rsna, "mimic": _list_mimic}
+COLLECTIONS: Mapping[str, Callable[[Path, Found], None]] = {"nih": _list_nih, "rsna": _list_rsna, "mimic": _list_mimic}
 
 
 def _films(folder: Path, collection: str) -> dict[str, str]:

@@ -54,8 +54,7 @@ class CyborgFaces(ListedBuilder):
 
     BUILDER_CONFIGS: ClassVar = [CyborgFacesConfig()]
     CLASS_NAMES = ("Real", "Synthetic")
-    DESCRIPTION, CITATION = read_text("cyborg_faces.md"), read_text("cyborg_faces.bib")
-    MANUAL_DOWNLOAD_INSTRUCTIONS = read_text("cyborg_faces.txt")
+    CITATION, MANUAL_DOWNLOAD_INSTRUCTIONS = read_text("cyborg_faces.bib"), read_text("cyborg_faces.txt")
 
     @classmethod
     def find_rows(cls, folder: Path, config: CyborgFacesConfig) -> Found:

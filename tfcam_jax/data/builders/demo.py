@@ -13,9 +13,8 @@ from ...errors import ConfigError
 from ..checks.outcomes import Outcome
 from ..decode import check_channels
 from ..source import Dataset
-from . import read_text
 from .demo_images import CLASS_NAMES, draw
-from .tfds_source import features, open_prepared, pack, png
+from .tfds_source import OrderedBuilder, open_prepared, pack, png
 
 AGREES, RANDOM = "shortcut_agrees", "shortcut_random"
 # Exceptions are rare enough that a classifier can do well without ever looking at the marks.
@@ -51,18 +50,11 @@ class DemoConfig(tfds.core.BuilderConfig):
         self.name = f"seed{self.seed}_{sizes}_agree{self.shortcut_agreement}"
 
 
-class Demo(tfds.core.GeneratorBasedBuilder):
+class Demo(OrderedBuilder):
     """Drawn images with a local true cue, a global shortcut, and human maps of the true cue (demo.md)."""
 
-    VERSION = tfds.core.Version("1.0.0")
     BUILDER_CONFIGS: ClassVar = [DemoConfig()]
-    # Nothing is downloaded. To find that out, TFDS would import importlib_resources, which it doesn't declare.
-    url_infos = None
-
-    def _info(self) -> tfds.core.DatasetInfo:
-        # In the order of drawing: TFDS would shuffle by a hash of the key.
-        described = {"description": read_text("demo.md"), "features": features(CLASS_NAMES)}
-        return tfds.core.DatasetInfo(builder=self, disable_shuffling=True, **described)
+    CLASS_NAMES = CLASS_NAMES
 
     def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Iterator]:
         config: Any = self.builder_config

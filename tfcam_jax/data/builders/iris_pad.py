@@ -44,8 +44,7 @@ class IrisPad(ListedBuilder):
 
     BUILDER_CONFIGS: ClassVar = [IrisPadConfig()]
     CLASS_NAMES = ("live", "attack")
-    DESCRIPTION, CITATION = read_text("iris_pad.md"), read_text("iris_pad.bib")
-    MANUAL_DOWNLOAD_INSTRUCTIONS = read_text("iris_pad.txt")
+    CITATION, MANUAL_DOWNLOAD_INSTRUCTIONS = read_text("iris_pad.bib"), read_text("iris_pad.txt")
 
     @classmethod
     def find_rows(cls, folder: Path, config: IrisPadConfig) -> Found:

@@ -9,7 +9,7 @@ import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import tensorflow_datasets as tfds
@@ -22,7 +22,7 @@ from ..decode import check_channels, decode_image
 from ..listing import Listing, MapReader, Row, by_split, listed_records, split_map_cell
 from ..source import DataError, Dataset
 from .owner_files import Found
-from .tfds_source import columns_path, features, open_directory, open_prepared, pack, png, save_records
+from .tfds_source import OrderedBuilder, columns_path, open_directory, open_prepared, pack, png, save_records
 
 _SKIPPED = "skipped.txt"
 
@@ -41,24 +41,12 @@ class ListedConfig(tfds.core.BuilderConfig):
     pixels_per_degree: float = 0.0
     skip_unreadable: bool = False
 
-    def options(self) -> dict:
-        """The options by name, without what TFDS adds."""
-        theirs = {field.name for field in fields(tfds.core.BuilderConfig)}
-        return {field.name: getattr(self, field.name) for field in fields(self) if field.name not in theirs}
 
-
-class ListedBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+class ListedBuilder(OrderedBuilder, skip_registration=True):
     """A builder that checks rows of files below `manual_dir` and packs them, as 8-bit images and maps.
 
     Maps are stored with their peak at 255, as only their shape counts and faint ones would round away.
     """
-
-    VERSION = tfds.core.Version("1.0.0")
-    # Nothing is downloaded. To find that out, TFDS would import importlib_resources, which it doesn't declare.
-    url_infos = None
-    CLASS_NAMES: ClassVar[tuple[str, ...]] = ()
-    DESCRIPTION: ClassVar[str] = ""
-    CITATION: ClassVar[str] = ""
 
     @classmethod
     def find_rows(cls, folder: Path, config: Any) -> Found:
@@ -108,16 +96,6 @@ class ListedBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
             dataset = open_directory(folder, channels)
         skipped = (Path(folder) / _SKIPPED).read_text(encoding="utf-8").splitlines()
         return replace(dataset, skipped=tuple(skipped))
-
-    def _info(self) -> tfds.core.DatasetInfo:
-        # In the order of the lists: TFDS would shuffle by a hash of the key.
-        return tfds.core.DatasetInfo(
-            builder=self,
-            description=self.DESCRIPTION,
-            citation=self.CITATION,
-            features=features(self.CLASS_NAMES),
-            disable_shuffling=True,
-        )
 
     def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Iterator]:
         config: Any = self.builder_config
@@ -177,7 +155,8 @@ def _only_prepared(builder: type[ListedBuilder], data_dir: str) -> str:
 
 
 def _fingerprint(listing: Listing, config: ListedConfig) -> str:
-    digest = hashlib.sha256(repr(sorted(config.options().items())).encode())
+    ours = {field.name for field in fields(config)} - {field.name for field in fields(tfds.core.BuilderConfig)}
+    digest = hashlib.sha256(repr([(name, getattr(config, name)) for name in sorted(ours)]).encode())
     tables = [(path, sorted(table.items())) for path, table in sorted(listing.reader.tables.items())]
     digest.update(repr((listing.rows, listing.problems, tables)).encode())
     for row in listing.rows:

@@ -21,12 +21,6 @@ class Found:
     problems: list[str] = field(default_factory=list)
     tables: dict[str, Table] = field(default_factory=dict)
 
-    def add(self, other: Found) -> None:
-        """Appends what another part holds."""
-        self.rows += other.rows
-        self.problems += other.problems
-        self.tables |= other.tables
-
     def add_maps(self, maps: Mapping[str, list[str]], folder: str, images: str, split: str = "") -> None:
         """Gives rows, of one split or all, the maps (`index_maps`) of their path below `images`, else of its file name.
 

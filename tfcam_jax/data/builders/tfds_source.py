@@ -8,7 +8,7 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import tensorflow_datasets as tfds
@@ -16,7 +16,8 @@ from jaxtyping import UInt8
 from PIL import Image
 
 from ..decode import decode_map, decode_picture
-from ..source import SPLITS, Dataset, Example, Records
+from ..source import SPLITS, Dataset, Example, Records, WithRecords
+from . import read_text
 
 # Columns of `Records` by the features that they come from.
 _METADATA = {"ids": "id", "labels": "label", "domains": "domain", "groups": "group", "has_map": "has_map"}
@@ -33,6 +34,26 @@ def features(class_names: Sequence[str]) -> tfds.features.FeaturesDict:
     return tfds.features.FeaturesDict(
         {"image": picture(3), "saliency": picture(1), "has_map": has_map, "label": label, **texts}
     )
+
+
+class OrderedBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+    """A builder of examples with the features of `features`, described in a file (.md) of its name."""
+
+    VERSION = tfds.core.Version("1.0.0")
+    # Nothing is downloaded. To find that out, TFDS would import importlib_resources, which it doesn't declare.
+    url_infos = None
+    CLASS_NAMES: ClassVar[tuple[str, ...]] = ()
+    CITATION: ClassVar[str] = ""
+
+    def _info(self) -> tfds.core.DatasetInfo:
+        # In the order of the examples: TFDS would shuffle by a hash of the key.
+        return tfds.core.DatasetInfo(
+            builder=self,
+            description=read_text(f"{self.name}.md"),
+            citation=self.CITATION,
+            features=features(self.CLASS_NAMES),
+            disable_shuffling=True,
+        )
 
 
 def open_prepared(builder: tfds.core.DatasetBuilder, channels: int, manual_dir: str | os.PathLike = "") -> Dataset:
@@ -76,7 +97,7 @@ def png(pixels: np.ndarray) -> bytes:
 
 
 @dataclass(frozen=True)
-class TfdsSource:
+class TfdsSource(WithRecords):
     """One split of a set with the features of `features`.
 
     Images are taken from TFDS as encoded bytes and decoded here, as files of a manifest are: one way for all.
@@ -85,9 +106,6 @@ class TfdsSource:
     encoded: Sequence
     channels: int
     records: Records
-
-    def __len__(self) -> int:
-        return len(self.encoded)
 
     def __getitem__(self, index: int) -> Example:
         if not 0 <= index < len(self):  # array_record raises a ValueError, which `for` doesn't stop at.

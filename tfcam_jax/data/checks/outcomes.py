@@ -5,9 +5,8 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
 
 import numpy as np
 from absl import logging
@@ -18,37 +17,32 @@ ABSENT, EMPTY, CONSTANT, USABLE = "absent", "empty", "constant", "usable"
 # Of the file and of what is found: another number, and all is checked anew.
 _VERSION = 1
 
-Found = TypeVar("Found", bound="Outcome")
-
 
 @dataclass(frozen=True)
 class Outcome:
-    """What decoding a row's files showed, as far as training needs it.
+    """What decoding a row's files showed.
 
     Attributes:
       problems: why the row can't be used.
       digest: identifies the image's pixels, "" if it can't be read.
       size: height and width, pixels.
       map: "absent", "empty" (all zero), "constant" or "usable".
+      hash, thumbnail, annotators, agreement: only after a closer look, and not kept: see `near_duplicates`; how many
+        annotated the image, and `human_maps.agreement` between them.
     """
 
     problems: tuple[str, ...] = ()
     digest: str = ""
     size: tuple[int, int] = (0, 0)
     map: str = ABSENT
-
-    @classmethod
-    def of_image(cls: type[Found], image: UInt8[np.ndarray, "H W 3"], digest: str) -> Found:
-        """What an image shows."""
-        return cls(digest=digest, size=image.shape[:2])
-
-    def with_maps(self: Found, maps: Mapping[str, np.ndarray], kind: str) -> Found:
-        """With what its maps show, by annotator; `kind` is that of the combined one."""
-        return replace(self, map=kind)
+    hash: int = 0
+    thumbnail: UInt8[np.ndarray, "16 16"] | None = None
+    annotators: int = 0
+    agreement: float | None = None
 
 
 def save_outcomes(path: str | Path, outcomes: Mapping[str, Outcome]) -> None:
-    """Writes outcomes by key (`files.row_keys`) as JSON, whole or not at all; those with problems are left out."""
+    """Writes outcomes by key (`inspection.row_keys`) as JSON, whole or not at all; those with problems are left out."""
     rows = {key: [each.digest, *each.size, each.map] for key, each in outcomes.items() if not each.problems}
     aside = Path(f"{path}.{os.getpid()}.tmp")
     aside.write_text(json.dumps({"version": _VERSION, "rows": rows}, separators=(",", ":")), encoding="utf-8")

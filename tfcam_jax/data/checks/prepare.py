@@ -11,7 +11,7 @@ from ..recipe import DataRecipe
 from ..source import SPLITS, DataError, Dataset
 from .contact_sheet import draw_contact_sheet
 from .inspection import Inspection, inspect
-from .report import Appearance, Report, align, make_report
+from .report import Report, align, make_report
 
 
 def prepare(recipe: DataRecipe, check: bool, out: str | Path | None = None) -> bool:
@@ -27,7 +27,7 @@ def prepare(recipe: DataRecipe, check: bool, out: str | Path | None = None) -> b
     """
     known = None
     if check:
-        inspection = inspect(recipe.listing(), kind=Appearance)
+        inspection = inspect(recipe.listing(), closely=True)
         report = make_report(inspection, _protocol_problems(recipe, inspection))
         print(report.text)
         if out is not None:
@@ -74,8 +74,7 @@ def _protocol_problems(recipe: DataRecipe, inspection: Inspection) -> list[str]:
 
 def _write(report: Report, inspection: Inspection, out: Path) -> None:
     out.mkdir(parents=True, exist_ok=True)
-    figures = {**report.figures, "problems": list(report.problems), "notes": list(report.notes)}
     (out / "report.txt").write_text(report.text + "\n", encoding="utf-8")
-    (out / "report.json").write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
+    (out / "report.json").write_text(json.dumps(report.figures, indent=2) + "\n", encoding="utf-8")
     draw_contact_sheet(inspection, out / "contact_sheet.png")
     print(f"\nReport and contact sheet: {out}")

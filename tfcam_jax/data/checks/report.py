@@ -4,17 +4,15 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from jaxtyping import UInt8
 
-from ..human_maps import agreement
 from ..listing import Row, by_split
 from ..source import SPLITS, shorten
 from .inspection import Inspection
-from .near_duplicates import THUMBNAIL, alike_pairs, perceptual_hash, thumbnail
+from .near_duplicates import alike_pairs
 from .outcomes import ABSENT, CONSTANT, EMPTY, USABLE, Outcome
 
 # How many pairs or groups a section lists before it counts the rest.
@@ -24,32 +22,8 @@ _FEW_GROUPS = 0.5
 _FOLDS = 5
 
 
-@dataclass(frozen=True)
-class Appearance(Outcome):
-    """What a report tells of a row beyond what training needs.
-
-    Attributes:
-      hash, thumbnail: see `near_duplicates`; the second confirms that images with like hashes are alike.
-      annotators: how many annotated the image.
-      agreement: between them, see `human_maps.agreement`.
-    """
-
-    hash: int = 0
-    thumbnail: UInt8[np.ndarray, "16 16"] = field(default_factory=lambda: np.zeros((THUMBNAIL, THUMBNAIL), np.uint8))
-    annotators: int = 0
-    agreement: float | None = None
-
-    @classmethod
-    def of_image(cls, image: UInt8[np.ndarray, "H W 3"], digest: str) -> Appearance:
-        return replace(super().of_image(image, digest), hash=perceptual_hash(image), thumbnail=thumbnail(image))
-
-    def with_maps(self, maps: Mapping[str, np.ndarray], kind: str) -> Appearance:
-        seen = super().with_maps(maps, kind)
-        return replace(seen, annotators=len(maps), agreement=agreement([*maps.values()]))
-
-
-Pairs = Sequence[tuple[Row, Appearance]]
-Splits = Sequence[tuple[str, Sequence[Row], Sequence[Appearance]]]
+Pairs = Sequence[tuple[Row, Outcome]]
+Splits = Sequence[tuple[str, Sequence[Row], Sequence[Outcome]]]
 
 
 @dataclass(frozen=True)
@@ -59,19 +33,17 @@ class Report:
     Attributes:
       text: aligned tables and lists.
       problems: what must be put right before training.
-      notes: what a user should know, and nothing needs to be done about.
-      figures: the counts, as plain numbers, for JSON.
+      figures: the counts, the problems, and notes of what a user should know and need do nothing about, for JSON.
     """
 
     text: str
-    problems: tuple[str, ...]
-    notes: tuple[str, ...]
+    problems: Sequence[str]
     figures: Mapping[str, Any]
 
 
 def make_report(inspection: Inspection, extra_problems: Sequence[str] = ()) -> Report:
-    """Describes a data set whose outcomes are `Appearance`s; tells problems found elsewhere, as by a protocol, too."""
-    listing, seen = inspection.listing, [each for each in inspection.outcomes if isinstance(each, Appearance)]
+    """Describes a data set that was inspected closely; tells problems found elsewhere, as by a protocol, too."""
+    listing, seen = inspection.listing, inspection.outcomes
     pairs, splits = list(zip(listing.rows, seen, strict=True)), list(by_split(listing.rows, seen))
     problems = (*inspection.problems, *extra_problems)
     near = _near_duplicates(pairs)
@@ -94,9 +66,10 @@ def make_report(inspection: Inspection, extra_problems: Sequence[str] = ()) -> R
         "maps": dict(Counter(each.map for each in seen)),
         "near_duplicates": len(near),
         "unreadable": len(inspection.unreadable),
-        "problems": len(problems),
+        "problems": list(problems),
+        "notes": [*notes, *near],
     }
-    return Report("\n".join([title, *body]), tuple(problems), tuple([*notes, *near]), figures)
+    return Report("\n".join([title, *body]), problems, figures)
 
 
 def align(rows: Sequence[Sequence[str]]) -> list[str]:
@@ -127,7 +100,7 @@ def _map_table(splits: Splits) -> list[tuple[str, ...]]:
     return rows
 
 
-def _sizes(seen: Sequence[Appearance]) -> list[str]:
+def _sizes(seen: Sequence[Outcome]) -> list[str]:
     sizes = Counter(each.size for each in seen if each.digest)
     if not sizes:
         return ["no image could be read"]
@@ -226,7 +199,7 @@ def _border_note(pairs: Pairs, class_names: Sequence[str]) -> list[str]:
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
 
-    pixels = np.stack([seen.thumbnail for _, seen in members]).astype(np.float32)
+    pixels = np.asarray([seen.thumbnail for _, seen in members], np.float32)
     border = np.ones(pixels.shape[1:], bool)
     border[1:-1, 1:-1] = False
     folds = StratifiedGroupKFold(_FOLDS, shuffle=True, random_state=0)
