@@ -34,9 +34,8 @@ def measure_faithfulness(
     image_size: int,
     batches: Iterable[Batch],
     images: int,
-    seed: int = 0,
 ) -> dict[str, Any]:
-    """Perturbation curves and sanity checks of T, |U|, D and a random order.
+    """Perturbation curves and sanity checks of T, |U|, D and a random order, with random numbers from seed 0.
 
     Args:
       model: Flax module that returns `ModelOutput`.
@@ -45,7 +44,6 @@ def measure_faithfulness(
       image_size: pixels a side.
       batches: of labelled images, on the host.
       images: how many they hold, for the progress bar.
-      seed: of the random order, the imputation's noise and the random weights.
 
     Returns:
       `images`, `shares`, `road_shares` and `maps`: for each map the mean probability of the true class at each share
@@ -53,7 +51,7 @@ def measure_faithfulness(
       `road_gap`, least less most relevant first; but for the random order also `random_head` and `random_weights`, the
       mean rank correlation with the map after drawing those weights anew.
     """
-    measure = _compile(model, variables, preprocess, image_size, jax.random.key(seed))
+    measure = _compile(model, variables, preprocess, image_size)
     collected: list[dict[str, dict[str, np.ndarray]]] = []
     with tqdm(total=images, desc="faithfulness", unit="image", disable=None if is_first() else True) as bar:
         for batch in batches:
@@ -75,17 +73,14 @@ def _areas(values: dict[str, np.ndarray]) -> dict[str, Any]:
 
 
 def _compile(
-    model: Any, variables: Any, preprocess: Callable[[jax.Array], jax.Array], size: int, key: jax.Array
+    model: Any, variables: Any, preprocess: Callable[[jax.Array], jax.Array], size: int
 ) -> Callable[[Batch], dict[str, dict[str, jax.Array]]]:
     """Builds `measure(batch)`: the model is compiled once, and each way of perturbing once."""
-    weights_key, order_key, noise_key = jax.random.split(key, 3)
+    weights_key, order_key, noise_key = jax.random.split(jax.random.key(0), 3)
     redrawn = initialize(model, weights_key, size)
     apply = jax.jit(lambda variables, images: model.apply(variables, images, train=False))
-    probability = jax.jit(
-        lambda images, labels: jnp.take_along_axis(
-            jax.nn.softmax(apply(variables, images).logits), labels[:, None], axis=-1
-        )[:, 0]
-    )
+    probabilities = lambda images: jax.nn.softmax(apply(variables, images).logits)
+    probability = jax.jit(lambda images, labels: probabilities(images)[jnp.arange(len(labels)), labels])
     impute_noisily = lambda images, removed: noisy_linear_imputation(images, removed, noise_key)
     of_share = lambda change: jax.jit(lambda images, ranks, share: change(images, first_ranked(ranks, share)))
     deleted, inserted, imputed = map(of_share, (delete, insert, impute_noisily))
@@ -136,7 +131,7 @@ def pixel_ranks(salience: Float[Array, "batch h w"], size: tuple[int, int]) -> I
 
 
 def first_ranked(ranks: Int[Array, "batch H W"], share: Float[Array, ""] | float) -> Bool[Array, "batch H W"]:
-    """True for the given share (0 to 1) of each image's pixels, those of lowest rank."""
+    """True for the share (0 to 1) of each image's pixels that ranks lowest."""
     return ranks < jnp.round(share * ranks.shape[1] * ranks.shape[2])
 
 
@@ -161,15 +156,9 @@ def noisy_linear_imputation(
 ) -> Float[Array, "batch H W C"]:
     """Replaces removed pixels so that each is the weighted mean of its eight neighbours, plus a little noise.
 
-    The removal of ROAD (Rong et al., ICML 2022), which leaves no edge that the model could see.
-
-    The linear system is solved by conjugate gradients to a relative residual of 1e-5, or 300 iterations.
-
-    Args:
-      images: to be kept where `removed` is False.
-      removed: True for pixels to impute; in no image all of them (such an image becomes 0).
-      key: of the noise.
-      noise: its standard deviation, in the images' unit.
+    The removal of ROAD (Rong et al., ICML 2022), which leaves no edge that the model could see. The linear system is
+    solved by conjugate gradients to a relative residual of 1e-5, or 300 iterations. An image that is removed as a whole
+    becomes 0. `noise` is the standard deviation of what `key` draws, in the images' unit.
     """
     gone = removed[..., None].astype(images.dtype)
     total = _neighbour_sum(jnp.ones_like(images))

@@ -1,4 +1,4 @@
-"""Confidence intervals: DeLong's for the AUROC, and a bootstrap over groups of images."""
+"""95 % confidence intervals: DeLong's for the AUROC, and a bootstrap over groups of images."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ from jaxtyping import Float, Int
 from scipy.special import expit, logit
 from scipy.stats import norm, rankdata
 
+LEVEL = 0.95
+RESAMPLES = 1000
 # Weights of this many images times resamples are held at a time (32 MB).
 _CELLS = 4_000_000
 
@@ -29,10 +31,8 @@ def delong_variance(labels: Int[np.ndarray, " n"], score: Float[np.ndarray, " n"
     return float(above.mean()), float(above.var(ddof=1) / m + below.var(ddof=1) / n)
 
 
-def delong_interval(
-    labels: Int[np.ndarray, " n"], score: Float[np.ndarray, " n"], level: float = 0.95
-) -> tuple[float, float] | None:
-    """Confidence interval of the AUROC, on the logit scale, which keeps it within [0, 1].
+def delong_interval(labels: Int[np.ndarray, " n"], score: Float[np.ndarray, " n"]) -> tuple[float, float] | None:
+    """Interval of the AUROC, on the logit scale, which keeps it within [0, 1].
 
     Images count as independent: with groups, `group_bootstrap` is the honest one. None where there is no variance to
     estimate: fewer than two images of a class, or classes that the score parts completely.
@@ -40,7 +40,7 @@ def delong_interval(
     area, variance = delong_variance(labels, score)
     if not variance > 0 or not 0 < area < 1:
         return None
-    half = norm.ppf((1 + level) / 2) * np.sqrt(variance) / (area * (1 - area))
+    half = norm.ppf((1 + LEVEL) / 2) * np.sqrt(variance) / (area * (1 - area))
     return float(expit(logit(area) - half)), float(expit(logit(area) + half))
 
 
@@ -59,34 +59,25 @@ def group_bootstrap(
     score: Float[np.ndarray, " n"],
     correct: Float[np.ndarray, " n"],
     groups: Sequence[str],
-    resamples: int = 1000,
     seed: int = 0,
-    level: float = 0.95,
 ) -> dict[str, tuple[float, float] | None]:
-    """Percentile intervals of `auroc`, `accuracy` and `balanced_accuracy` from resampling whole groups.
+    """Percentile intervals of `auroc`, `accuracy` and `balanced_accuracy` from whole groups drawn with replacement.
 
-    Groups are drawn with replacement. Over the resamples that hold both classes; None where fewer than half do.
-
-    Args:
-      labels: 0 or 1.
-      score: higher for class 1.
-      correct: 1 where the decision was right, else 0.
-      groups: what must not be torn apart (a patient, a tile); an image with an empty name stands for itself.
-      resamples: how many.
-      seed: of the resampling.
-      level: of confidence.
+    Over those of `RESAMPLES` draws that hold both classes; None where fewer than half do. Labels are 0 or 1, scores
+    higher for 1; `correct` is 1 where the decision was right, else 0. Groups must not be torn apart (a patient, a
+    tile); an image with an empty name stands for itself.
     """
     numbers = group_numbers(groups)
     count, of_class = int(numbers.max()) + 1, np.stack([labels == 1, labels != 1], axis=1).astype(np.float64)
     drawn = {"auroc": [], "accuracy": [], "balanced_accuracy": []}
-    for times in draw_groups(count, count, resamples, seed, len(labels)):
+    for times in draw_groups(count, count, RESAMPLES, seed, len(labels)):
         weights = times[:, numbers].astype(np.float64)
         totals, right = weights @ of_class, (weights * correct) @ of_class
         both = (totals > 0).all(1)
         drawn["auroc"].append(weighted_auroc(labels, score, weights[both]))
         drawn["accuracy"].append(right[both].sum(1) / totals[both].sum(1))
         drawn["balanced_accuracy"].append((right[both] / totals[both]).mean(1))
-    return {name: percentile_interval(np.concatenate(values), resamples, level) for name, values in drawn.items()}
+    return {name: percentile_interval(np.concatenate(values), RESAMPLES) for name, values in drawn.items()}
 
 
 def draw_groups(
@@ -115,11 +106,9 @@ def weighted_auroc(
     return (positive * (below + negative / 2)).sum(1) / (positive.sum(1) * negative.sum(1))
 
 
-def percentile_interval(
-    values: Float[np.ndarray, " r"], resamples: int, level: float = 0.95
-) -> tuple[float, float] | None:
-    """The middle share `level` of resampled values; None where fewer than half of the resamples gave one."""
+def percentile_interval(values: Float[np.ndarray, " r"], resamples: int) -> tuple[float, float] | None:
+    """The middle 95 % of resampled values; None where fewer than half of the resamples gave one."""
     if len(values) < resamples / 2:
         return None
-    low, high = np.quantile(values, [(1 - level) / 2, (1 + level) / 2])
+    low, high = np.quantile(values, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     return float(low), float(high)

@@ -19,18 +19,14 @@ Thresholds = Mapping[str, Mapping[str, float]]  # of `thresholds.choose_threshol
 SUMMARY = ("auroc", "eer", "accuracy", "balanced_accuracy")
 
 
-def per_protocol_metrics(scores: Scores, thresholds: Thresholds, seed: int = 0) -> dict[str, dict[str, Any]]:
+def per_protocol_metrics(scores: Scores, thresholds: Thresholds) -> dict[str, dict[str, Any]]:
     """`set_metrics` of every set of one split: `{"sets": {"all", "closed", "open"}, "domains": {domain: ...}}`.
 
-    Validation and training have no closed and open set. `thresholds` come from validation and may be empty; `seed` is
-    the bootstrap's.
+    Validation and training have no closed and open set. `thresholds` come from validation and may be empty.
     """
-    of = lambda rows: set_metrics(scores[rows], thresholds, seed)
     domains = split_by_domain(scores.domains, scores.labels)
-    return {
-        "sets": {name: of(rows) for name, rows in protocol_sets(scores).items()},
-        "domains": {name: of(rows) for name, rows in domains.items()} if len(domains) > 1 else {},
-    }
+    measure = lambda parts: {name: set_metrics(scores[rows], thresholds) for name, rows in parts.items()}
+    return {"sets": measure(protocol_sets(scores)), "domains": measure(domains if len(domains) > 1 else {})}
 
 
 def protocol_sets(scores: Scores) -> dict[str, Int[np.ndarray, " m"]]:
@@ -41,7 +37,7 @@ def protocol_sets(scores: Scores) -> dict[str, Int[np.ndarray, " m"]]:
     return parts
 
 
-def set_metrics(scores: Scores, thresholds: Thresholds, seed: int = 0) -> dict[str, Any]:
+def set_metrics(scores: Scores, thresholds: Thresholds) -> dict[str, Any]:
     """Every metric of one set of images.
 
     `images`, `groups`, `classes` (images of each class index), `probability_metrics`, and for two classes `scores`: for
@@ -57,19 +53,19 @@ def set_metrics(scores: Scores, thresholds: Thresholds, seed: int = 0) -> dict[s
     }
     if scores.logits.shape[-1] == 2:
         metrics["scores"] = {
-            name: _score_metrics(scores, score, thresholds.get(name, {}), seed)
+            name: _score_metrics(scores, score, thresholds.get(name, {}))
             for name, score in binary_scores(scores.logits).items()
         }
     return metrics
 
 
-def _score_metrics(scores: Scores, score: np.ndarray, thresholds: Mapping[str, float], seed: int) -> dict[str, Any]:
+def _score_metrics(scores: Scores, score: np.ndarray, thresholds: Mapping[str, float]) -> dict[str, Any]:
     labels, metrics = scores.labels, {}
     if len(np.unique(labels)) == 2:
         as_list = lambda bounds: bounds and list(bounds)  # what JSON gives back
         called = score >= thresholds["eer"] if thresholds else scores.logits.argmax(-1) == 1
         correct = (called == (labels == 1)).astype(np.float64)
-        bounds = group_bootstrap(labels, score, correct, scores.groups, seed=seed)
+        bounds = group_bootstrap(labels, score, correct, scores.groups)
         metrics = ranking_metrics(labels, score) | {
             "auroc_delong": as_list(delong_interval(labels, score)),
             "bootstrap": {name: as_list(pair) for name, pair in bounds.items()},
@@ -83,7 +79,7 @@ def _score_metrics(scores: Scores, score: np.ndarray, thresholds: Mapping[str, f
     return metrics
 
 
-def leave_one_domain_out(tables: Sequence[Scores], seed: int = 0) -> dict[str, Any]:
+def leave_one_domain_out(tables: Sequence[Scores]) -> dict[str, Any]:
     """Merges the runs of a study in which each left other domains out of training.
 
     Every run's thresholds come from its own validation images. Its test images of domains that it never saw are
@@ -110,7 +106,7 @@ def leave_one_domain_out(tables: Sequence[Scores], seed: int = 0) -> dict[str, A
         for domain, members in split_by_domain(test.domains, test.labels).items():
             if domain in unseen:
                 name = domain if domain not in domains else f"{domain} (table {number})"
-                domains[name] = set_metrics(test[members], thresholds, seed)
+                domains[name] = set_metrics(test[members], thresholds)
     summaries = [summary for summary in map(summarize_margin, domains.values()) if summary]
     over = lambda statistic: {key: float(statistic([summary[key] for summary in summaries])) for key in SUMMARY}
     deviation = over(lambda values: np.std(values, ddof=1)) if len(summaries) > 1 else {}

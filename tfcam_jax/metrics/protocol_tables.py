@@ -111,15 +111,8 @@ def _faithfulness(faithfulness: Mapping[str, Any]) -> str:
 def format_leave_one_domain_out(study: Mapping[str, Any]) -> str:
     """A row per left-out domain, then mean and deviation."""
     absent = {"bootstrap": None, "auroc_delong": None} | dict.fromkeys(SUMMARY)
-    items = [
-        (
-            name,
-            absent
-            | ((own["scores"]["margin"] | summary) if (summary := summarize_margin(own)) else {})
-            | {"images": own["images"]},
-        )
-        for name, own in study["domains"].items()
-    ]
+    margin = lambda own: own["scores"]["margin"] | summary if (summary := summarize_margin(own)) else {}
+    items = [(name, absent | margin(own) | {"images": own["images"]}) for name, own in study["domains"].items()]
     blank = {"images": "", "auroc_delong": "", "bootstrap": {"auroc": ""}}
     items += [(name, blank | study[name]) for name in ("mean", "deviation") if study[name]]
     bounds = lambda pair: pair if pair == "" else interval(pair)

@@ -22,24 +22,14 @@ class ScoresError(UserError, ValueError):
 
 @dataclasses.dataclass(frozen=True)
 class Scores:
-    """What is known of n images and what the model says of them.
+    """What is known of n images and what the model says of them."""
 
-    Attributes:
-      ids: name of the image.
-      splits: train, val or test.
-      labels: class index.
-      domains: where the image comes from; "" if unknown.
-      groups: what must not be torn apart; "" if unknown.
-      seen: True where training had images of the same domain.
-      logits: of every class.
-    """
-
-    ids: tuple[str, ...]
-    splits: tuple[str, ...]
-    labels: Int[np.ndarray, " n"]
-    domains: tuple[str, ...]
-    groups: tuple[str, ...]
-    seen: tuple[bool, ...]
+    ids: tuple[str, ...]  # names of the images
+    splits: tuple[str, ...]  # train, val or test
+    labels: Int[np.ndarray, " n"]  # class index
+    domains: tuple[str, ...]  # where the image comes from; "" if unknown
+    groups: tuple[str, ...]  # what must not be torn apart; "" if unknown
+    seen: tuple[bool, ...]  # True where training had images of the same domain
     logits: Float[np.ndarray, "n classes"]
 
     def __post_init__(self):

@@ -69,7 +69,7 @@ def compare(config: ConfigDict, workdir: str | Path, num_images: int = 6) -> dic
     keep_checks(checks, dataset.checked)
     write_entries(workdir, [run.entry for run in runs], config.evaluation.select_by)
     failures = run_all(cache, runs, workdir, processes, config.compare.held_megabytes)
-    study = _report(config, cache, runs, failures, workdir, num_images) if len(failures) < len(runs) else {}
+    study = _report(config, cache, runs, set(failures), workdir, num_images) if len(failures) < len(runs) else {}
     path = workdir / "failures.txt"
     if not failures:
         path.unlink(missing_ok=True)
@@ -83,12 +83,7 @@ def compare(config: ConfigDict, workdir: str | Path, num_images: int = 6) -> dic
 
 
 def _report(
-    config: ConfigDict,
-    cache: ExperimentCache,
-    runs: Sequence[Run],
-    failures: dict[str, str],
-    workdir: Path,
-    num_images: int,
+    config: ConfigDict, cache: ExperimentCache, runs: Sequence[Run], failed: set[str], workdir: Path, num_images: int
 ) -> dict[str, Any]:
     """Tests, tables, plots, page and the picture of maps, from the runs that are finished."""
     selection = read_selection(workdir)
@@ -101,7 +96,7 @@ def _report(
         placebos=placebo_arms(config),
         strategies={run.entry.arm: run.config.strategy for run in runs},
     )
-    draw_comparison(cache, choose_shown(runs, selection, config.compare.strategies, set(failures)), workdir, num_images)
+    draw_comparison(cache, choose_shown(runs, selection, config.compare.strategies, failed), workdir, num_images)
     table = (workdir / "table.txt").read_text(encoding="utf-8")
     tqdm.write(f"\n{table}\nPage: {workdir / 'index.html'}\nMaps side by side: {workdir / 'maps.png'}")
     return study
@@ -150,7 +145,7 @@ def draw_comparison(cache: ExperimentCache, shown: dict[str, Run], workdir: Path
         if not rows:
             batches = [fetch(batch) for batch in experiment.eval_epoch(source)]
             images = [image for batch in batches for image in batch["image"][batch["mask"] > 0]]
-            captions = [f"{experiment.dataset.class_names[label]}" for label in predictions.labels]
+            captions = [experiment.dataset.class_names[label] for label in predictions.labels]
             human = [s if u else None for s, u in zip(predictions.saliency, predictions.usable, strict=True)]
             rows = [[Panel("input", i), Panel("human map", h)] for i, h in zip(images, human, strict=True)]
         for row, true, false in zip(rows, predictions.true_map, predictions.false_map, strict=True):
@@ -183,9 +178,8 @@ def _check_runs(workdir: Path, runs: Sequence[Run], dataset: Dataset) -> None:
 
 def _shown_images(dataset: Dataset, number: int) -> Subset:
     """Images to look at: of the open set where there is one, else of the test, else of validation."""
-    if "test" not in dataset.splits:
-        return Subset(dataset.splits["val"], choose_rows(dataset.splits["val"].records, number))
-    test = dataset.splits["test"]
-    parts = split_by_protocol(dataset.splits["train"].records.domains, test.records.domains, test.records.labels)
-    chosen = Subset(test, parts["open"] if "open" in parts else parts["closed"])
-    return Subset(chosen, choose_rows(chosen.records, number))
+    shown = dataset.splits["test" if "test" in dataset.splits else "val"]
+    if "test" in dataset.splits:
+        parts = split_by_protocol(dataset.splits["train"].records.domains, shown.records.domains, shown.records.labels)
+        shown = Subset(shown, parts["open" if "open" in parts else "closed"])
+    return Subset(shown, choose_rows(shown.records, number))

@@ -17,36 +17,22 @@ from ..run.files import read_json, write_json
 
 
 class Entry(NamedTuple):
-    """One run of a study: what it is, and the name of its workdir below the study's.
-
-    Attributes:
-      arm: a strategy, or one of its variants or controls: "difference", "cyborg_mean_map", "cross_entropy".
-      alpha: guidance weight, total = alpha * cross-entropy + (1 - alpha) * guidance; None without guidance.
-      protocol: a name of `protocol.PROTOCOLS`.
-      fold: "" where the protocol has one; else the number of the fold, or the domain left out.
-      seed: of weights, batches and augmentation.
-    """
+    """One run of a study: what it is, and the name of its workdir below the study's."""
 
     folder: str
-    arm: str
-    alpha: float | None
-    protocol: str
-    fold: str
-    seed: int
+    arm: str  # a strategy, or one of its variants or controls: "difference", "cyborg_mean_map", "cross_entropy"
+    alpha: float | None  # total = alpha * cross-entropy + (1 - alpha) * guidance; None without guidance
+    protocol: str  # a name of `protocol.PROTOCOLS`
+    fold: str  # "" where the protocol has one; else the number of the fold, or the domain left out
+    seed: int  # of weights, batches and augmentation
 
 
 class Outcome(NamedTuple):
-    """What one run reached on one set.
+    """What one run reached on one set; the first five fields as in `Entry`.
 
-    Attributes:
-      arm, alpha, protocol, fold, seed: as in `Entry`.
-      set: "closed" or "open", sets of the test; "val", on which epoch and alpha were chosen and which tests nothing.
-      ids: of the images; equal in all runs of a protocol and fold.
-      groups: what must not be torn apart; "" if unknown.
-      labels: class index.
-      score: softmax probability of class 1, in [0, 1].
-      metrics: auroc, accuracy, cross_entropy; cc_true, cc_false, cc_difference (mean correlation of T, U and T - U with
-        the human maps); fooling_gap (`agreement.fooling_gap`). None where there is none, as without human maps.
+    `set` is "closed" or "open", sets of the test, or "val", on which epoch and alpha were chosen and which tests
+    nothing. `metrics` are auroc, accuracy, cross_entropy; cc_true, cc_false, cc_difference (mean correlation of T, U
+    and T - U with the human maps); fooling_gap (`agreement.fooling_gap`): None where there is none, as without maps.
     """
 
     arm: str
@@ -55,10 +41,10 @@ class Outcome(NamedTuple):
     fold: str
     seed: int
     set: str
-    ids: tuple[str, ...]
-    groups: tuple[str, ...]
-    labels: Int[np.ndarray, " n"]
-    score: Float[np.ndarray, " n"]
+    ids: tuple[str, ...]  # of the images; equal in all runs of a protocol and fold
+    groups: tuple[str, ...]  # what must not be torn apart; "" if unknown
+    labels: Int[np.ndarray, " n"]  # class index
+    score: Float[np.ndarray, " n"]  # softmax probability of class 1, in [0, 1]
     metrics: dict[str, float | None]
 
 

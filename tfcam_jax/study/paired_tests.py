@@ -21,17 +21,11 @@ _ROUNDING = 1e-9
 
 
 class SignFlip(NamedTuple):
-    """Result of `sign_flip_test`.
+    """Result of `sign_flip_test`."""
 
-    Attributes:
-      p: two-sided p-value, in (0, 1].
-      smallest: the smallest that this number of units can give: 0.002 with ten, 0.5 with two, 1 with one.
-      exact: every permutation was enumerated, not drawn.
-    """
-
-    p: float
-    smallest: float
-    exact: bool
+    p: float  # two-sided, in (0, 1]
+    smallest: float  # the smallest p that so many units can give: 0.002 with ten, 0.5 with two, 1 with one
+    exact: bool  # every permutation was enumerated, not drawn
 
 
 def sign_flip_test(contributions: Float[np.ndarray, " units"], seed: int = 0) -> SignFlip:
@@ -39,12 +33,10 @@ def sign_flip_test(contributions: Float[np.ndarray, " units"], seed: int = 0) ->
 
     The null hypothesis is that exchanging the two arms in any unit changes nothing, so every contribution might as well
     have had the other sign. Exact, whatever the distribution: the p-value is below x in no more than a share x of such
-    cases. It generalises over what the units are a sample of. p = 1 where no unit contributes.
+    cases. It generalises over what the units (seeds, groups of images) are a sample of. p = 1 where none contributes.
 
-    Args:
-      contributions: of each unit (a seed, a group of images) to the difference of the arms.
-      seed: of the drawn permutations, of which there are `SAMPLED` for more than `ENUMERATED` units; the identity
-        counts as one more of them, which keeps the test exact.
+    For more than `ENUMERATED` units, `SAMPLED` permutations are drawn with `seed`; the identity counts as one more of
+    them, which keeps the test exact.
     """
     units, total = len(contributions), abs(float(contributions.sum()))
     floor = total - _ROUNDING * float(np.abs(contributions).sum())
@@ -69,10 +61,9 @@ def exchange_contributions(
 
     Both scores become ranks first, which changes neither AUROC and makes them exchangeable (Bandos, Rockette and Gur,
     "A permutation test sensitive to differences in areas for comparing ROC curves from a paired design", 2005).
-    Exchanging the ranks of a subset of the images then changes the difference of the AUROCs by exactly the flipped
-    signs of their contributions: in the sum over pairs of a positive and a negative, the terms that are quadratic in
-    the signs cancel. So the permutation test is `sign_flip_test` on sums over groups, without an AUROC for each
-    permutation.
+    Exchanging the ranks of some images then flips exactly the signs of their contributions: in the sum over pairs of a
+    positive and a negative, the terms that are quadratic in the signs cancel. So the permutation test is
+    `sign_flip_test` on sums over groups, without an AUROC for each permutation.
 
     Labels are 0 or 1, and both must occur; scores are higher for 1. The contributions add up to the difference.
     """

@@ -83,10 +83,7 @@ def placebo_arms(config: ConfigDict) -> dict[str, list[str]]:
 def plan_runs(config: ConfigDict, arms: dict[str, ConfigDict], dataset: Dataset) -> list[Run]:
     """All runs, those that share data next to each other, and of those the ones that share compiled programs.
 
-    Args:
-      config: the study's.
-      arms: of `plan_arms`.
-      dataset: as `experiment.open_source` opens it; its domains and groups make the folds.
+    Arms are of `plan_arms`. Domains and groups of the dataset, as `experiment.open_source` opens it, make the folds.
 
     Raises:
       ConfigError: protocols, alphas or seeds that can't be used.
@@ -121,8 +118,8 @@ def plan_protocols(config: ConfigDict, dataset: Dataset) -> list[dict[str, Any]]
     if own.domains and "open" not in config.compare.protocols:
         raise ConfigError("config.data.protocol.domains serve protocol open, which is not in config.compare.protocols.")
     shared = {"num_folds": own.num_folds, "fold": 0, "seed": own.seed, "leakage": own.leakage}
-    domains = {"open": tuple(own.domains)}
     folds = [fold for name in config.compare.protocols for fold in enumerate_folds(dataset, name, own.num_folds)]
+    domains = {"open": tuple(own.domains)}
     protocols = [{**shared, "domains": domains.get(fold["name"], ()), **fold} for fold in folds]
     for protocol in protocols:
         apply_protocol(dataset, **protocol)

@@ -94,11 +94,8 @@ def draw_study(
 ) -> list[Plot]:
     """All plots of a study, those of each protocol together; a plot without anything to show is left out.
 
-    Args:
-      statistics: of `statistics.study_statistics`, in `reading_order`.
-      selection: of `outcomes.read_selection`.
-      placebos: of each arm its controls.
-      reference: its mean is drawn as a line across the arms.
+    `statistics` stand in `statistics.reading_order`; `selection` is of `outcomes.read_selection`; `placebos` are of
+    each arm its controls; the mean of the `reference` is drawn as a line across the arms.
     """
     arms = {arm["arm"]: arm for entry in statistics for arm in entry["arms"]}
     looks = arm_looks(list(arms.values()), placebos)

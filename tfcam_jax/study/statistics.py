@@ -61,6 +61,7 @@ class _Cell(NamedTuple):
     number_of_groups: int
     runs: dict[str, dict[int, dict[str, Outcome]]]  # arm, seed, fold; complete seeds only
     incomplete: dict[str, list[int]]  # seeds of each arm that lack a fold
+    drawn: dict[tuple[str, int], Float[np.ndarray, " resamples"]]  # of `_bootstrap`, by arm and seed
 
     @property
     def ranked(self) -> dict[str, float]:
@@ -76,23 +77,21 @@ def study_statistics(
     placebos: Mapping[str, Sequence[str]] | None = None,
     strategies: Mapping[str, str] | None = None,
     resamples: int = 1000,
-    seed: int = 0,
 ) -> list[dict[str, Any]]:
-    """Metrics and comparisons of every protocol and set, JSON-able.
+    """Metrics and comparisons of every protocol and set, JSON-able. What is drawn is drawn from seed 0.
 
     Args:
       outcomes: of the runs at each arm's chosen alpha.
       reference: every arm that is no placebo is tested against it.
       placebos: of each arm its control arms; the arm is tested against each of them.
-      strategies: of each arm its strategy, which says what is a reconstruction; one that is absent is taken from the
-        beginning of the arm's name.
+      strategies: of each arm its strategy, which says what is a reconstruction; else the beginning of the arm's name.
       resamples: of the bootstrap.
-      seed: of bootstrap and drawn permutations.
 
     Returns:
       One entry for each protocol and set, in the order of the outcomes: `protocol`, `set`, `images`, `groups`, `folds`;
-      `arms` (`_summarize`, and `_kinds`); `comparisons` (`_compare`), of sets of the test, not of validation, on which
-      epoch and alpha were chosen; `missing`, sentences on what could not be compared; and `correlations`.
+      `arms` (`_summarize`; `strategy`; `kind`: "reconstruction", "placebo" or ""); `comparisons` (`_compare`), not of
+      validation, on which epoch and alpha were chosen; `missing`, sentences on what could not be compared; and
+      `correlations`.
 
     Raises:
       StudyError: no outcome, or outcomes that contradict each other: a run twice, two alphas of an arm and protocol,
@@ -111,21 +110,13 @@ def study_statistics(
                 f"{outcome.alpha}. Hand over those of the alpha that was chosen on validation."
             )
         sets.setdefault((outcome.protocol, outcome.set), []).append(outcome)
-    kinds = _kinds([arm for arm, _ in alphas], placebos, strategies or {})
-    return [_statistics(cell, reference, placebos, kinds, resamples, seed) for cell in map(_gather, sets.values())]
-
-
-def _kinds(
-    arms: Sequence[str], placebos: Mapping[str, Sequence[str]], strategies: Mapping[str, str]
-) -> dict[str, dict[str, str]]:
-    """Of each arm its `strategy` and its `kind`: `reconstruction`, `placebo` or ""."""
-    kinds = {}
-    for arm in arms:
+    kinds: dict[str, dict[str, str]] = {}
+    for arm, _ in alphas:
         named = next((name for name in STRATEGIES if f"{arm}_".startswith(f"{name}_")), arm)
-        strategy = strategies.get(arm, named)
+        strategy = (strategies or {}).get(arm, named)
         kind = "reconstruction" if strategy in RECONSTRUCTIONS else ""
         kinds[arm] = {"strategy": strategy, "kind": "placebo" if arm in _controls(placebos) else kind}
-    return kinds
+    return [_statistics(_gather(own, resamples), reference, placebos, kinds) for own in sets.values()]
 
 
 def _controls(placebos: Mapping[str, Sequence[str]]) -> set[str]:
@@ -138,25 +129,21 @@ def reading_order(statistics: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _statistics(
-    cell: _Cell,
-    reference: str,
-    placebos: Mapping[str, Sequence[str]],
-    kinds: Mapping[str, dict[str, str]],
-    resamples: int,
-    seed: int,
+    cell: _Cell, reference: str, placebos: Mapping[str, Sequence[str]], kinds: Mapping[str, dict[str, str]]
 ) -> dict[str, Any]:
-    tested = cell.set != "val"
-    drawn = _bootstrap(cell, resamples, seed) if tested else {}
-    arms = [_summarize(cell, arm, drawn, seed) | kinds[arm] for arm in arrange(list(cell.runs), placebos)]
+    arms = [_summarize(cell, arm) | kinds[arm] for arm in arrange(list(cell.runs), placebos)]
     comparisons, missing = [], []
-    for arm, other, against in _planned(cell.runs, reference, placebos) if tested else []:
+    # Controls are not tested against the reference: nobody claims it.
+    pairs = [(arm, reference, "reference") for arm in cell.runs if arm not in {reference, *_controls(placebos)}]
+    pairs += [(arm, control, "placebo") for arm in cell.runs for control in placebos.get(arm, ())]
+    for arm, other, against in pairs if cell.set != "val" else ():
         common = sorted(cell.runs.get(arm, {}).keys() & cell.runs.get(other, {}).keys())
         if not common:
             missing.append(f"{arm} - {other} could not be compared: they have no finished seed in common.")
         elif None in _values(cell, arm, "auroc", common):
             missing.append(f"{arm} - {other} could not be compared: this set has no AUROC, as it lacks a class.")
         else:
-            comparisons.append(_compare(cell, (arm, other), common, drawn, seed) | {"against": against})
+            comparisons.append(_compare(cell, (arm, other), common) | {"against": against})
     for comparison, corrected in zip(comparisons, holm([c["p"] for c in comparisons]), strict=True):
         comparison |= {"p_holm": corrected, "significant": corrected <= LEVEL}
         comparison |= {"kind": kinds[comparison["arm"]]["kind"], "other_kind": kinds[comparison["other"]]["kind"]}
@@ -173,8 +160,8 @@ def _statistics(
     }
 
 
-def _gather(outcomes: Sequence[Outcome]) -> _Cell:
-    """Sorts the outcomes of one protocol and set, and puts the images of each fold in one order."""
+def _gather(outcomes: Sequence[Outcome], resamples: int) -> _Cell:
+    """Sorts the outcomes of one protocol and set, puts the images of each fold in one order, and resamples a test."""
     folds: dict[str, Outcome] = {}
     runs: dict[str, dict[int, dict[str, Outcome]]] = {}
     for outcome in outcomes:
@@ -190,7 +177,8 @@ def _gather(outcomes: Sequence[Outcome]) -> _Cell:
     # A seed that lacks a fold would compare a mean over other folds.
     complete = {arm: {s: by for s, by in seeds.items() if by.keys() == folds.keys()} for arm, seeds in runs.items()}
     incomplete = {arm: sorted(seeds.keys() - complete[arm].keys()) for arm, seeds in runs.items()}
-    return _Cell(outcomes[0].protocol, outcomes[0].set, numbered, len(np.unique(numbers)), complete, incomplete)
+    cell = _Cell(outcomes[0].protocol, outcomes[0].set, numbered, len(np.unique(numbers)), complete, incomplete, {})
+    return cell if cell.set == "val" else cell._replace(drawn=_bootstrap(cell, resamples))
 
 
 def _pairs(outcome: Outcome) -> int:
@@ -222,14 +210,6 @@ def _aligned(outcome: Outcome, first: Outcome) -> Outcome:
     return outcome._replace(ids=first.ids, groups=groups, labels=labels, score=outcome.score[order])
 
 
-def _planned(
-    runs: Mapping[str, Any], reference: str, placebos: Mapping[str, Sequence[str]]
-) -> list[tuple[str, str, str]]:
-    """Pairs to compare and what the second one is. Controls are not tested against the reference: nobody claims it."""
-    pairs = [(arm, reference, "reference") for arm in runs if arm != reference and arm not in _controls(placebos)]
-    return pairs + [(arm, control, "placebo") for arm in runs for control in placebos.get(arm, ())]
-
-
 def arrange(arms: Sequence[str], placebos: Mapping[str, Sequence[str]]) -> list[str]:
     """The arms in their order, each followed by its controls."""
     own = [name for arm in arms if arm not in _controls(placebos) for name in (arm, *placebos.get(arm, ()))]
@@ -250,20 +230,19 @@ def _over_folds(cell: _Cell, metric: str, by_fold: Mapping[str, Outcome]) -> flo
     return sum(w * value for w, value in known) / sum(w for w, _ in known) if known else None
 
 
-def _summarize(cell: _Cell, arm: str, drawn: Mapping[tuple[str, int], np.ndarray], seed: int) -> dict[str, Any]:
+def _summarize(cell: _Cell, arm: str) -> dict[str, Any]:
     """`arm`, `alpha`, `seeds`, `incomplete` (seeds that lack a fold and count nowhere) and `figures`.
 
-    Those are of each metric what `describe` gives of the seeds' values, and of the AUROC also `bootstrap`, the 95 %
-    interval over seeds and groups. None stands for a value that does not exist.
+    Those are `_describe` of each metric, and of the AUROC also `bootstrap`, the 95 % interval over seeds and groups.
     """
     seeds = sorted(cell.runs[arm])
     alpha = next((run.alpha for by_fold in cell.runs[arm].values() for run in by_fold.values()), None)
-    metrics = {name: describe(_values(cell, arm, name, seeds)) for name in METRICS}
-    metrics["auroc"]["bootstrap"] = _two_level([drawn[arm, s] for s in seeds if (arm, s) in drawn], seed)
+    metrics = {name: _describe(_values(cell, arm, name, seeds)) for name in METRICS}
+    metrics["auroc"]["bootstrap"] = _two_level([cell.drawn[arm, seed] for seed in seeds] if cell.drawn else [])
     return {"arm": arm, "alpha": alpha, "seeds": seeds, "incomplete": cell.incomplete[arm], "figures": metrics}
 
 
-def describe(values: Sequence[float | None]) -> dict[str, Any]:
+def _describe(values: Sequence[float | None]) -> dict[str, Any]:
     """`values`, and over those that exist `mean`, sample `deviation` and Student's 95 % `interval`, None where none."""
     known = np.array([value for value in values if value is not None], np.float64)
     bounds = t_interval(known)
@@ -275,26 +254,25 @@ def describe(values: Sequence[float | None]) -> dict[str, Any]:
     }
 
 
-def _compare(
-    cell: _Cell, arms: tuple[str, str], seeds: list[int], drawn: Mapping[tuple[str, int], np.ndarray], seed: int
-) -> dict[str, Any]:
+def _compare(cell: _Cell, arms: tuple[str, str], seeds: list[int]) -> dict[str, Any]:
     """The AUROC of the first arm minus that of the second, seed by seed.
 
-    `arm`, `other`, `seeds` in common, `unpaired` seeds that one of both lacks, `difference` (as `describe`, with
+    `arm`, `other`, `seeds` in common, `unpaired` seeds that one of both lacks, `difference` (`_describe`, and
     `bootstrap`), `p_seeds` and `smallest_p_seeds` (that so many seeds can give), `p_groups` (None where scores have no
     AUROC: more than two classes), `p`, `effect_size` and `seeds_won`.
     """
-    first, second = (np.array(_values(cell, arm, "auroc", seeds), np.float64) for arm in arms)
+    arm, other = arms
+    first, second = (np.array(_values(cell, name, "auroc", seeds), np.float64) for name in arms)
     differences = first - second
-    over_seeds = sign_flip_test(differences, seed)
-    p_groups = sign_flip_test(_group_contributions(cell, arms, seeds), seed).p if cell.ranked else None
-    rows = [drawn[arms[0], s] - drawn[arms[1], s] for s in seeds if (arms[0], s) in drawn]
+    over_seeds = sign_flip_test(differences)
+    p_groups = sign_flip_test(_group_contributions(cell, arms, seeds)).p if cell.ranked else None
+    drawn = [cell.drawn[arm, seed] - cell.drawn[other, seed] for seed in seeds] if cell.drawn else []
     return {
-        "arm": arms[0],
-        "other": arms[1],
+        "arm": arm,
+        "other": other,
         "seeds": seeds,
-        "unpaired": sorted(cell.runs[arms[0]].keys() ^ cell.runs[arms[1]].keys()),
-        "difference": describe(differences.tolist()) | {"bootstrap": _two_level(rows, seed)},
+        "unpaired": sorted(cell.runs[arm].keys() ^ cell.runs[other].keys()),
+        "difference": _describe(differences.tolist()) | {"bootstrap": _two_level(drawn)},
         "p_seeds": over_seeds.p,
         "smallest_p_seeds": over_seeds.smallest,
         "p_groups": p_groups,
@@ -316,7 +294,7 @@ def _group_contributions(cell: _Cell, arms: tuple[str, str], seeds: Sequence[int
     return total
 
 
-def _bootstrap(cell: _Cell, resamples: int, seed: int) -> dict[tuple[str, int], Float[np.ndarray, " resamples"]]:
+def _bootstrap(cell: _Cell, resamples: int) -> dict[tuple[str, int], Float[np.ndarray, " resamples"]]:
     """AUROC of every arm and seed on resampled groups, the same ones for all; NaN where a class of a fold got lost.
 
     Of G groups G - 1 are drawn, with replacement: that makes the variance unbiased for few groups (Rao and Wu 1988).
@@ -325,7 +303,7 @@ def _bootstrap(cell: _Cell, resamples: int, seed: int) -> dict[tuple[str, int], 
     if cell.number_of_groups < 2 or not cell.ranked:
         return {}
     count, images = cell.number_of_groups, max(len(fold.labels) for fold in cell.folds.values())
-    portions = [_areas(cell, times) for times in draw_groups(count, count - 1, resamples, seed, images)]
+    portions = [_areas(cell, times) for times in draw_groups(count, count - 1, resamples, 0, images)]
     return {run: np.concatenate([portion[run] for portion in portions]) for run in portions[0]}
 
 
@@ -349,7 +327,7 @@ def _areas(cell: _Cell, times: Int[np.ndarray, "r groups"]) -> dict[tuple[str, i
     return drawn
 
 
-def _two_level(rows: Sequence[Float[np.ndarray, " resamples"]], seed: int) -> list[float] | None:
+def _two_level(rows: Sequence[Float[np.ndarray, " resamples"]]) -> list[float] | None:
     """95 % percentile interval of the mean over resampled seeds of AUROCs on resampled groups; None without a seed.
 
     Of S seeds S - 1 are drawn, as with the groups; a single seed stays. Drawing both crossed levels is on the safe
@@ -360,7 +338,7 @@ def _two_level(rows: Sequence[Float[np.ndarray, " resamples"]], seed: int) -> li
     values = np.stack(rows)
     seeds, resamples = values.shape
     draws = max(1, seeds - 1)
-    times = np.random.default_rng(seed).multinomial(draws, np.full(seeds, 1 / seeds), size=resamples)
+    times = np.random.default_rng(0).multinomial(draws, np.full(seeds, 1 / seeds), size=resamples)
     means = (times.T * values).sum(0) / draws
     bounds = percentile_interval(means[np.isfinite(means)], resamples)
     return bounds and list(bounds)

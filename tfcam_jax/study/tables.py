@@ -40,9 +40,7 @@ def _overview_table(entries: Sequence[dict[str, Any]], reference: str) -> Table:
     last = entries[-1]
     areas = {e["set"]: {arm["arm"]: arm["figures"]["auroc"] for arm in e["arms"]} for e in entries}
     against = {c["arm"]: c for c in last["comparisons"] if c["against"] == "reference"}
-    tests = {
-        f"against/{key}": head for key, head in (("p_seeds", "p seeds"), ("p_groups", "p groups"), ("p_holm", "Holm"))
-    }
+    tests = {"against/p_seeds": "p seeds", "against/p_groups": "p groups", "against/p_holm": "Holm"}
     agreement = {"cc_true": "CC T", "cc_difference": "CC D", "fooling_gap": "gap"}
     shown = [
         *_ALPHA,
@@ -52,13 +50,8 @@ def _overview_table(entries: Sequence[dict[str, Any]], reference: str) -> Table:
         *columns(probability, tests),
         *columns(partial(decimal, form="z.2f"), {f"figures/{name}/mean": head for name, head in agreement.items()}),
     ]
-    items = [
-        (
-            label,
-            arm | {"against": against.get(arm["arm"]), "areas": {e: own.get(arm["arm"]) for e, own in areas.items()}},
-        )
-        for label, arm in _labelled(last["arms"])
-    ]
+    of = lambda arm: {"against": against.get(arm), "areas": {name: own.get(arm) for name, own in areas.items()}}
+    items = [(label, arm | of(arm["arm"])) for label, arm in _labelled(last["arms"])]
     title = f"At a glance: mean and deviation over seeds; comparison and maps on the {heading(last).lower()}"
     return tabulate(title, "arm", items, shown)
 

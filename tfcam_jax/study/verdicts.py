@@ -110,15 +110,15 @@ def _sorted(comparisons: Sequence[dict[str, Any]], key: str) -> str:
 def _limits(entry: dict[str, Any]) -> list[str]:
     """What could not be compared, and what no comparison here can show."""
     sentences, comparisons = list(entry["missing"]), entry["comparisons"]
+    listed = lambda seeds: ", ".join(map(str, seeds))
     for arm in entry["arms"]:
         if arm["incomplete"]:
-            listed = ", ".join(map(str, arm["incomplete"]))
-            sentences.append(f"{arm['arm']}: seeds {listed} lack a fold and count nowhere.")
+            sentences.append(f"{arm['arm']}: seeds {listed(arm['incomplete'])} lack a fold and count nowhere.")
     for comparison in comparisons:
         if comparison["unpaired"]:
             sentences.append(
                 f"{comparison['arm']} - {comparison['other']}: only the {len(comparison['seeds'])} common seeds are "
-                f"paired; without a partner: {', '.join(map(str, comparison['unpaired']))}."
+                f"paired; without a partner: {listed(comparison['unpaired'])}."
             )
     smallest, family = min((c["smallest_p_seeds"] for c in comparisons), default=0), len(comparisons)
     if smallest * family > LEVEL:
