@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import flax.linen as nn
 import jax
 import numpy as np
-from jaxtyping import Float, Int, UInt8
+from jaxtyping import Float
 from ml_collections import ConfigDict
 from scipy.special import softmax
 
@@ -74,13 +74,13 @@ class Trained:
 
     def predict(
         self,
-        images: UInt8[np.ndarray, "n H W channels"] | Sequence[str | Path] | str | Path,
-        labels: Int[np.ndarray, " n"] | Sequence[int] | None = None,
+        images: np.ndarray | Sequence[str | Path] | str | Path,
+        labels: np.ndarray | Sequence | None = None,
     ) -> Prediction:
         """Logits and maps of images of any size, brought to the model's size as in evaluation.
 
         Args:
-          images: uint8, grey (1 channel) or RGB (3); or paths of image files; or one path.
+          images: uint8 [n, H, W, channels], grey (1 channel) or RGB (3); or paths of image files; or one path.
           labels: class index that counts as true in the maps; None: the predicted one of each image.
 
         Raises:
