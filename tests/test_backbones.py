@@ -1,5 +1,6 @@
 """Every model keeps the CAM contract, and every setting does what it says."""
 
+from collections.abc import Iterator
 from functools import cache, partial
 
 import flax.linen as nn
@@ -68,11 +69,15 @@ def random_images(count: int, size: int, seed: int = 1) -> jax.Array:
     return jnp.asarray(np.random.default_rng(seed).standard_normal((count, size, size, 3)), jnp.float32)
 
 
-@cache
-def inference_output(name: str) -> tuple[ModelOutput, dict]:
+@pytest.fixture(scope="module", params=MODELS)
+def inference(request) -> Iterator[tuple[str, ModelOutput, dict]]:
+    """Of each whole network in turn, which is gone before the next one is compiled: its name, output and variables."""
+    name = request.param
     model = MODELS[name](num_classes=3)
     variables = random_variables(model, small_size(name))
-    return jax.jit(partial(model.apply, train=False))(variables, random_images(3, small_size(name))), variables
+    output = jax.jit(partial(model.apply, train=False))(variables, random_images(3, small_size(name)))
+    yield name, output, variables
+    jax.clear_caches()
 
 
 def assert_cam_mean_plus_bias_is_the_logit(output: ModelOutput, head: dict):
@@ -86,15 +91,13 @@ def assert_cam_mean_plus_bias_is_the_logit(output: ModelOutput, head: dict):
     assert np.ptp(np.asarray(output.logits), axis=0).min() > 1e-3 * scale  # the images make a difference
 
 
-@pytest.mark.parametrize("name", MODELS)
-def test_cam_mean_plus_bias_is_the_logit(name):
-    output, variables = inference_output(name)
+def test_cam_mean_plus_bias_is_the_logit(inference):
+    _, output, variables = inference
     assert_cam_mean_plus_bias_is_the_logit(output, variables["params"]["head"])
 
 
-@pytest.mark.parametrize("name", MODELS)
-def test_features_are_activated_and_of_the_traced_size(name):
-    output, _ = inference_output(name)
+def test_features_are_activated_and_of_the_traced_size(inference):
+    name, output, _ = inference
     assert output.features.shape[1:3] == cam_size(MODELS[name](num_classes=3), small_size(name))
     assert output.features.min() >= 0
     assert output.features.max() > 0

@@ -74,7 +74,7 @@ class Trained:
     def predict(
         self,
         images: np.ndarray | Sequence[str | Path] | str | Path,
-        labels: np.ndarray | Sequence[int] | None = None,
+        labels: np.ndarray | Sequence | None = None,
     ) -> Prediction:
         """Logits and maps of images of any size, brought to the model's size as in evaluation.
 
