@@ -107,7 +107,7 @@ class Recipe:
         options = {name: getattr(self, name) for name in ("seed", "batch_size", "augment", "balance")}
         return watch_workers(train_batches(source, epoch=epoch, first_batch=first_batch, **options, **self._reading()))
 
-    def _reading(self) -> dict[str, int]:
+    def _reading(self) -> dict[str, Any]:
         return {
             "image_size": self.image_size,
             "num_threads": self.num_threads,
