@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -10,7 +10,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 
 from ...errors import ConfigError
-from ..checks.outcomes import Outcome
+from ..checks.outcomes import Outcomes
 from ..decode import check_channels
 from ..source import Dataset
 from .demo_images import CLASS_NAMES, draw
@@ -86,9 +86,7 @@ def _agreeing(rng: np.random.Generator, count: int, agreement: float) -> np.ndar
     return agrees
 
 
-def open_demo(
-    *, data_dir: str = "", channels: int = 3, known: Mapping[str, Outcome] | None = None, **options: Any
-) -> Dataset:
+def open_demo(*, data_dir: str = "", channels: int = 3, known: Outcomes | None = None, **options: Any) -> Dataset:
     """Opens the demo data, drawing it first if these settings are not on disk yet (seconds).
 
     Both test parts are in split "test", told apart by their domain.
