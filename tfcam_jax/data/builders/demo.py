@@ -28,9 +28,7 @@ class DemoConfig(tfds.core.BuilderConfig):
 
     Attributes:
       seed: of the drawing, >= 0.
-      num_train: training images.
-      num_val: validation images.
-      num_test: images of each of the two test parts.
+      num_train, num_val, num_test: images of training, of validation, and of each of the two test parts.
       shortcut_agreement: share of images, outside the open-set test, where the light fits the class.
     """
 

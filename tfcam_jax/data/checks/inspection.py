@@ -137,8 +137,7 @@ def row_keys(listing: Listing) -> list[str]:
     stat = cache(lambda path: _size_and_time(os.path.join(reader.folder, path)))
     keys = []
     for row in listing.rows:
-        names = [row.image, *(path for _, path in split_map_cell(row.map))]
-        files = [(name, stat(name)) for name in names]
+        files = [(name, stat(name)) for name in (row.image, *(path for _, path in split_map_cell(row.map)))]
         known = all(status for _, status in files)
         keys.append(hashlib.sha256(repr((options, row.map, files)).encode()).hexdigest()[:32] if known else "")
     return keys
@@ -181,7 +180,6 @@ def check_row(reader: MapReader, row: Row, closely: bool) -> Outcome:
 
 
 def kind_of_map(saliency: np.ndarray | None) -> str:
-    """Absent, empty, constant or usable."""
     if saliency is None:
         return ABSENT
     if saliency.min() < saliency.max():
