@@ -10,7 +10,7 @@ from fake_layouts import write_csv
 from PIL import Image
 from tiny_manifest import write_manifest
 
-from tfcam_jax.data.checks import files
+from tfcam_jax.data.checks import inspection
 from tfcam_jax.data.checks.leakage import find_conflicts
 from tfcam_jax.data.checks.outcomes import Outcome, load_outcomes, save_outcomes
 from tfcam_jax.data.manifest import open_manifest
@@ -31,8 +31,8 @@ def manifest(tmp_path):
 @pytest.fixture
 def decoded(monkeypatch):
     """Counts the images that are decoded to be checked."""
-    sizes, original = [], files.decode_image
-    monkeypatch.setattr(files, "decode_image", lambda *args: sizes.append(len(args[0])) or original(*args))
+    sizes, original = [], inspection.decode_image
+    monkeypatch.setattr(inspection, "decode_image", lambda *args: sizes.append(len(args[0])) or original(*args))
     return sizes
 
 

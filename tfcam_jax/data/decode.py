@@ -43,7 +43,7 @@ def decode_picture(encoded: bytes, channels: int) -> Image.Image:
     image = _open(encoded)
     if image.mode in (*_INTEGER_MODES, "F"):
         image = Image.fromarray(np.rint(255 * _unit_range(image)).astype(np.uint8))
-    return _as_mode(_over_black(image), "RGB" if channels == 3 else "L")
+    return _over_black(image, "RGB" if channels == 3 else "L")
 
 
 def decode_map(encoded: bytes) -> Float[np.ndarray, "h w"]:
@@ -55,7 +55,7 @@ def decode_map(encoded: bytes) -> Float[np.ndarray, "h w"]:
     image = _open(encoded)
     if image.mode in (*_INTEGER_MODES, "F"):
         return _unit_range(image)
-    return np.divide(np.asarray(_as_mode(_over_black(image), "L")), np.float32(255), dtype=np.float32)
+    return np.divide(np.asarray(_over_black(image, "L")), np.float32(255), dtype=np.float32)
 
 
 def decode_array(encoded: bytes) -> Float[np.ndarray, "h w"]:
@@ -79,10 +79,6 @@ def decode_array(encoded: bytes) -> Float[np.ndarray, "h w"]:
     if values.max() > 1:
         values /= np.iinfo(array.dtype).max if array.dtype.kind in "ui" else values.max()
     return values
-
-
-def _as_mode(image: Image.Image, mode: str) -> Image.Image:
-    return image if image.mode == mode else image.convert(mode)  # `convert` copies even where nothing changes.
 
 
 def _open(encoded: bytes) -> Image.Image:
@@ -134,8 +130,8 @@ def _unit_range(image: Image.Image) -> Float[np.ndarray, "h w"]:
     return values
 
 
-def _over_black(image: Image.Image) -> Image.Image:
-    if not image.has_transparency_data:
-        return image
-    rgba = image.convert("RGBA")
-    return Image.alpha_composite(Image.new("RGBA", rgba.size, "black"), rgba).convert("RGB")
+def _over_black(image: Image.Image, mode: str) -> Image.Image:
+    if image.has_transparency_data:
+        rgba = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", rgba.size, "black"), rgba).convert("RGB")
+    return image if image.mode == mode else image.convert(mode)  # `convert` copies even where nothing changes.

@@ -7,7 +7,7 @@ or stops with the full list of what to put right.
 from __future__ import annotations
 
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,7 +16,7 @@ from absl import logging
 
 from ..errors import ConfigError
 from .checks.inspection import check_files, inspect, usable_rows
-from .checks.outcomes import CONSTANT, EMPTY, USABLE, Outcome
+from .checks.outcomes import CONSTANT, EMPTY, USABLE, Outcome, Outcomes
 from .csv_files import read_table
 from .decode import check_channels
 from .listing import Listing, MapReader, Row, by_split, listed_sources, read_tables
@@ -24,6 +24,7 @@ from .source import DataError, Dataset, Source
 
 REQUIRED_COLUMNS = ("split", "label", "image")
 OPTIONAL_COLUMNS = ("map", "domain", "group")
+_WANTED = f"needed columns: {', '.join(REQUIRED_COLUMNS)}; optional: {', '.join(OPTIONAL_COLUMNS)}"
 
 
 class OpenedSplit(NamedTuple):
@@ -31,7 +32,7 @@ class OpenedSplit(NamedTuple):
 
     split: str
     source: Source
-    checked: Mapping[str, Outcome]
+    checked: Outcomes
 
 
 def open_manifest(
@@ -41,7 +42,7 @@ def open_manifest(
     channels: int = 3,
     progress: bool = True,
     skip_unreadable: bool = False,
-    known: Mapping[str, Outcome] | None = None,
+    known: Outcomes | None = None,
     **reading: Any,
 ) -> Dataset:
     """Opens and checks a manifest. A map that is constant counts as absent; how many is logged.
@@ -77,7 +78,7 @@ def open_manifest_split(
     channels: int,
     *,
     progress: bool = True,
-    known: Mapping[str, Outcome] | None = None,
+    known: Outcomes | None = None,
     **reading: Any,
 ) -> OpenedSplit:
     """Opens one split of a manifest for a model whose classes are fixed; it needs no train or validation split.
@@ -118,22 +119,18 @@ def list_manifest(
     reader = MapReader(path.parent, **reading, tables=tables)
     class_names = tuple(labels) or tuple(sorted({row.label for row in rows if row.split == "train" and row.label}))
     if not rows:
-        problems.append(f"{path}: no rows; {_columns_wanted()}")
+        problems.append(f"{path}: no rows; {_WANTED}")
     return Listing(path.resolve().parent.name, tuple(rows), class_names, reader, tuple(problems))
 
 
 def _read_rows(path: Path) -> list[Row]:
     if not path.is_file():
-        raise DataError([f"{path}: no such manifest; give the path of a CSV file ({_columns_wanted()})"])
+        raise DataError([f"{path}: no such manifest; give the path of a CSV file ({_WANTED})"])
     if zipfile.is_zipfile(path):
         raise DataError([f"{path}: a zip archive; unpack it and give the path of the CSV file in it"])
     columns = (*REQUIRED_COLUMNS, *OPTIONAL_COLUMNS)
-    table = read_table(path, REQUIRED_COLUMNS, _columns_wanted(), exact=True)
+    table = read_table(path, REQUIRED_COLUMNS, _WANTED, exact=True)
     return [Row(str(path), number, *(cells.get(name, "") for name in columns)) for number, cells in table]
-
-
-def _columns_wanted() -> str:
-    return f"needed columns: {', '.join(REQUIRED_COLUMNS)}; optional: {', '.join(OPTIONAL_COLUMNS)}"
 
 
 def _log_maps(manifest: str, rows: Sequence[Row], outcomes: Sequence[Outcome]) -> None:

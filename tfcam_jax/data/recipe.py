@@ -9,7 +9,7 @@ from typing import Any
 
 from ..errors import ConfigError, check_known
 from . import LISTINGS, SOURCES
-from .checks.outcomes import Outcome
+from .checks.outcomes import Outcomes
 from .decode import check_channels
 from .human_maps import PLACEBOS, Smooth, process_maps, smooth_maps
 from .listing import Listing
@@ -59,12 +59,11 @@ class DataRecipe:
         Raises ConfigError where the source has none, DataError where they aren't there or can't be read.
         """
         if self.source not in LISTINGS:
-            raise ConfigError(
-                f"data.source is {self.source!r}, which is drawn and has no files to check: leave out --check"
-            )
+            what = f"data.source is {self.source!r}, which is drawn and has no files to check"
+            raise ConfigError(f"{what}: leave out --check")
         return LISTINGS[self.source](**self.options)
 
-    def open(self, known: Mapping[str, Outcome] | None = None) -> Dataset:
+    def open(self, known: Outcomes | None = None) -> Dataset:
         """The data set as its owner splits it, checked, with the maps as they are.
 
         Of an earlier opening `known` are the outcomes (`Dataset.checked`): unchanged files are not decoded again.
@@ -81,11 +80,7 @@ class DataRecipe:
         return process_maps(apply_protocol(dataset, **self.protocol), **maps)
 
     def open_split(
-        self,
-        manifest: str | Path,
-        split: str | None,
-        class_names: tuple[str, ...],
-        known: Mapping[str, Outcome] | None = None,
+        self, manifest: str | Path, split: str | None, class_names: tuple[str, ...], known: Outcomes | None = None
     ) -> OpenedSplit:
         """One split of another manifest, its maps read and smoothed as this recipe's; placebos are for training.
 

@@ -12,7 +12,7 @@ from jaxtyping import Bool, Float, Int, UInt8
 from PIL import Image
 
 from ..errors import UserError
-from .checks.outcomes import Outcome
+from .checks.outcomes import Outcomes
 
 SPLITS = ("train", "val", "test")
 
@@ -143,7 +143,7 @@ class Dataset:
     class_names: tuple[str, ...]
     splits: Mapping[str, Source]
     skipped: tuple[str, ...] = ()
-    checked: Mapping[str, Outcome] = field(default_factory=dict)
+    checked: Outcomes = field(default_factory=dict)
 
 
 class WithRecords:
@@ -171,16 +171,10 @@ class Joined(WithRecords):
 
     def __init__(self, sources: Sequence[Source]):
         self._rows = [(source, row) for source in sources for row in range(len(source))]
-        parts = [source.records for source in sources]
-        chain = lambda name: tuple(value for part in parts for value in getattr(part, name))
-        self.records = Records(
-            ids=chain("ids"),
-            labels=np.concatenate([part.labels for part in parts]),
-            domains=chain("domains"),
-            groups=chain("groups"),
-            has_map=np.concatenate([part.has_map for part in parts]),
-            digests=None if any(part.digests is None for part in parts) else chain("digests"),
-        )
+        columns: Any = zip(*(vars(source.records).values() for source in sources), strict=True)
+        join = lambda parts: np.concatenate(parts) if isinstance(parts[0], np.ndarray) else sum(parts, ())
+        joined: Any = (None if any(part is None for part in parts) else join(parts) for parts in columns)
+        self.records = Records(*joined)
 
     def __getitem__(self, index: int) -> Example:
         source, row = self._rows[index]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -10,7 +10,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 
 from ...errors import ConfigError
-from ..checks.outcomes import Outcome
+from ..checks.outcomes import Outcomes
 from ..decode import check_channels
 from ..source import Dataset
 from .demo_images import CLASS_NAMES, draw
@@ -28,9 +28,7 @@ class DemoConfig(tfds.core.BuilderConfig):
 
     Attributes:
       seed: of the drawing, >= 0.
-      num_train: training images.
-      num_val: validation images.
-      num_test: images of each of the two test parts.
+      num_train, num_val, num_test: images of training, of validation, and of each of the two test parts.
       shortcut_agreement: share of images, outside the open-set test, where the light fits the class.
     """
 
@@ -86,9 +84,7 @@ def _agreeing(rng: np.random.Generator, count: int, agreement: float) -> np.ndar
     return agrees
 
 
-def open_demo(
-    *, data_dir: str = "", channels: int = 3, known: Mapping[str, Outcome] | None = None, **options: Any
-) -> Dataset:
+def open_demo(*, data_dir: str = "", channels: int = 3, known: Outcomes | None = None, **options: Any) -> Dataset:
     """Opens the demo data, drawing it first if these settings are not on disk yet (seconds).
 
     Both test parts are in split "test", told apart by their domain.

@@ -30,7 +30,6 @@ class Drawing:
     """One image with what is known of its making.
 
     Attributes:
-      image: the picture.
       saliency: what the pretended annotator drew; None if nobody did.
       centre: row and column of the mark, pixels from the corner.
     """

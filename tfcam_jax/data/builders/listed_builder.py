@@ -6,7 +6,7 @@ import hashlib
 import io
 import os
 import zipfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from PIL import Image
 from tensorflow_datasets.core import constants
 
 from ..checks.inspection import inspect, usable_rows
-from ..checks.outcomes import USABLE, Outcome
+from ..checks.outcomes import USABLE, Outcome, Outcomes
 from ..decode import check_channels, decode_image
 from ..listing import Listing, MapReader, Row, by_split, listed_records, split_map_cell
 from ..source import DataError, Dataset
@@ -63,13 +63,7 @@ class ListedBuilder(OrderedBuilder, skip_registration=True):
 
     @classmethod
     def open_files(
-        cls,
-        *,
-        manual_dir: str = "",
-        data_dir: str = "",
-        channels: int = 3,
-        known: Mapping[str, Outcome] | None = None,
-        **options,
+        cls, *, manual_dir: str = "", data_dir: str = "", channels: int = 3, known: Outcomes | None = None, **options
     ) -> Dataset:
         """Opens a prepared set, preparing it first if these files with these options have not been yet.
 

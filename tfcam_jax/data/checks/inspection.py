@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import cache
@@ -23,7 +23,7 @@ from ..human_maps import agreement, combine
 from ..listing import Listing, MapReader, Row, reason, split_map_cell
 from ..source import SPLITS, DataError
 from .leakage import check_leakage
-from .outcomes import ABSENT, CONSTANT, EMPTY, USABLE, Outcome
+from .outcomes import ABSENT, CONSTANT, EMPTY, USABLE, Outcome, Outcomes
 
 _MOST_THREADS = 8
 
@@ -44,17 +44,17 @@ class Inspection:
     outcomes: tuple[Outcome, ...]
     problems: tuple[str, ...]
     unreadable: tuple[str, ...]
-    checked: Mapping[str, Outcome]
+    checked: Outcomes
 
 
 def inspect(
-    listing: Listing, known: Mapping[str, Outcome] | None = None, progress: bool = True, closely: bool = False
+    listing: Listing, known: Outcomes | None = None, progress: bool = True, closely: bool = False
 ) -> Inspection:
     """Checks the lists, opens every file, looks for leakage; raises nothing. Arguments as of `check_files`."""
     return _judge(listing, *check_files(listing, known, progress, closely))
 
 
-def _judge(listing: Listing, outcomes: Sequence[Outcome], checked: Mapping[str, Outcome]) -> Inspection:
+def _judge(listing: Listing, outcomes: Sequence[Outcome], checked: Outcomes) -> Inspection:
     unreadable = tuple(problem for outcome in outcomes for problem in outcome.problems)
     problems = (*listing.problems, *check_table(listing), *unreadable, *check_leakage(listing.rows, outcomes))
     return Inspection(listing, tuple(outcomes), problems, unreadable, checked)
@@ -102,7 +102,7 @@ def check_table(listing: Listing) -> list[str]:
 
 
 def check_files(
-    listing: Listing, known: Mapping[str, Outcome] | None = None, progress: bool = True, closely: bool = False
+    listing: Listing, known: Outcomes | None = None, progress: bool = True, closely: bool = False
 ) -> tuple[list[Outcome], dict[str, Outcome]]:
     """Decodes every image and map, but those known. Returns an outcome per row, and those of sound rows by their keys.
 
@@ -137,8 +137,7 @@ def row_keys(listing: Listing) -> list[str]:
     stat = cache(lambda path: _size_and_time(os.path.join(reader.folder, path)))
     keys = []
     for row in listing.rows:
-        names = [row.image, *(path for _, path in split_map_cell(row.map))]
-        files = [(name, stat(name)) for name in names]
+        files = [(name, stat(name)) for name in (row.image, *(path for _, path in split_map_cell(row.map)))]
         known = all(status for _, status in files)
         keys.append(hashlib.sha256(repr((options, row.map, files)).encode()).hexdigest()[:32] if known else "")
     return keys
@@ -181,7 +180,6 @@ def check_row(reader: MapReader, row: Row, closely: bool) -> Outcome:
 
 
 def kind_of_map(saliency: np.ndarray | None) -> str:
-    """Absent, empty, constant or usable."""
     if saliency is None:
         return ABSENT
     if saliency.min() < saliency.max():

@@ -11,7 +11,6 @@ from scipy import fft
 
 from ..source import to_picture
 
-THUMBNAIL = 16  # pixels
 _COMPARED = 128
 _SIDE, _KEPT = 32, 8
 # Hashes of 64 bits that differ in no more than this are candidates: one of five parts of 12 or 13 bits must then agree.
@@ -37,7 +36,7 @@ def perceptual_hash(image: UInt8[np.ndarray, "H W channels"]) -> int:
 
 def thumbnail(image: UInt8[np.ndarray, "H W channels"]) -> UInt8[np.ndarray, "16 16"]:
     """A 16 x 16 grey version."""
-    return _grey(image, THUMBNAIL)
+    return _grey(image, 16)
 
 
 def alike_pairs(

@@ -41,8 +41,12 @@ class Outcome:
     agreement: float | None = None
 
 
-def save_outcomes(path: str | Path, outcomes: Mapping[str, Outcome]) -> None:
-    """Writes outcomes by key (`inspection.row_keys`) as JSON, whole or not at all; those with problems are left out."""
+# By what they depend on (`inspection.row_keys`).
+Outcomes = Mapping[str, Outcome]
+
+
+def save_outcomes(path: str | Path, outcomes: Outcomes) -> None:
+    """Writes outcomes as JSON, whole or not at all; those with problems are left out."""
     rows = {key: [each.digest, *each.size, each.map] for key, each in outcomes.items() if not each.problems}
     aside = Path(f"{path}.{os.getpid()}.tmp")
     aside.write_text(json.dumps({"version": _VERSION, "rows": rows}, separators=(",", ":")), encoding="utf-8")

@@ -82,8 +82,7 @@ def align(rows: Sequence[Sequence[str]]) -> list[str]:
 def _content_table(pairs: Pairs) -> list[tuple[str, ...]]:
     counts = Counter((row.split, row.label, row.domain) for row, _ in pairs)
     maps = Counter((row.split, row.label, row.domain) for row, seen in pairs if seen.map == USABLE)
-    rank = {split: i for i, split in enumerate(SPLITS)}
-    keys = sorted(counts, key=lambda key: (rank.get(key[0], 9), *key))
+    keys = sorted(counts, key=lambda key: ([*SPLITS, key[0]].index(key[0]), *key))
     rows = [(*key[:2], key[2] or "-", f"{counts[key]}", f"{maps[key]}") for key in keys]
     return [("split", "class", "domain", "images", "maps"), *rows]
 
