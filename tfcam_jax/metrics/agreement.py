@@ -113,11 +113,7 @@ def measure_maps(
 ) -> dict[str, dict[str, dict[str, Float[Array, " batch"]]]]:
     """Every measure of every map, at the map's resolution and at the image's, where they are brought linearly.
 
-    Args:
-      maps: by name.
-      saliency: human map at the maps' resolution.
-      image_saliency: human map at the image's resolution, any non-negative range.
-      usable: False where there is no human map.
+    `maps` are by name; `image_saliency` has any non-negative range; `usable` is False where there is no human map.
 
     Returns:
       `{"map" | "image": {name of the map: {measure: values}}}`, NaN where no human map is usable.

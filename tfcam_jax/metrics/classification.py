@@ -26,10 +26,16 @@ def classification(labels: Int[np.ndarray, " n"], logits: Float[np.ndarray, "n c
     rest for more; None where a class has no example.
     """
     log_p = log_softmax(np.asarray(logits, np.float64), axis=-1)
+    auroc, classes = None, log_p.shape[-1]
+    if len(np.unique(labels)) >= classes:
+        p = np.exp(log_p)
+        # The margin of two classes orders as the probability does, without its rounding to exactly 1.
+        score = log_p[:, 1] - log_p[:, 0] if classes == 2 else p / p.sum(-1, keepdims=True)
+        auroc = float(roc_auc_score(labels, score, multi_class="ovr"))
     return {
         "cross_entropy": float(-log_p[np.arange(len(labels)), labels].mean()),
         "accuracy": float((log_p.argmax(-1) == labels).mean()),
-        "auroc": _auroc(labels, log_p),
+        "auroc": auroc,
     }
 
 
@@ -168,14 +174,3 @@ def attack_detection(
         "bpcer": bpcer,
         "acer": None if apcer_max is None or bpcer is None else (apcer_max + bpcer) / 2,
     }
-
-
-def _auroc(labels: np.ndarray, log_p: np.ndarray) -> float | None:
-    classes = log_p.shape[-1]
-    if len(np.unique(labels)) < classes:
-        return None
-    if classes == 2:
-        # The margin orders as the probability does, without its rounding to exactly 1.
-        return float(roc_auc_score(labels, log_p[:, 1] - log_p[:, 0]))
-    p = np.exp(log_p)
-    return float(roc_auc_score(labels, p / p.sum(-1, keepdims=True), multi_class="ovr"))

@@ -37,13 +37,8 @@ def measure_faithfulness(
 ) -> dict[str, Any]:
     """Perturbation curves and sanity checks of T, |U|, D and a random order, with random numbers from seed 0.
 
-    Args:
-      model: Flax module that returns `ModelOutput`.
-      variables: of the model, on one device.
-      preprocess: from uint8 images to the model's float32 input.
-      image_size: pixels a side.
-      batches: of labelled images, on the host.
-      images: how many they hold, for the progress bar.
+    The model is a Flax module that returns `ModelOutput`, its variables on one device. `preprocess` brings uint8 images
+    to its float32 input, of `image_size` pixels a side. The batches, on the host, hold so many labelled `images`.
 
     Returns:
       `images`, `shares`, `road_shares` and `maps`: for each map the mean probability of the true class at each share
@@ -92,12 +87,11 @@ def _compile(
         images = prepare(raw)
         output, other = apply(variables, images), apply(redrawn, images)
         maps = _maps(output.features, output, labels)
-        results: dict[str, dict[str, jax.Array]] = {}
-        random_order = jax.random.uniform(order_key, maps["T"].shape)
         curve = lambda change, ranks, shares: jnp.stack(
             [probability(change(images, ranks, share), labels) for share in shares], axis=1
         )
-        for name, salience in {**maps, "random": random_order}.items():
+        results: dict[str, dict[str, jax.Array]] = {}
+        for name, salience in {**maps, "random": jax.random.uniform(order_key, maps["T"].shape)}.items():
             ranks, reverse = ranks_of(salience), ranks_of(-salience)
             results[name] = {
                 "deletion": curve(deleted, ranks, SHARES),

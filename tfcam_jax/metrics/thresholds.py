@@ -25,10 +25,7 @@ def choose_thresholds(
 ) -> dict[str, dict[str, float]]:
     """Thresholds of the scores of `binary_scores`, at the equal error rate and at fixed false positive rates.
 
-    Args:
-      splits: split of each image.
-      labels: 0 or 1.
-      logits: of both classes.
+    Each image has its split, its label (0 or 1) and the logits of both classes.
 
     Returns:
       `{score: {"eer": t, "fpr_0.001": t, ...}}`; empty for other than two classes and where a class is absent.

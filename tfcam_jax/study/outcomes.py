@@ -123,11 +123,9 @@ def _means(runs: list[dict[str, float | None]]) -> dict[str, float | None]:
 def _run_outcomes(workdir: Path, entry: Entry, sets: dict[str, Any]) -> list[Outcome]:
     scores, _ = read_scores(workdir / entry.folder / "scores.csv")
     splits = np.asarray(scores.splits)
-    rows = {"val": np.flatnonzero(splits == "val")}
     test = np.flatnonzero(splits == "test")
-    if len(test):
-        parts = split_by_protocol(scores.seen_domains(), scores[test].domains, scores.labels[test])
-        rows |= {name: test[own] for name, own in parts.items()}
+    parts = split_by_protocol(scores.seen_domains(), scores[test].domains, scores.labels[test])
+    rows = {"val": np.flatnonzero(splits == "val")} | {name: test[own] for name, own in parts.items()}
     probability = softmax(np.asarray(scores.logits, np.float64), axis=-1)[:, 1]
     return [
         Outcome(

@@ -115,9 +115,7 @@ def _tiles(study: dict[str, Any], runs: int) -> dict[str, str]:
     seeds = sorted({seed for entry in entries for arm in entry["arms"] for seed in arm["seeds"]})
     chosen = [own for arms in study["selection"].values() for own in arms.values()]
     trained = sum(point["runs"] for own in chosen for point in own["alphas"])
-    largest: dict[str, int] = {}
-    for entry in entries:
-        largest[entry["set"]] = max(entry["images"], largest.get(entry["set"], 0))
+    largest = {name: max(e["images"] for e in entries if e["set"] == name) for name in (e["set"] for e in entries)}
     return {
         "models": f"{runs} compared, {trained} trained" if trained > runs else str(runs),
         "arms": str(len({arm["arm"] for entry in entries for arm in entry["arms"]})),

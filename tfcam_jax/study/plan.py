@@ -118,8 +118,8 @@ def plan_protocols(config: ConfigDict, dataset: Dataset) -> list[dict[str, Any]]
     if own.domains and "open" not in config.compare.protocols:
         raise ConfigError("config.data.protocol.domains serve protocol open, which is not in config.compare.protocols.")
     shared = {"num_folds": own.num_folds, "fold": 0, "seed": own.seed, "leakage": own.leakage}
-    folds = [fold for name in config.compare.protocols for fold in enumerate_folds(dataset, name, own.num_folds)]
     domains = {"open": tuple(own.domains)}
+    folds = [fold for name in config.compare.protocols for fold in enumerate_folds(dataset, name, own.num_folds)]
     protocols = [{**shared, "domains": domains.get(fold["name"], ()), **fold} for fold in folds]
     for protocol in protocols:
         apply_protocol(dataset, **protocol)

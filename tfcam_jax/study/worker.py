@@ -30,11 +30,8 @@ class ExperimentCache:
     """Builds the experiments of a study's runs.
 
     What the last run had is kept and nothing older, so that memory is bounded; in a plan, runs that share much are
-    neighbours.
-
-    Args:
-      held_megabytes: data sets whose decoded images take no more than this are kept decoded.
-      checks: file of the study that tells which files were found sound before; None: every file is looked at.
+    neighbours. Data sets whose decoded images take no more than `held_megabytes` are kept decoded. `checks` is the
+    study's file that tells which files were found sound before; without one every file is looked at.
     """
 
     def __init__(self, held_megabytes: int, checks: Path | None = None):
