@@ -5,20 +5,29 @@ import importlib
 import os
 import pathlib
 import shutil
+import subprocess
+import sys
 import tempfile
 import typing
 
 # jax reads these when it is imported and when it starts its backend; processes that tests start inherit them. Tests
 # compile much and compute little, so programs are compiled without what makes them fast: a fifth of the time, and two
-# thirds less again by the flags of code generation. An XLA that no longer knows one says so and ends the process.
-os.environ["XLA_FLAGS"] = " ".join(
-    [
-        os.environ.get("XLA_FLAGS", ""),
-        "--xla_force_host_platform_device_count=2",
-        "--xla_cpu_use_fusion_emitters=false",
-        "--xla_cpu_parallel_codegen_split_count=1",
-    ]
-)
+# thirds less again by the flags of code generation.
+FAST_COMPILATION = ("--xla_cpu_use_fusion_emitters=false", "--xla_cpu_parallel_codegen_split_count=1")
+
+
+def _known(flag: str) -> bool:
+    """Whether this XLA knows a flag; asked in a process of its own, which it ends over one that it does not."""
+    code = "import jaxlib.xla_client as client; client.make_cpu_client()"
+    environment = {**os.environ, "XLA_FLAGS": flag}
+    return (
+        subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, check=False).returncode == 0
+    )
+
+
+if "PYTEST_XDIST_WORKER" not in os.environ:  # workers inherit what their parent found
+    flags = [os.environ.get("XLA_FLAGS", ""), "--xla_force_host_platform_device_count=2"]
+    os.environ["XLA_FLAGS"] = " ".join([*flags, *filter(_known, FAST_COMPILATION)])
 os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.05"
