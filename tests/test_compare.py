@@ -74,7 +74,7 @@ def test_a_study_leaves_table_picture_selection_and_a_workdir_for_each_run(study
     assert json.loads((workdir / "study.json").read_text()) == found
     folders = {path.name for path in workdir.iterdir() if path.is_dir()}
     assert folders == {run.entry.folder for run in planned(config)} and len(folders) == 2 * (1 + 2 + 2)
-    stored = load_config(workdir / "cyborg_mean_map-alpha0.3-published-seed1")
+    stored = ConfigDict(load_config(workdir / "cyborg_mean_map-alpha0.3-published-seed1"))
     assert (stored.seed, stored.guidance.alpha, stored.data.maps.placebo) == (1, 0.3, "mean_map")
 
 

@@ -41,6 +41,7 @@ def test_train_evaluate_explain(tmp_path, other_frameworks):
         "--config.model.name=small_cnn",
         "--config.strategy=difference",
         "--config.epochs=2",
+        "--config.evaluation.batch_size=4",
         f"--workdir={workdir}",
         path=other_frameworks,
     )

@@ -122,7 +122,7 @@ def test_modes_and_devices():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("jot",), "parallel.mode is 'jot'. Did you mean 'jit'? Known: auto, jit, mesh, pmap"),
+        (("jot",), r"parallel.mode is 'jot'. Did you mean 'jit'\? Known: auto, jit, mesh, pmap"),
         (("mesh", 3), "parallel.devices is 3; there are 2 devices"),
         (("mesh", 0), "parallel.devices is 0"),
         (("jit", 2), "runs on one device, not 2"),

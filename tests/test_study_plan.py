@@ -12,7 +12,7 @@ from tiny_run import tiny_config
 
 from tfcam_jax.data.source import DataError, Dataset, Records
 from tfcam_jax.errors import ConfigError
-from tfcam_jax.experiment import open_source
+from tfcam_jax.experiment import open_source, resolve
 from tfcam_jax.study.plan import placebo_arms, plan_arms, plan_runs
 
 REPO = pathlib.Path(__file__).parent.parent
@@ -152,11 +152,11 @@ def test_a_folder_stays_one_folder_whatever_a_domain_is_called(config, dataset):
         ({"strategies": ("cyborgg",)}, "Did you mean 'cyborg'"),
         ({"strategies": ("cyborg", "cyborg")}, "names one twice"),
         ({"strategies": ()}, "nothing to compare"),
-        ({"placebos": ("mean",)}, "compare.placebos holds 'mean'"),
-        ({"placebos": ("none",)}, "compare.placebos holds 'none'"),
+        ({"placebos": ("mean",)}, "compare.placebos is 'mean'"),
+        ({"placebos": ("none",)}, "compare.placebos is 'none'"),
         (
             {"placebos": ("mean_map",), "placebo_of": ("entropy",), "strategies": ("cyborg", "entropy")},
-            "placebo_of holds",
+            "compare.placebo_of is 'entropy'",
         ),
         ({"placebos": ("mean_map",), "placebo_of": ("opposed",)}, "names none of config.compare.strategies"),
         ({"protocols": ("kfold",)}, "Did you mean 'k_fold'"),
@@ -200,7 +200,7 @@ def test_values_that_would_do_nothing_are_refused(config, dataset, overrides, me
 def test_a_protocol_that_the_data_cannot_serve_is_named(config):
     config.compare.protocols = ("published", "leave_one_domain_out")
     with pytest.raises(DataError, match="no domain can be left out"):
-        entries(config, open_source(config))
+        entries(config, open_source(resolve(config)))
 
 
 def load(name):
@@ -235,7 +235,7 @@ def test_the_papers_studies_are_ready_for_whoever_has_the_data(tmp_path, name, s
     config = load(name)
     config.data[source].manual_dir, config.data[source].data_dir = str(write(tmp_path / "owner")), str(tmp_path / "set")
     arms = plan_arms(config)
-    runs = plan_runs(config, arms, open_source(config))
+    runs = plan_runs(config, arms, open_source(resolve(config)))
     found = {}
     for run in runs:
         found.setdefault(run.entry.protocol, set()).add(run.entry.fold)
