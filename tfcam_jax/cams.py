@@ -185,8 +185,8 @@ def decompose_margin(
     true_map, false_map = split_true_false(maps, labels, logits)
     # The same weights on maps of one place turn logits and biases into true and false ones.
     per_class = lambda values: split_true_false(values[:, None, None, :], labels, logits)
-    true_logit, false_logit = per_class(logits)
-    true_bias, false_bias = per_class(jnp.broadcast_to(bias[None], logits.shape))
+    biases = jnp.broadcast_to(bias[None], logits.shape)
+    (true_logit, false_logit), (true_bias, false_bias) = per_class(logits), per_class(biases)
     margin, bias_difference = (true_logit - false_logit)[:, 0, 0], (true_bias - false_bias)[:, 0, 0]
     return Decomposition(true_map, false_map, difference_salience(true_map, false_map), margin, bias_difference)
 

@@ -168,8 +168,8 @@ def _forward(
     images, mask = preprocess(batch["image"]), batch["mask"] > 0
     apply = lambda x: model.apply(variables, x, train=True, mask=batch["mask"], mutable=["batch_stats"])
     output, updated = apply(images)
-    log_probabilities = lambda x: jnp.where(mask[:, None], jax.nn.log_softmax(apply(x)[0].logits), 0)
-    input_gradient = lambda: jax.grad(lambda x: log_probabilities(x).sum())(images)
+    log_probabilities = lambda logits: jnp.where(mask[:, None], jax.nn.log_softmax(logits), 0)
+    input_gradient = lambda: jax.grad(lambda x: log_probabilities(apply(x)[0].logits).sum())(images)
     evidence = Evidence(output, batch["label"], mask, batch["weight"], batch["saliency"], input_gradient)
     correct = (output.logits.argmax(-1) == batch["label"]) & mask
     return strategy(evidence), updated.get("batch_stats", {}), correct.sum()
