@@ -45,7 +45,7 @@ CORE = ("tfcam_jax.cams", "tfcam_jax.divergences", "tfcam_jax.saliency", "tfcam_
 # its fields' shapes cannot be enforced.
 UNCHECKED = ("tfcam_jax.models.head",)
 # What these markers mark takes minutes or libraries that the rest does without; it runs where `-m` names the marker.
-ONLY_BY_NAME = ("install", "parity", "stress")
+ONLY_BY_NAME = ("install", "parity", "slow", "stress")
 
 
 def _modules() -> list[str]:

@@ -69,7 +69,11 @@ def random_images(count: int, size: int, seed: int = 1) -> jax.Array:
     return jnp.asarray(np.random.default_rng(seed).standard_normal((count, size, size, 3)), jnp.float32)
 
 
-@pytest.fixture(scope="module", params=MODELS)
+QUICK = ("resnet18", "small_cnn")
+WHOLE = [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in MODELS]
+
+
+@pytest.fixture(scope="module", params=WHOLE)
 def inference(request) -> Iterator[tuple[str, ModelOutput, dict]]:
     """Of each whole network in turn, which is gone before the next one is compiled: its name, output and variables."""
     name = request.param
@@ -186,6 +190,7 @@ def forward(name: str, train: bool, images: np.ndarray, mask=(1, 1, 1, 1), **set
     return compiled_forward(name, train, **settings)(variables, images, jnp.asarray(mask, jnp.float32))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SMALL_MODELS)
 def test_training_keeps_the_contract_and_updates_every_running_statistic(name):
     _, variables = small_model(name)
@@ -196,12 +201,14 @@ def test_training_keeps_the_contract_and_updates_every_running_statistic(name):
     assert all(np.asarray(n).dtype == np.float32 and not np.array_equal(o, n) for o, n in zip(old, new, strict=True))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SMALL_MODELS)
 def test_inference_leaves_the_running_statistics(name):
     _, updated = forward(name, False, random_images(4, 48))
     jax.tree.map(np.testing.assert_array_equal, updated["batch_stats"], small_model(name)[1]["batch_stats"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SMALL_MODELS)
 def test_padded_examples_do_not_count(name):
     images = random_images(4, 48)
@@ -214,6 +221,7 @@ def test_padded_examples_do_not_count(name):
     assert np.abs(counted.logits[:3] - expected.logits[:3]).max() > 1e-3 * np.abs(expected.logits).max()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SMALL_MODELS)
 def test_synchronised_batch_norm_sees_all_devices(name):
     """Two halves of a batch on two devices (the axis of a vmap) give what the whole batch gives on one."""
@@ -232,6 +240,7 @@ def test_synchronised_batch_norm_sees_all_devices(name):
     assert np.abs(alone.logits[:2] - expected.logits[:2]).max() > 1e-3 * scale
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SMALL_MODELS)
 def test_frozen_batch_norm_uses_and_keeps_the_running_statistics(name):
     images = random_images(4, 48)
@@ -241,6 +250,7 @@ def test_frozen_batch_norm_uses_and_keeps_the_running_statistics(name):
     jax.tree.map(np.testing.assert_array_equal, updated["batch_stats"], small_model(name)[1]["batch_stats"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SMALL_MODELS)
 def test_bfloat16_gives_the_same_cam_losses(name):
     labels, saliency = jnp.arange(4) % 2, jnp.asarray(np.random.default_rng(2).random((4, 16, 16), np.float32))
@@ -263,6 +273,7 @@ def test_bfloat16_gives_the_same_cam_losses(name):
     np.testing.assert_allclose(cam_losses(rounded), cam_losses(exact), rtol=0.02)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SMALL_MODELS)
 def test_every_convolution_is_in_the_compute_dtype(name):
     _, variables = small_model(name)
@@ -277,6 +288,7 @@ def test_every_convolution_is_in_the_compute_dtype(name):
     assert len(others) >= len(depthwise) and set(others) <= {jnp.dtype("bfloat16")}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SMALL_MODELS)
 def test_rematerialisation_changes_no_value(name):
     _, variables = small_model(name)
@@ -312,6 +324,7 @@ def residual_bytes(model: Backbone) -> int:
     return sizes(jax.eval_shape(pullback, variables, images)) - sizes(variables["params"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "build",
     [

@@ -137,6 +137,7 @@ def test_flops_of_evaluation_are_those_of_the_convolutions_and_guidance_adds_lit
     assert all(1 < guided / plain < 1.03 for guided in step.values())
 
 
+@pytest.mark.slow
 def test_images_are_read_by_each_library_in_a_process_of_its_own():
     lines = data.benchmark(rounds=1, seconds=0.05, kinds=("png",)).splitlines()
     wall, processor = lines[2:4]
@@ -178,6 +179,7 @@ def test_of_several_workers_none_is_left_when_one_fails(monkeypatch):
     assert len(ended) == 2 and None not in ended
 
 
+@pytest.mark.slow
 @pytest.mark.end_to_end
 def test_the_script_runs_every_part(tmp_path):
     out = tmp_path / "benchmark.json"

@@ -229,6 +229,7 @@ def test_a_failing_run_does_not_lose_the_others(manifest, tmp_path, monkeypatch)
     assert not (tmp_path / "study/failures.txt").exists()
 
 
+@pytest.mark.slow
 def test_several_processes_give_the_same_and_outlive_one_that_dies(study, manifest, tmp_path, monkeypatch):
     workdir, config, _ = study
     runs = [run for run in planned(config) if run.entry.arm != "cyborg_mean_map" and run.entry.alpha != 0.3][:3]

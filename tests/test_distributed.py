@@ -71,6 +71,7 @@ def free_port():
         return listener.getsockname()[1]
 
 
+@pytest.mark.slow
 @pytest.mark.end_to_end
 def test_two_processes_train_as_one(manifest, tmp_path):
     """By launch/local_processes.sh: parameters, lines and results of one process; one writes and shows them."""
@@ -101,6 +102,7 @@ def test_two_processes_train_as_one(manifest, tmp_path):
     assert len(list((tmp_path / "two/tensorboard").iterdir())) == 1
 
 
+@pytest.mark.slow
 @pytest.mark.end_to_end
 def test_processes_end_when_one_is_killed(manifest, tmp_path):
     """kill -9 in the middle of the run: the other ends by itself within seconds and says why."""

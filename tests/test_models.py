@@ -69,6 +69,7 @@ def test_half_precision_computes_in_half_precision(name):
     assert convolutions and all(":bf16[" in line.split("=")[0] for line in convolutions)
 
 
+@pytest.mark.slow
 @over_models
 def test_two_devices_with_padding_equal_one_device_without(name):
     """Logits of real rows and running statistics: batches of 3 and 2 real rows, the sixth row is rubbish."""

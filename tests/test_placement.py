@@ -43,6 +43,7 @@ def eight(tmp_path_factory):
     return dict(np.load(out)), json.loads(out.with_suffix(".json").read_text())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", CASES)
 def test_five_steps_are_the_same_in_every_way(eight, case):
     """Parameters, batch statistics and momentum: uneven maps, synchronised BatchNorm, clipping, a padded last batch."""
@@ -53,6 +54,7 @@ def test_five_steps_are_the_same_in_every_way(eight, case):
         np.testing.assert_allclose(arrays[f"{case}:{name}"], arrays[f"jit 1:{name}"], atol=1e-6, rtol=0, err_msg=name)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", CASES)
 def test_metrics_are_those_of_the_whole_batch(eight, case):
     _, collected = eight
@@ -62,10 +64,12 @@ def test_metrics_are_those_of_the_whole_batch(eight, case):
         np.testing.assert_allclose(here[name], expected[name], rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_one_device_sends_nothing(eight):
     assert eight[1]["jit 1"]["collectives"] == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", MANY)
 def test_only_gradients_statistics_and_metrics_are_sent(eight, case):
     """From the compiled program: all-reduce alone, of nothing that has the shape of features or maps, in total no more
@@ -87,6 +91,7 @@ def test_only_gradients_statistics_and_metrics_are_sent(eight, case):
     assert gathered == (large if case == "mesh 8 sharded" else set())
 
 
+@pytest.mark.slow
 def test_sharded_state_lies_in_parts(eight):
     _, collected = eight
     assert collected["mesh 8 sharded"]["smallest_share_of_a_parameter"] == 1 / 8
@@ -200,6 +205,7 @@ def test_local_statistics_are_those_of_each_device():
     assert BATCH % 2 == 0
 
 
+@pytest.mark.slow
 def test_run_continues_on_other_devices(tmp_path, monkeypatch):
     """An epoch by pmap on two, in two parts a step, the next sharded over a mesh: one device's whole run."""
     config = tiny_config(write_manifest(tmp_path / "data", train=14))

@@ -88,16 +88,16 @@ def outcome(workdir, like):
 @pytest.mark.parametrize(
     ("owner", "name", "call", "after"),
     [
-        (train, "_start", 1, True),
-        (train.MetricWindow, "add", 1, True),  # before anything was saved
+        pytest.param(train, "_start", 1, True, marks=pytest.mark.slow),
+        pytest.param(train.MetricWindow, "add", 1, True, marks=pytest.mark.slow),  # before anything was saved
         (train.MetricWindow, "add", 5, False),  # in an epoch's middle, a checkpoint just before
-        (train.MetricWindow, "add", 8, True),
+        pytest.param(train.MetricWindow, "add", 8, True, marks=pytest.mark.slow),
         (train.MetricWriter, "sync", 4, True),  # the line of validation is there, its checkpoint not
         (train, "evaluate_source", 2, False),
         (Checkpoints, "save", 3, False),
-        (Checkpoints, "save", 6, True),
+        pytest.param(Checkpoints, "save", 6, True, marks=pytest.mark.slow),
         (train, "evaluate_best", 1, False),
-        (train, "write_json", 1, False),
+        pytest.param(train, "write_json", 1, False, marks=pytest.mark.slow),
     ],
 )
 def test_a_run_cut_off_comes_to_the_same(config, whole, like, tmp_path, monkeypatch, owner, name, call, after):
@@ -116,9 +116,9 @@ def terminate():
 @pytest.mark.parametrize(
     ("owner", "name", "call", "step"),
     [
-        (train.MetricWindow, "add", 1, 1),
+        pytest.param(train.MetricWindow, "add", 1, 1, marks=pytest.mark.slow),
         (train.MetricWindow, "add", 5, 5),
-        (train.MetricWindow, "add", 6, 6),  # the last of an epoch
+        pytest.param(train.MetricWindow, "add", 6, 6, marks=pytest.mark.slow),  # the last of an epoch
         (train, "evaluate_source", 2, 6),  # validation is cut short and done again
     ],
 )
