@@ -76,7 +76,10 @@ def _parse(argv: list[str]) -> list[str]:
             # A config file that could not be loaded says so only when something is asked of it.
             getattr(flags.FLAGS[name].value, "is_locked", None)
     except (flags.Error, AttributeError, KeyError, OSError, TypeError, ValueError) as error:
-        # ml_collections hands on the repr of a message, which hides its line end.
-        message = str(error).strip("\"'").replace("\\n", "\n").replace("\\'", "'")
+        message = str(error)
+        if message[:1] == message[-1:] and message[:1] in ("'", '"'):
+            # ml_collections hands on the repr of a message, which hides its line end; such a message begins with a key.
+            message = message[1:-1].replace("\\n", "\n").replace("\\'", "'")
+            message = f"no config key {message}" if message.startswith("'") else message
         sys.exit(f"error: {message}\nRun with --help for the flags; configs/default.py holds every config key.")
     return remaining

@@ -68,7 +68,7 @@ def test_the_core_works_where_only_jax_is_installed():
     )
     done = fresh(code)
     assert done.stdout == "(2,)\n"
-    assert "tfcam_jax.restore needs" in done.stderr and "pip install 'tfcam_jax[train]'" in done.stderr
+    assert "tfcam_jax.restore needs" in done.stderr and "pip install -e '.[train]'" in done.stderr
 
 
 @pytest.mark.parametrize("script", sorted(path.name for path in (REPO / "launch").glob("*.py")))
@@ -85,6 +85,18 @@ def test_help_imports_neither_jax_nor_another_large_library(script):
     assert "flags:" in done.stdout and done.stdout.splitlines()[-1] == "imported []", done.stdout + done.stderr
 
 
+def test_what_is_neither_an_array_nor_a_path_is_refused():
+    """In a process where nothing enforces signatures, as at a user's."""
+    code = (
+        "import numpy as np\nfrom tfcam_jax.data.unlisted import DataError, open_images\n"
+        "for images in ([np.zeros((8, 8, 3), np.uint8)], None):\n"
+        "    try:\n        open_images(images, 3, None, 2)\n"
+        "    except DataError as error:\n        print(str(error).split('got ')[1].split(';')[0])\n"
+    )
+    done = fresh(code)
+    assert done.stdout.splitlines() == ["list", "NoneType"], done.stdout + done.stderr
+
+
 def test_a_misspelt_key_is_told_without_jax():
     code = (
         "sys.argv = ['train.py', '--config=configs/demo.py', '--workdir=none', '--config.optimizer.learning_rat=1']\n"
@@ -94,5 +106,5 @@ def test_a_misspelt_key_is_told_without_jax():
         "runpy.run_path('launch/train.py', run_name='__main__')\n"
     )
     done = fresh(code)
-    assert done.returncode == 1 and 'Did you mean "learning_rate"' in done.stderr
+    assert done.returncode == 1 and "error: no config key 'learning_rat'\nDid you mean \"learning_rate\"" in done.stderr
     assert done.stdout.splitlines()[-1] == "imported []"

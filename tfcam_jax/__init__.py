@@ -31,7 +31,7 @@ def __getattr__(name: str) -> Any:
     except ModuleNotFoundError as error:
         if (error.name or "").split(".")[0] == __name__:
             raise
-        remedy = "it comes with the extra [train]: pip install 'tfcam_jax[train]'"
+        remedy = "it comes with the extra [train]: pip install -e '.[train]' in a clone"
         raise ModuleNotFoundError(f"tfcam_jax.{name} needs {error.name}; {remedy}", name=error.name) from error
     globals()[name] = value
     return value

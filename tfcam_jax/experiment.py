@@ -180,6 +180,12 @@ def _check_values(config: ConfigDict, image_size: int) -> None:
     for key, value in numbers.items():
         if value is not None and value < 1:
             raise ConfigError(f"config.{key} is {value}; it must be at least 1.")
+    for key in ("mean", "std"):
+        values = config.data[key]
+        if values and (len(values) != 3 or not all(isinstance(value, int | float) for value in values)):
+            raise ConfigError(f"config.data.{key} is {tuple(values)}; it must be three numbers, of RGB.")
+    if not all(value > 0 for value in config.data.std or ()):
+        raise ConfigError(f"config.data.std is {tuple(config.data.std)}; it must be above 0.")
     if config.accumulate_steps > config.batch_size:
         raise ConfigError(
             f"config.accumulate_steps is {config.accumulate_steps}: a batch of {config.batch_size} examples "

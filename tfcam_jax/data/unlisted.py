@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -82,16 +83,22 @@ def open_images(
       num_classes: labels are below it.
     """
     if isinstance(images, np.ndarray):
-        if images.dtype != np.uint8 or images.ndim != 4 or images.shape[-1] not in (1, 3):
+        if images.dtype != np.uint8 or images.ndim != 4 or images.shape[-1] not in (1, 3) or 0 in images.shape[1:3]:
             what = f"{images.dtype} of shape {images.shape}"
             raise DataError([f"images must be uint8 [n, H, W, 1 or 3], 0 to 255; got {what}"])
         given = list(images)
         names = [f"image {number}" for number in range(len(given))]
     else:
-        given = [Path(path) for path in ([images] if isinstance(images, str | Path) else images)]
+        paths: list[Any] = [images]
+        if isinstance(images, Iterable) and not isinstance(images, str | Path):
+            paths = list(images)
+        if not all(isinstance(path, str | Path) for path in paths):
+            what = f"{type(images).__name__}; np.asarray or np.stack makes one array of several"
+            raise DataError([f"images must be one NumPy array or paths of image files; got {what}"])
+        given = [Path(path) for path in paths]
         names = [str(path) for path in given]
         if missing := [path for path in given if not path.is_file()]:
-            raise DataError([f"{path}: no such file" for path in missing])
+            raise DataError([f"{path}: {'a folder' if path.is_dir() else 'no such file'}" for path in missing])
     if not given:
         raise DataError(["there are no images"])
     if labels is None:
