@@ -9,6 +9,16 @@ from PIL import Image
 SIZE = 32
 
 
+def draw_square(rng: np.random.Generator, label: int) -> tuple[np.ndarray, np.ndarray]:
+    """An RGB image and its human map, uint8: a square somewhere, bright for class 1 and dark for class 0."""
+    corner = rng.integers(0, SIZE - 10, 2)
+    image = rng.integers(90, 160, (SIZE, SIZE, 3)).astype(np.uint8)
+    human = np.zeros((SIZE, SIZE), np.uint8)
+    square = tuple(slice(c, c + 10) for c in corner)
+    image[square], human[square] = 250 if label else 5, 255
+    return image, human
+
+
 def write_manifest(folder: Path, train: int = 12, val: int = 8, test: int = 12, seed: int = 0) -> Path:
     """Writes images, maps and `manifest.csv`; half of the test comes from the domain "new". Every fourth has no map."""
     rng = np.random.default_rng(seed)
@@ -17,11 +27,8 @@ def write_manifest(folder: Path, train: int = 12, val: int = 8, test: int = 12, 
     rows = []
     for split, number in (("train", train), ("val", val), ("test", test)):
         for i in range(number):
-            label, corner = i % 2, rng.integers(0, SIZE - 10, 2)
-            image = rng.integers(90, 160, (SIZE, SIZE, 3)).astype(np.uint8)
-            human = np.zeros((SIZE, SIZE), np.uint8)
-            square = tuple(slice(c, c + 10) for c in corner)
-            image[square], human[square] = 250 if label else 5, 255
+            label = i % 2
+            image, human = draw_square(rng, label)
             Image.fromarray(image).save(folder / f"images/{split}{i}.png")
             Image.fromarray(human).save(folder / f"maps/{split}{i}.png")
             rows.append(

@@ -13,12 +13,12 @@ from unittest import mock
 import numpy as np
 from ml_collections import ConfigDict
 from PIL import Image
+from tiny_manifest import SIZE, draw_square
 
 from configs import default
 
 REPO = Path(__file__).resolve().parents[2]
 
-SIZE = 32
 CLASSES = ("dark", "bright")
 
 
@@ -30,11 +30,8 @@ def draw_data(folder: Path, seed: int = 0) -> Path:
     rows = []
     for split, count in (("train", 20), ("val", 6), ("test", 8)):
         for i in range(count):
-            label, corner = i % 2, rng.integers(0, SIZE - 10, 2)
-            image = rng.integers(90, 160, (SIZE, SIZE, 3)).astype(np.uint8)
-            human = np.zeros((SIZE, SIZE), np.uint8)
-            square = tuple(slice(c, c + 10) for c in corner)
-            image[square], human[square] = 250 if label else 5, 255
+            label = i % 2
+            image, human = draw_square(rng, label)
             names = f"images/{split}{i}.{'jpg' if i % 4 > 1 else 'png'}", f"maps/{split}{i}.{'npy' if i % 3 else 'png'}"
             Image.fromarray(image).save(folder / names[0])
             if i % 3:
