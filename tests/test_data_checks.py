@@ -12,7 +12,7 @@ from tiny_manifest import write_manifest
 
 from tfcam_jax.data.checks import inspection
 from tfcam_jax.data.checks.leakage import find_conflicts
-from tfcam_jax.data.checks.outcomes import Outcome, load_outcomes, save_outcomes
+from tfcam_jax.data.checks.outcomes import Outcome, load_outcomes, outcomes_json
 from tfcam_jax.data.manifest import open_manifest
 from tfcam_jax.data.source import DataError
 
@@ -39,7 +39,7 @@ def decoded(monkeypatch):
 def test_a_second_opening_decodes_nothing(manifest, decoded, tmp_path):
     first = open_manifest(str(manifest))
     assert len(decoded) == len(first.checked) == ROWS
-    save_outcomes(tmp_path / "checks.json", first.checked)
+    (tmp_path / "checks.json").write_text(outcomes_json(first.checked))
     assert list(tmp_path.glob("checks*")) == [tmp_path / "checks.json"]
     known = load_outcomes(tmp_path / "checks.json")
     assert known == first.checked

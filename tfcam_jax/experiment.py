@@ -19,7 +19,7 @@ import optax
 from absl import logging
 
 from . import steps
-from .data.checks.outcomes import Outcome, load_outcomes, save_outcomes
+from .data.checks.outcomes import Outcome, load_outcomes, outcomes_json
 from .data.pipeline import BALANCES, Batch, eval_batches, train_batches, watch_workers
 from .data.recipe import DataRecipe
 from .data.source import Dataset, Source
@@ -31,6 +31,7 @@ from .metrics.classification import BETTER
 from .models import MODEL_CARDS, MODELS, Backbone, cam_size
 from .models.weights import load_pretrained
 from .optimizers import make_optimizer, make_schedule
+from .run.files import WorkdirError, write_text
 from .strategies import make_strategy
 from .terms import Strategy
 
@@ -243,9 +244,9 @@ def keep_checks(checks: Path, checked: Mapping[str, Outcome]) -> None:
     if not is_first() or not checked or load_outcomes(checks) == checked:
         return
     try:
-        save_outcomes(checks, checked)
-    except OSError as error:
-        logging.warning("%s can't be written (%s): the next start checks all images again", checks, error.strerror)
+        write_text(checks, outcomes_json(checked))
+    except WorkdirError as error:
+        logging.warning("%s The next start checks all images again.", error)
 
 
 @dataclasses.dataclass(frozen=True)

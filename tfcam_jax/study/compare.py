@@ -18,6 +18,7 @@ from ..devices.placement import fetch
 from ..errors import ConfigError, UserError
 from ..evaluation import evaluate_source
 from ..experiment import ConfigDict, config_json, keep_checks, resolve
+from ..inference import choose_split
 from ..report.map_grid import Panel, Row, draw_panels
 from ..run.checkpoints import Checkpoints
 from ..run.files import WorkdirError, write_text
@@ -66,8 +67,8 @@ def compare(config: ConfigDict, workdir: str | Path, num_images: int = 6) -> dic
     runs = plan_runs(config, arms, dataset)
     _check_runs(workdir, runs, dataset)
     workdir.mkdir(parents=True, exist_ok=True)
+    write_entries(workdir, [run.entry for run in runs], config.evaluation.select_by)  # first: with it, it is a study
     keep_checks(checks, dataset.checked)
-    write_entries(workdir, [run.entry for run in runs], config.evaluation.select_by)
     failures = run_all(cache, runs, workdir, processes, config.compare.held_megabytes)
     study = _report(config, cache, runs, set(failures), workdir, num_images) if len(failures) < len(runs) else {}
     path = workdir / "failures.txt"
@@ -178,8 +179,9 @@ def _check_runs(workdir: Path, runs: Sequence[Run], dataset: Dataset) -> None:
 
 def _shown_images(dataset: Dataset, number: int) -> Subset:
     """Images to look at: of the open set where there is one, else of the test, else of validation."""
-    shown = dataset.splits["test" if "test" in dataset.splits else "val"]
-    if "test" in dataset.splits:
+    split = choose_split(dataset, None)
+    shown = dataset.splits[split]
+    if split == "test":
         parts = split_by_protocol(dataset.splits["train"].records.domains, shown.records.domains, shown.records.labels)
         shown = Subset(shown, parts["open" if "open" in parts else "closed"])
     return Subset(shown, choose_rows(shown.records, number))

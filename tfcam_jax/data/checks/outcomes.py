@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -45,16 +44,14 @@ class Outcome:
 Outcomes = Mapping[str, Outcome]
 
 
-def save_outcomes(path: str | Path, outcomes: Outcomes) -> None:
-    """Writes outcomes as JSON, whole or not at all; those with problems are left out."""
+def outcomes_json(outcomes: Outcomes) -> str:
+    """Outcomes as `load_outcomes` reads them; those with problems are left out."""
     rows = {key: [each.digest, *each.size, each.map] for key, each in outcomes.items() if not each.problems}
-    aside = Path(f"{path}.{os.getpid()}.tmp")
-    aside.write_text(json.dumps({"version": _VERSION, "rows": rows}, separators=(",", ":")), encoding="utf-8")
-    aside.replace(path)
+    return json.dumps({"version": _VERSION, "rows": rows}, separators=(",", ":"))
 
 
 def load_outcomes(path: str | Path) -> dict[str, Outcome]:
-    """What `save_outcomes` wrote. Nothing where there is no file, or, with a warning, where it is damaged."""
+    """What `outcomes_json` gave. Nothing where there is no file, or, with a warning, where it is damaged."""
     try:
         content = json.loads(Path(path).read_text(encoding="utf-8"))
         if content["version"] != _VERSION:
