@@ -1,5 +1,7 @@
 """CAMs, their split into true and false, min-max normalisation: against NumPy, and what they refuse."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import jaxtyping
@@ -9,6 +11,7 @@ import references
 from hypothesis import given
 from hypothesis import strategies as st
 from jax.test_util import check_grads
+from test_public_surface import fresh
 
 from tfcam_jax import cams
 
@@ -177,3 +180,123 @@ def test_wrong_shapes_and_dtypes_are_refused():
         cams.difference_salience(jnp.zeros((2, 3, 4)), jnp.zeros((2, 4, 3)))
     with pytest.raises(jaxtyping.TypeCheckError):
         cams.normalize(jnp.zeros(4))
+
+
+def pooled_head(rng, k=3):
+    """Features, kernel, bias and the logits of a mean over places and a linear layer, in float64."""
+    features = rng.normal(size=(5, 4, 3, 6)) + 1
+    kernel, bias = rng.normal(size=(6, k)), rng.normal(size=k)
+    return features, kernel, bias, features.mean((1, 2)) @ kernel + bias
+
+
+def as_float32(*arrays):
+    return tuple(jnp.asarray(array, jnp.float32) for array in arrays)
+
+
+def test_two_columns_make_the_same_decision_loss_and_map_as_one_logit():
+    rng = np.random.default_rng(5)
+    features, kernel, bias, logits = pooled_head(rng, k=1)
+    labels = np.array([0, 1, 1, 0, 1])
+    two = cams.two_columns(jnp.asarray(logits, jnp.float32))
+    softmax = np.exp(two) / np.exp(two).sum(1, keepdims=True)
+    np.testing.assert_allclose(softmax[:, 1], 1 / (1 + np.exp(-logits[:, 0])), rtol=1e-6)
+    parts = cams.decompose_margin(
+        *as_float32(features), *map(cams.two_columns, as_float32(kernel, bias)), jnp.asarray(labels), two
+    )
+    own = (features @ kernel)[..., 0] * np.where(labels == 1, 1, -1)[:, None, None]
+    np.testing.assert_allclose(parts.difference, own, atol=1e-5)
+    np.testing.assert_array_equal(parts.false_map, -parts.true_map)
+    np.testing.assert_allclose(parts.margin, logits[:, 0] * np.where(labels == 1, 1, -1), atol=1e-5)
+    np.testing.assert_allclose(parts.difference.mean((1, 2)) + parts.bias_difference, parts.margin, atol=1e-5)
+
+
+@pytest.mark.parametrize("k", [2, 4])
+def test_the_check_of_the_decomposition_accepts_what_is_pooled(k):
+    features, kernel, bias, logits = pooled_head(np.random.default_rng(k), k)
+    assert 0 < cams.check_decomposition(*as_float32(features, kernel, bias, logits)) < 1e-5
+    half = (jnp.asarray(features, jnp.bfloat16), *as_float32(kernel, bias), jnp.asarray(logits, jnp.bfloat16))
+    assert 1e-4 < cams.check_decomposition(*half) < 0.1
+    small = [1e-4 * array for array in (features, bias, logits)]
+    assert cams.check_decomposition(*as_float32(small[0], kernel, *small[1:])) < 1e-8
+
+
+def test_the_check_of_the_decomposition_names_error_place_and_remedy():
+    features, kernel, bias, logits = pooled_head(np.random.default_rng(6))
+    largest = features.max((1, 2)) @ kernel + bias
+    error = np.abs(largest - logits)
+    place = "example {}, class {}".format(*np.unravel_index(error.argmax(), error.shape))
+    with pytest.raises(ValueError, match=rf"up to {error.max():.3g} \({place}.*global max pool"):
+        cams.check_decomposition(*as_float32(features, kernel, bias, largest))
+    with pytest.raises(ValueError, match=rf"up to {np.abs(bias).max():.3g} .*hand over the head's bias"):
+        cams.check_decomposition(*as_float32(features, kernel, 0 * bias, logits))
+    other = np.maximum(features, 0)  # one layer further on than what was handed over
+    with pytest.raises(ValueError, match=r"the tensor that is pooled.*grad_cam_difference"):
+        cams.check_decomposition(*as_float32(features, kernel, bias, other.mean((1, 2)) @ kernel + bias))
+    small = [1e-4 * array for array in (features, bias, largest)]
+    with pytest.raises(ValueError, match="max pool"):
+        cams.check_decomposition(*as_float32(small[0], kernel, *small[1:]))
+    with pytest.raises(ValueError, match="up to nan"):
+        cams.check_decomposition(*as_float32(features, kernel, bias, logits * np.nan))
+
+
+UNCHECKED_CALLS = """
+import jax, jax.numpy as jnp
+from tfcam_jax import cams, losses
+f, w, y, z = jnp.ones((4, 7, 6, 8)), jnp.ones((8, 2)), jnp.zeros(4, int), jnp.zeros((4, 2))
+m = jnp.ones((4, 7, 6))
+calls = [
+    lambda: cams.true_false_maps(f, w, y[:, None], z),
+    lambda: cams.true_false_maps(f, w, y[:3], z),
+    lambda: cams.true_false_maps(f, jnp.ones((8, 3)), y, z),
+    lambda: cams.true_false_maps(f, w[:, :1], y, z[:, :1]),
+    lambda: cams.true_false_maps(f, w.T, y, z),
+    lambda: cams.true_false_maps(f, w[:, 0], y, z),
+    lambda: cams.two_columns(w),
+    lambda: losses.cyborg_loss(m, jnp.ones((4, 14, 12))),
+    lambda: losses.cyborg_loss(m, jnp.ones((7, 6))),
+    lambda: losses.opposed_loss(m, m, jnp.ones((4, 7, 6, 1))),
+    lambda: losses.difference_loss(m, m[:, :, :1], m),
+    lambda: losses.contrast_loss(m, m, (255 * m).astype("uint8")),
+    lambda: losses.energy_loss(m, m[:, :1]),
+    lambda: losses.outside_loss(m, m.astype(int)),
+    lambda: losses.input_gradient_loss(m[..., None], m[:, :, :3]),
+    lambda: losses.masked_mean(m[:, 0, 0], jnp.ones(4)),
+    lambda: losses.masked_mean(m[:, 0, 0], jnp.ones((4, 1), bool)),
+]
+for call in calls:
+    try:
+        jax.jit(call)()
+        print("accepted")
+    except ValueError as error:
+        print(error)
+losses.contrast_loss(m, m, m > 0)
+"""
+
+
+def test_what_only_broadcasts_by_chance_is_refused_under_jit_with_the_remedy():
+    """In a process of its own: here jaxtyping would refuse it first."""
+    done = fresh(UNCHECKED_CALLS)
+    assert done.returncode == 0, done.stderr
+    expected = [
+        r"maps of shape \(4, 7, 6, 2\) need labels of shape \(4,\).*got \(4, 1\)",
+        r"need labels of shape \(4,\).*got \(3,\)",
+        r"need logits of shape \(4, 3\); got \(4, 2\)",
+        r"\(4, 7, 6, 1\).*two_columns",
+        r"kernel \[8, classes\]; got one of shape \(2, 8\): take kernel.T",
+        r"got one of shape \(8,\): take two_columns\(kernel\[:, None\]\)",
+        r"got shape \(8, 2\)",
+        r"got \(4, 7, 6\) and saliency \(4, 14, 12\).*to_cam_resolution",
+        r"saliency \(7, 6\)",
+        r"saliency \(4, 7, 6, 1\)",
+        r"got \(4, 7, 6\), \(4, 7, 1\) and saliency",
+        r"saliency is uint8.*to_cam_resolution",
+        r"saliency \(4, 1, 6\)",
+        r"saliency is int32",
+        r"saliency \(4, 7, 3\)",
+        r"boolean mask.*float32 \(4,\)",
+        r"boolean mask.*bool \(4, 1\)",
+    ]
+    lines = done.stdout.splitlines()
+    assert len(lines) == len(expected)
+    for line, pattern in zip(lines, expected, strict=True):
+        assert re.search(pattern, line), line

@@ -250,3 +250,29 @@ def test_rounding_of_two_equal_maps_is_no_difference():
     assert cams.is_constant(difference, cams.largest_magnitude(true_map, false_map)).all()
     gradient = jax.grad(lambda features: losses.difference_loss(*maps(features), saliency).sum())(features)
     np.testing.assert_array_equal(gradient, 0)
+
+
+@pytest.mark.parametrize("k", [2, 4])
+def test_difference_and_finer_cam_are_equal_for_two_classes_alone(k):
+    """Finer-CAM as its equation has it, by differentiation: the CAM of the weighted mean of `z_y - z_j`."""
+    rng = np.random.default_rng(k)
+    draw = lambda *shape: jnp.asarray(rng.normal(size=shape), jnp.float32)
+    features, kernel, labels = draw(3, 4, 5, 6), 2 * draw(6, k), jnp.array([0, 1, k - 1])
+    others = jnp.asarray([[j for j in range(k) if j != y] for y in labels])
+
+    def margin(features, logits_of_weights=None):
+        logits = features.mean((1, 2)) @ kernel
+        weights = jax.nn.softmax(logits if logits_of_weights is None else logits_of_weights)
+        pick = lambda values, columns: jnp.take_along_axis(values, columns, axis=1)
+        gaps = pick(logits, labels[:, None]) - pick(logits, others)
+        return ((pick(weights, others) * gaps).sum(1) / pick(weights, others).sum(1)).sum()
+
+    def cam(function, *arguments):
+        weights = jax.grad(function)(features, *arguments).mean((1, 2))
+        return 20 * jnp.einsum("bhwc,bc->bhw", features, weights)
+
+    logits = features.mean((1, 2)) @ kernel
+    difference = cams.difference_salience(*cams.true_false_maps(features, kernel, labels, logits))
+    np.testing.assert_allclose(difference, cam(margin, logits), atol=1e-5)  # weights held constant
+    far = np.abs(difference - cam(margin)).max()
+    assert far < 1e-5 if k == 2 else far > 0.1

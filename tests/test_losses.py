@@ -207,3 +207,13 @@ def test_a_wrong_shape_is_refused(name):
         arguments = [jnp.zeros(4)]
     with pytest.raises(jaxtyping.TypeCheckError):
         function(*arguments)
+
+
+def test_masked_mean_is_the_mean_of_what_is_marked_whatever_the_rest_holds():
+    values, mask = jnp.array([[1.0, jnp.nan], [jnp.inf, 4.0]]), jnp.array([[True, False], [False, True]])
+    value, gradient = jax.value_and_grad(losses.masked_mean)(values, mask)
+    assert value == 2.5 and value.dtype == jnp.float32
+    np.testing.assert_array_equal(gradient, [[0.5, 0], [0, 0.5]])
+    value, gradient = jax.value_and_grad(losses.masked_mean)(values, jnp.zeros_like(mask))
+    assert value == 0
+    np.testing.assert_array_equal(gradient, 0)

@@ -1,7 +1,7 @@
 """Class activation maps (CAMs): which places of a feature map speak for which class.
 
-Pure functions of arrays that need jax alone. Notation: `h, w` places, `C` feature channels, `K` classes;
-leading dimensions are free. Computation is float32 (float64 if that comes in).
+Pure functions of arrays that need jax alone, and the numpy that comes with it. Notation: `h, w` places, `C` feature
+channels, `K` classes; leading dimensions are free. Computation is float32 (float64 if that comes in).
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 if TYPE_CHECKING:
     from jaxtyping import Array, Bool, Float, Int
@@ -39,14 +40,22 @@ def class_activation_maps(
     """Raw CAM of every class: `M_k = F W[:, k]`, without bias and without ReLU (Zhou et al., CVPR 2016).
 
     Args:
-      features: the feature maps exactly as they are pooled, any float dtype.
-      kernel: weights of the linear head on the pooled features.
+      features: the feature maps exactly as they are pooled, channels last, any float dtype.
+      kernel: weights of the linear head on the pooled features; of one logit: `two_columns(kernel)`.
 
     Returns:
       The maps, at least float32. If `logits = mean_hw(features) @ kernel + bias`, then
-      `mean_hw(maps[..., k]) + bias[k] == logits[..., k]`.
+      `mean_hw(maps[..., k]) + bias[k] == logits[..., k]`; `check_decomposition` tells whether a model's are.
+
+    Raises:
+      ValueError: a kernel that does not take the features' channels.
     """
     features, kernel = at_least_float32(features), at_least_float32(kernel)
+    if kernel.ndim != 2 or kernel.shape[0] != features.shape[-1]:
+        wanted = f"features of shape {features.shape} need a kernel [{features.shape[-1]}, classes]"
+        turned = kernel.shape[-1:] == features.shape[-1:]
+        one_logit = "two_columns(kernel[:, None])" if kernel.ndim == 1 else "kernel.T"
+        raise ValueError(f"{wanted}; got one of shape {kernel.shape}" + (f": take {one_logit}" if turned else ""))
     if kernel.shape[-1] > _FEW_CLASSES:
         return jnp.einsum("...c,ck->...k", features, kernel, precision=jax.lax.Precision.HIGHEST)
     # One vector at a time: XLA fuses it with what comes before and after, in the backward pass too, whereas a matrix
@@ -72,12 +81,19 @@ def split_true_false(
       `(true_map, false_map)`, at least float32. For K = 2, U is the other class's map.
 
     Raises:
-      ValueError: fewer than two classes, or more than two without logits.
+      ValueError: fewer than two classes, or more than two without logits; labels or logits of other examples.
     """
     num_classes = maps.shape[-1]
     if num_classes < 2:
-        raise ValueError(f"split_true_false needs maps of at least 2 classes; maps has shape {maps.shape}")
-    maps = at_least_float32(maps)
+        remedy = "a head of one logit becomes two by two_columns(kernel), two_columns(bias) and two_columns(logits)"
+        raise ValueError(f"split_true_false needs maps of at least 2 classes; maps has shape {maps.shape}: {remedy}")
+    maps, leading = at_least_float32(maps), maps.shape[:-3]
+    if jnp.shape(labels) != leading:
+        wanted = f"maps of shape {maps.shape} need labels of shape {leading}, a class index each"
+        raise ValueError(f"{wanted}; got {jnp.shape(labels)}")
+    if logits is not None and jnp.shape(logits) != (*leading, num_classes):
+        wanted = f"maps of shape {maps.shape} need logits of shape {(*leading, num_classes)}"
+        raise ValueError(f"{wanted}; got {jnp.shape(logits)}")
     is_true = jax.nn.one_hot(labels, num_classes, dtype=bool)
     if num_classes == 2:
         false_weights = (~is_true).astype(maps.dtype)
@@ -109,8 +125,79 @@ def difference_salience(
 
     For K = 2 its mean over places is the decision margin less the bias difference:
     `mean_hw(D) = (z_y - z_f) - (b_y - b_f)`.
+
+    Beside Finer-CAM (Zhang et al., CVPR 2025), the CAM of `sum_j w_j (z_y - alpha z_j) / sum_j w_j` over the classes j
+    that are compared, w their softmax: for a pooled linear head and alpha = 1 the two are equal for K = 2, but for its
+    factor 1/(h w) and its ReLU. For K > 2, with every other class compared, both have the same weights, but the
+    gradient that Finer-CAM's map is made of also runs through w, which `split_true_false` holds constant: so only D's
+    mean is the margin, against the false classes' weighted mean.
     """
     return at_least_float32(true_map) - at_least_float32(false_map)
+
+
+def two_columns(one_logit: Float[Array, "*leading 1"]) -> Float[Array, "*leading 2"]:
+    """`(-x / 2, x / 2)`: a head of one logit as a head of two classes, the same decision and the same loss.
+
+    For its kernel [C, 1], bias [1] and logits [B, 1] alike; the logit speaks for class 1. The softmax of class 1 is
+    then `sigmoid(z)`, U = -T, and D = 2 T is the logit's own map. Other splits mislead: with `(0, w)` one class's map
+    is constant, with `(-w, w)` D and the margin are doubled.
+
+    Raises:
+      ValueError: the last dimension is not 1.
+    """
+    if jnp.shape(one_logit)[-1:] != (1,):
+        wanted = "two_columns takes what a head of one logit has: kernel [C, 1], bias [1] or logits [B, 1]"
+        raise ValueError(f"{wanted}; got shape {jnp.shape(one_logit)}")
+    half = at_least_float32(one_logit) / 2
+    return jnp.concatenate([-half, half], axis=-1)
+
+
+def check_decomposition(
+    features: Float[Array, "*batch h w C"],
+    kernel: Float[Array, "C K"],
+    bias: Float[Array, " K"],
+    logits: Float[Array, "*batch K"],
+    tolerance: float | None = None,
+) -> float:
+    """Whether a model's CAMs decompose its logits, `mean_hw(M_k) + b_k == z_k`, on a batch; in NumPy, outside `jit`.
+
+    It holds for a mean over places and one linear layer alone. Behind any other head, maps of `features` and `kernel`
+    are no shares of the decision.
+
+    Args:
+      features: the tensor that is pooled, of the model as in evaluation.
+      kernel: weights of the linear head.
+      bias: of the head; zeros without one.
+      logits: what the model itself says of these examples.
+      tolerance: of the largest error, as a share of the largest `mean_hw(|F|) |W| + |b|`; None: 1e-3, or 2e-2 where
+        features or logits are of half precision.
+
+    Returns:
+      The largest error, in the logits' unit.
+
+    Raises:
+      ValueError: beyond the tolerance or not finite; it names the error, where it is, and what to hand over instead.
+    """
+    is_half = any(jnp.finfo(each.dtype).bits < 32 for each in (features, logits))
+    tolerance = (2e-2 if is_half else 1e-3) if tolerance is None else tolerance
+    pooled, weights, biases, said = (np.asarray(each, np.float64) for each in (features, kernel, bias, logits))
+    errors = pooled.mean((-3, -2)) @ weights + biases - said
+    largest = float(np.abs(errors).max())
+    allowed = tolerance * float((np.abs(pooled).mean((-3, -2)) @ np.abs(weights) + np.abs(biases)).max())
+    if largest <= allowed:
+        return largest
+    if np.ptp(errors.reshape(-1, errors.shape[-1]), axis=0).max() <= allowed:
+        remedy = "It is the same for every example: hand over the head's bias."
+    elif np.abs(pooled.max((-3, -2)) @ weights + biases - said).max() <= allowed:
+        remedy = "The logits are those of a global max pool: pool by the mean, or take grad_cam_difference."
+    else:
+        remedy = (
+            "Hand over the tensor that is pooled, after the last norm and activation, and the model in evaluation. A "
+        )
+        remedy += "head that pools otherwise or has more layers has no such maps: take grad_cam_difference."
+    *example, k = (int(i) for i in np.unravel_index(np.abs(errors).argmax(), errors.shape))
+    where = f"example {', '.join(map(str, example)) or 0}, class {k}; logits up to {np.abs(said).max():.3g}"
+    raise ValueError(f"mean(M) + b is off the logits by up to {largest:.3g} ({where}). {remedy}")
 
 
 def is_constant(

@@ -1,9 +1,10 @@
 """Guidance losses on class activation maps: `[..., h, w]` in, one value per example, `[...]`, out.
 
-Pure functions of arrays that need jax alone; the caller masks and reduces. `true_map` and `false_map` are *raw* CAMs
-(see `cams`), `saliency` is the human map in [0, 1] at the CAM's resolution. Any float dtype comes in, computation is
-float32 (float64 if that comes in). N(x) is `cams.normalize`: of a constant map it is 0 with gradient 0. Such an example
-says nothing and belongs masked out; `cams.is_constant` finds it.
+Pure functions of arrays that need jax alone; the caller masks and reduces, for which there is `masked_mean`. `true_map`
+and `false_map` are *raw* CAMs (see `cams`), `saliency` is the human map in [0, 1] at the CAM's resolution, float or
+boolean, as `saliency.to_cam_resolution` gives it. ValueError: maps of different shapes, a saliency of integers. Any
+float dtype comes in, computation is float32 (float64 if that comes in). N(x) is `cams.normalize`: of a constant map it
+is 0 with gradient 0. Such an example says nothing and belongs masked out; `cams.is_constant` finds it.
 
 `opposed_loss`, `difference_loss` and `contrast_loss` are **reconstructions** from the hypothesis stated in the
 abstract of "Divisive Decisions" (Piland, Sweet, Czajka, arXiv 2507.17000), not formulas printed there.
@@ -22,7 +23,7 @@ from .divergences import mse
 from .saliency import border_ring
 
 if TYPE_CHECKING:
-    from jaxtyping import Array, Float
+    from jaxtyping import Array, Bool, Float
 
 Divergence = Callable[[jax.Array, jax.Array], jax.Array]
 
@@ -36,7 +37,7 @@ def cyborg_loss(
 
     In [0, 1] for mse and l1. Hand over the predicted class's map to reproduce the CYBORG code.
     """
-    return divergence(normalize(true_map), at_least_float32(saliency))
+    return divergence(normalize(true_map), _human_map(saliency, true_map.shape))
 
 
 def opposed_loss(
@@ -49,7 +50,7 @@ def opposed_loss(
 
     Equals `cyborg_loss` (but for kl) where N(U) = 1 - N(T), as with an antisymmetric head.
     """
-    saliency = at_least_float32(saliency)
+    saliency = _human_map(saliency, true_map.shape, false_map.shape)
     return 0.5 * divergence(normalize(true_map), saliency) + 0.5 * divergence(normalize(false_map), 1 - saliency)
 
 
@@ -63,9 +64,10 @@ def difference_loss(
 
     Blind to whatever both maps share, hence to a vector added to every column of the head's kernel.
     """
+    saliency = _human_map(saliency, true_map.shape, false_map.shape)
     difference = difference_salience(true_map, false_map)
     magnitude = largest_magnitude(true_map, false_map)
-    return divergence(normalize(difference, magnitude), at_least_float32(saliency))
+    return divergence(normalize(difference, magnitude), saliency)
 
 
 def contrast_loss(
@@ -76,7 +78,7 @@ def contrast_loss(
     A contrastive loss over places: the maps diverge (margin 1) where people looked and agree elsewhere; both
     regions weigh the same. Reconstruction 3. In [0, 2.5]. A region of weight 0 (S all 0, or all 1) contributes 0.
     """
-    saliency = at_least_float32(saliency)
+    saliency = _human_map(saliency, true_map.shape, false_map.shape)
     divide = normalize(true_map) - normalize(false_map)
     apart = _weighted_mean(jnp.square(1 - divide), saliency)
     together = _weighted_mean(jnp.square(divide), 1 - saliency)
@@ -89,7 +91,7 @@ def energy_loss(maps: Float[Array, "*batch h w"], saliency: Float[Array, "*batch
     `maps` is T or D, raw. In [0, 1]. Without any positive attribution: value 1, gradient 0.
     """
     positive = jax.nn.relu(at_least_float32(maps))
-    return 1 - _weighted_mean(at_least_float32(saliency), positive)
+    return 1 - _weighted_mean(_human_map(saliency, maps.shape), positive)
 
 
 def outside_loss(maps: Float[Array, "*batch h w"], saliency: Float[Array, "*batch h w"]) -> Float[Array, "*batch"]:
@@ -97,7 +99,7 @@ def outside_loss(maps: Float[Array, "*batch h w"], saliency: Float[Array, "*batc
 
     `maps` is T or D, raw. Not bounded above; 0 where S is 1 everywhere.
     """
-    return ((1 - at_least_float32(saliency)) * jnp.square(at_least_float32(maps))).sum(_PLACES)
+    return ((1 - _human_map(saliency, maps.shape)) * jnp.square(at_least_float32(maps))).sum(_PLACES)
 
 
 def entropy_loss(true_map: Float[Array, "*batch h w"]) -> Float[Array, "*batch"]:
@@ -130,8 +132,55 @@ def input_gradient_loss(
 
     `saliency` is in [0, 1] at the *image's* resolution. Not bounded above.
     """
-    outside = 1 - at_least_float32(saliency)
+    outside = 1 - _human_map(saliency, input_gradient.shape[:-1])
     return (outside[..., None] * jnp.square(at_least_float32(input_gradient))).sum((-3, -2, -1))
+
+
+def masked_mean(
+    per_example: Float[Array, "*batch"], mask: Bool[Array, "*batch"], axis_name: str | tuple[str, ...] | None = None
+) -> Float[Array, ""]:
+    """Mean over the examples that the mask marks, of all devices; 0, with gradient 0, if there is none.
+
+    Under `jit` the arrays span all devices: leave out `axis_name`. Under `pmap` and `shard_map`, where each device sees
+    its own part and may hold more or fewer marked examples than another, name the axis: sum and count are summed over
+    it before they are divided. Then use it just as the mean over the device's own part, in a loss whose gradient, or
+    whose value, is brought together by `jax.lax.pmean`:
+
+    - the value is the mean over all devices, the same on each;
+    - the gradient is that of the number of devices times this device's share of it, so that its `pmean` is the gradient
+      of the mean over all. (Under `shard_map` with its default `check_vma=True` gradients by replicated parameters are
+      summed on their own: there it is the loss that wants the `pmean`.)
+
+    Raises:
+      ValueError: a mask of another shape, or that is not boolean.
+    """
+    values, mask = at_least_float32(per_example), jnp.asarray(mask)
+    if mask.shape != values.shape or mask.dtype != bool:
+        wanted = f"masked_mean of values of shape {values.shape} needs a boolean mask of that shape (`weights > 0`)"
+        raise ValueError(f"{wanted}; got {mask.dtype} {mask.shape}")
+    # `where`, not a product: 0 * nan is nan, and what is masked may be anything.
+    total, count = jnp.where(mask, values, 0).sum(), mask.sum().astype(values.dtype)
+    if axis_name is None:
+        return total / jnp.maximum(count, 1)
+    count = jnp.maximum(jax.lax.psum(count, axis_name), 1)
+    share = total * jax.lax.psum(1, axis_name) / count
+    everywhere = jax.lax.psum(jax.lax.stop_gradient(total), axis_name) / count
+    return everywhere + (share - jax.lax.stop_gradient(share))
+
+
+def _human_map(saliency: Array, *shapes: tuple[int, ...]) -> Array:
+    """The human map, at least float32. ValueError: it or the maps have other shapes, or it holds integers."""
+    shape, dtype = jnp.shape(saliency), jnp.asarray(saliency).dtype
+    if any(other != shape for other in shapes):
+        given = ", ".join(map(str, shapes))
+        raise ValueError(
+            f"a loss takes maps and saliency of one shape; got {given} and saliency {shape}. "
+            "saliency.to_cam_resolution(human_maps, (h, w)) brings human maps to the maps' places."
+        )
+    if jnp.issubdtype(dtype, jnp.integer):
+        remedy = "saliency.to_cam_resolution(human_maps, (h, w)) makes it so, or divide by the largest value"
+        raise ValueError(f"saliency is {dtype}; a loss takes floats in [0, 1]: {remedy}")
+    return at_least_float32(saliency)
 
 
 def _weighted_mean(values: Array, weights: Array) -> Array:
