@@ -54,7 +54,15 @@ def get_config() -> ConfigDict:
 
     # Options of the sources, each under its name.
     config.data.manifest = ""  # path of the CSV, for source "manifest"
-    config.data.labels = placeholder(tuple)  # class names in order of their index; unset: training's, sorted
+    config.data.labels = placeholder(tuple)  # manifest, folders: class names in order of their index; unset: sorted
+    config.data.folders = ConfigDict()
+    config.data.folders.images = ""  # a folder for each class below it, or train, val and test above the classes
+    config.data.folders.maps = ""  # folder of maps, or one table for all images; "": they lie beside the images
+    config.data.folders.map_names = ("map", "mask", "heatmap", "saliency", "blended")  # 1.png has 1_map.png, 1-mask.png
+    config.data.folders.group_pattern = ""  # regular expression: its first group in an image's path is the group
+    config.data.folders.domain_pattern = ""  # the same of the domain
+    config.data.folders.shares = (0.7, 0.15, 0.15)  # of train, val and test, where no folders say which is which
+    config.data.folders.seed = 0  # of that draw
     config.data.demo = ConfigDict()
     config.data.demo.data_dir = ""  # "": TFDS's own default
     config.data.demo.seed = 0

@@ -12,6 +12,7 @@ from ml_collections import config_flags
 CONFIG = config_flags.DEFINE_config_file("config", None, "Config file; override with --config.key=value.")
 CHECK = flags.DEFINE_bool("check", False, "Open every file first and report what is there and what is wrong.")
 OUT = flags.DEFINE_string("out", None, "Folder for the report and a contact sheet of images with their maps.")
+WRITE = flags.DEFINE_string("write_manifest", None, "CSV to write of these data and their splits; must not exist.")
 flags.mark_flags_as_required(["config"])
 
 
@@ -19,7 +20,7 @@ def main() -> None:
     from tfcam_jax.data.checks.prepare import prepare
     from tfcam_jax.experiment import resolve
 
-    if not prepare(resolve(CONFIG.value).data, CHECK.value, OUT.value):
+    if not prepare(resolve(CONFIG.value).data, CHECK.value, OUT.value, WRITE.value):
         sys.exit("error: the data can't be trained on; solve the problems listed above")
 
 

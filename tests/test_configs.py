@@ -46,6 +46,8 @@ def test_config_has_the_defaults_keys_and_can_be_built(path):
     assert dict(flatten(without_variants(config))).keys() == dict(flatten(default.get_config())).keys()
     if config.data.source == "manifest" and not config.data.manifest:
         config.data.manifest = "any.csv"
+    if config.data.source == "folders" and not config.data.folders.images:
+        config.data.folders.images = "any"
     resolve(config).make_model(num_classes=2)
     Augment(**config.augment)
     arms = plan_arms(config)

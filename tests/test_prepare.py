@@ -134,7 +134,7 @@ def test_without_check_faults_stop_as_in_training(tmp_path):
     edit(manifest, 3, image="images/gone.png")
     with pytest.raises(DataError, match="row 3"):
         prepare(recipe(manifest_config(manifest)), check=False)
-    with pytest.raises(ConfigError, match="no files to check: leave out --check"):
+    with pytest.raises(ConfigError, match="no files to check: leave out --check and --write_manifest"):
         prepare(recipe(demo.get_config()), check=True)
 
 

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tfcam_jax.data.protocol import apply_protocol, assign_splits, enumerate_folds, split_by_protocol
+from tfcam_jax.data.protocol import apply_protocol, assign_splits, draw_splits, enumerate_folds, split_by_protocol
 from tfcam_jax.data.source import DataError, Dataset, Example, Records
 
 
@@ -164,3 +164,45 @@ def test_a_class_without_an_unseen_domain_joins_the_open_test():
     parts = split_by_protocol(["live", "print"], ["live", "print", "lens"], np.array([0, 1, 1]))
     assert parts["closed"].tolist() == [0, 1] and parts["open"].tolist() == [0, 2]
     assert "open" not in split_by_protocol(["a"], ["a", "a"], np.array([0, 1]))
+
+
+rows_of_groups = st.lists(st.tuples(st.sampled_from("abc"), st.integers(0, 9), st.integers(0, 40)), max_size=60)
+
+
+@given(
+    rows_of_groups, st.integers(0, 3), st.sampled_from([{"train": 0.7, "val": 0.15, "test": 0.15}, {"x": 3, "y": 1}])
+)
+def test_a_draw_keeps_groups_and_equal_images_together_and_gives_each_split_its_classes(rows, seed, shares):
+    labels, groups, digests = ([*column] for column in zip(*rows, strict=True)) if rows else ([], [], [])
+    groups, digests = [f"g{g}" if g else "" for g in groups], [f"d{d}" if d > 9 else "" for d in digests]
+    drawn = draw_splits(labels, groups, digests, shares, seed)
+    assert len(drawn) == len(rows) and drawn == draw_splits(labels, groups, digests, shares, seed)
+    for column in (groups, digests):
+        for value in set(column) - {""}:
+            assert len({split for split, other in zip(drawn, column, strict=True) if other == value}) == 1
+    if len(set(groups)) <= 1 and not any(digests):  # alone or all together
+        for label in set(labels):
+            own = [split for split, other in zip(drawn, labels, strict=True) if other == label]
+            assert len(set(own)) == (min(len(own), len(shares)) if not any(groups) else 1)
+
+
+@pytest.mark.parametrize(
+    ("number", "expected"), [(3, (1, 1, 1)), (4, (2, 1, 1)), (20, (14, 3, 3)), (200, (140, 30, 30))]
+)
+def test_single_images_are_drawn_by_the_shares(number, expected):
+    shares = {"train": 0.7, "val": 0.15, "test": 0.15}
+    labels, empty = ["rare"] * number + ["common"] * 1000, [""] * (number + 1000)
+    drawn = draw_splits(labels, empty, empty, shares, 0)
+    assert tuple(drawn[:number].count(split) for split in shares) == expected
+    assert [drawn[number:].count(split) for split in shares] == [700, 150, 150]
+    assert drawn != draw_splits(labels, empty, empty, shares, 1)
+
+
+def test_a_large_group_does_not_fill_a_small_split():
+    groups = ["large"] * 50 + [f"{i // 2}" for i in range(50)]
+    drawn = draw_splits(["a"] * 100, groups, [""] * 100, {"train": 0.7, "val": 0.15, "test": 0.15}, 0)
+    assert set(drawn[:50]) == {"train"} and sorted(drawn[50:].count(s) for s in ("train", "val", "test")) == [
+        14,
+        16,
+        20,
+    ]

@@ -205,9 +205,12 @@ def _data_recipe(config: ConfigDict) -> DataRecipe:
     data, maps = config.data, config.data.maps
     if data.source == "manifest" and not data.manifest:
         raise ConfigError("config.data.manifest is empty: give --config.data.manifest=PATH of the CSV.")
-    options = (
-        {"manifest": data.manifest, "labels": data.labels or ()} if data.source == "manifest" else data[data.source]
-    )
+    if data.source == "folders" and not data.folders.images:
+        wanted = "--config.data.folders.images=FOLDER, which has a folder for each class"
+        raise ConfigError(f"config.data.folders.images is empty: give {wanted}.")
+    options = {"manifest": data.manifest} if data.source == "manifest" else data[data.source]
+    if data.source in ("manifest", "folders"):
+        options = {**options, "labels": data.labels or ()}
     if data.source != "demo":
         reading = {key: maps[key] for key in ("combine", "sigma", "pixels_per_degree")}
         options = {**options, **reading, "skip_unreadable": data.skip_unreadable}
@@ -231,9 +234,12 @@ def open_source(recipe: Recipe, checks: Path | None = None) -> Dataset:
     """Opens and validates the recipe's data, as their owner splits them, with the maps as they are.
 
     The file `checks` says which files were found sound before; without it all are looked at. Raises DataError for
-    images, maps or lists that can't be used.
+    images, maps or lists that can't be used; what was guessed, drawn or left out is logged.
     """
-    return recipe.data.open(load_outcomes(checks) if checks else None)
+    dataset = recipe.data.open(load_outcomes(checks) if checks else None)
+    for note in dataset.notes if is_first() else ():
+        logging.warning("%s: %s", dataset.name, note)
+    return dataset
 
 
 def keep_checks(checks: Path, checked: Mapping[str, Outcome]) -> None:

@@ -24,6 +24,7 @@ from .errors import ConfigError
 from .experiment import Recipe, keep_checks, open_dataset, resolve
 from .run.checkpoints import CheckpointError, Checkpoints
 from .run.files import WorkdirError
+from .run.fingerprints import checksum_json
 from .run.workdir import CHECKS, OTHER_CHECKS, config_differences, load_config
 
 Also = Callable[[steps.EvalOutput, steps.Batch], Any]
@@ -52,6 +53,7 @@ class Trained:
       recipe: the same, resolved; its placement is that of the devices here.
       class_names: position = class index.
       domains: those that training saw.
+      rows: of its data, see `describe_rows`.
       state: parameters and batch statistics, on every device.
       model: the Flax module, for `model.apply(trained.variables, trained.recipe.preprocess(images), train=False)`.
       eval_step: compiled, see `steps.make_eval_step`.
@@ -61,6 +63,7 @@ class Trained:
     recipe: Recipe
     class_names: tuple[str, ...]
     domains: tuple[str, ...]
+    rows: Mapping[str, int]
     epoch: int
     state: steps.TrainState
     model: nn.Module
@@ -155,6 +158,7 @@ def restore(workdir: str | Path) -> Trained:
         recipe=recipe,
         class_names=tuple(record["class_names"]),
         domains=tuple(record["domains"]),
+        rows=record["rows"],
         epoch=record["epoch"],
         state=state,
         model=model,
@@ -162,14 +166,30 @@ def restore(workdir: str | Path) -> Trained:
     )
 
 
+def describe_rows(dataset: Dataset) -> dict[str, int]:
+    """A checksum of each split's names, labels and which of them have a map."""
+    rows = lambda records: checksum_json([records.ids, records.labels.tolist(), records.has_map.tolist()])
+    return {name: rows(split.records) for name, split in dataset.splits.items()}
+
+
 def open_own_data(trained: Trained, workdir: str | Path) -> Dataset:
-    """The data that a run was trained on, as its recipe names them; DataError if broken, or of other classes now."""
+    """The data that a run was trained on, as its recipe names them.
+
+    Raises DataError if they are broken, of other classes now, or split otherwise, where splits are drawn: the model
+    would be tested on what it was trained on.
+    """
     checks = Path(workdir) / CHECKS
     dataset = open_dataset(trained.recipe, checks)
     if tuple(dataset.class_names) != trained.class_names:
         now, then = ", ".join(dataset.class_names), ", ".join(trained.class_names)
         problem = f"the data of the run have classes {now} now; it was trained on {then}."
         raise DataError([f"{problem} Restore them, or give other data with --data."])
+    if dataset.drawn and describe_rows(dataset) != trained.rows:
+        problem = (
+            f"{dataset.name}: images or maps were added or removed since training, which drew its splits from them,"
+        )
+        remedy = "Restore them, or give others with --data; prepare --write_manifest keeps the splits of a later run."
+        raise DataError([f"{problem} so that some would test now that were trained on. {remedy}"])
     keep_checks(checks, dataset.checked)
     return dataset
 
@@ -201,7 +221,7 @@ def _check_config(workdir: Path, trained: Mapping[str, Any], config: Mapping[str
     differences = [
         line
         for key, line in config_differences(trained, config).items()
-        if not key.endswith((".manifest", ".data_dir", ".manual_dir", "batch_size"))
+        if not key.endswith((".manifest", ".data_dir", ".manual_dir", ".folders.images", ".folders.maps", "batch_size"))
     ]
     if differences:
         raise WorkdirError(

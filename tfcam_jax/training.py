@@ -14,6 +14,7 @@ from .data.source import DataError, Dataset
 from .devices.distributed import is_first, wait_for_all
 from .evaluation import evaluate_best, evaluate_source, format_results
 from .experiment import ConfigDict, Experiment, Recipe, build_experiment, keep_checks, open_dataset, resolve
+from .inference import describe_rows
 from .metrics.classification import BETTER, classification
 from .metrics.scores import write_scores
 from .run.checkpoints import Checkpoints
@@ -152,11 +153,10 @@ def _describe_dataset(dataset: Dataset) -> dict[str, Any]:
     `class_names`, `domains`; `rows`, a checksum of each split's names, labels and which of them have a map; `pixels`,
     one of its images' digests where the source knows them.
     """
-    rows = lambda records: checksum_json([records.ids, records.labels.tolist(), records.has_map.tolist()])
     return {
         "class_names": list(dataset.class_names),
         "domains": sorted(set(dataset.splits["train"].records.domains)),
-        "rows": {name: rows(split.records) for name, split in dataset.splits.items()},
+        "rows": describe_rows(dataset),
         "pixels": {name: checksum_json(split.records.digests) for name, split in dataset.splits.items()},
     }
 

@@ -19,6 +19,7 @@ def _at(place: str) -> Callable[..., Any]:
 
 SOURCES: dict[str, Callable[..., Any]] = {
     "demo": _at("builders.demo:open_demo"),
+    "folders": _at("folders:open_folders"),
     "manifest": _at("manifest:open_manifest"),
     "cyborg_faces": _at("builders.cyborg_faces:CyborgFaces.open_files"),
     "iris_pad": _at("builders.iris_pad:IrisPad.open_files"),
@@ -27,6 +28,7 @@ SOURCES: dict[str, Callable[..., Any]] = {
 
 # The same sources' files before any image is opened, as `listing.Listing`; `demo` has none, it is drawn.
 LISTINGS: dict[str, Callable[..., Any]] = {
+    "folders": _at("folders:list_folders"),
     "manifest": _at("manifest:list_manifest"),
     "cyborg_faces": _at("builders.cyborg_faces:CyborgFaces.list_files"),
     "iris_pad": _at("builders.iris_pad:IrisPad.list_files"),

@@ -101,6 +101,19 @@ class MapReader:
 
 
 @dataclass(frozen=True)
+class SplitDraw:
+    """How rows without a split get one (`protocol.draw_splits`).
+
+    Attributes:
+      shares: of the splits that are drawn; above 0, whatever their sum.
+      seed: of the draw.
+    """
+
+    shares: Mapping[str, float]
+    seed: int = 0
+
+
+@dataclass(frozen=True)
 class Listing:
     """A data set as its owner's files describe it, before any image was opened.
 
@@ -110,6 +123,8 @@ class Listing:
       class_names: position = class index.
       reader: of maps; its folder is what the rows' paths are relative to.
       problems: what was wrong with the lists themselves.
+      notes: what was guessed, drawn or left out, a line each; nobody need do anything about it.
+      draw: of rows whose split is "", as their owner gives none; None: there are no such rows.
     """
 
     name: str
@@ -117,12 +132,26 @@ class Listing:
     class_names: tuple[str, ...]
     reader: MapReader
     problems: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+    draw: SplitDraw | None = None
 
 
 def split_map_cell(cell: str) -> list[tuple[str, str]]:
     """Annotator's name ("" if not given) and path of each part of a map cell."""
     parts = [part.strip() for part in cell.split("|") if part.strip()]
     return [(name.strip(), path.strip()) if path else ("", name) for name, _, path in (p.partition("=") for p in parts)]
+
+
+def join_map_cell(parts: Sequence[tuple[str, str]]) -> str:
+    """The cell that `split_map_cell` reads as these annotators and paths; raises ValueError where there is none.
+
+    A path that holds a "=" needs an annotator's name before it, and gets the number that it would have without one.
+    """
+    named = [(name or (str(i + 1) if "=" in path else ""), path) for i, (name, path) in enumerate(parts)]
+    cell = "|".join(f"{name}={path}" if name else path for name, path in named)
+    if split_map_cell(cell) != named:
+        raise ValueError(f"{cell!r} can't stand in a manifest; rename what holds a '|', or a space at its end")
+    return cell
 
 
 def check_below(path: str) -> str:

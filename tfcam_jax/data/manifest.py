@@ -7,19 +7,15 @@ or stops with the full list of what to put right.
 from __future__ import annotations
 
 import zipfile
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from absl import logging
-
-from ..errors import ConfigError
-from .checks.inspection import check_files, inspect, usable_rows
-from .checks.outcomes import CONSTANT, EMPTY, USABLE, Outcome, Outcomes
+from .checks.inspection import check_files
+from .checks.outcomes import Outcomes
 from .csv_files import read_table
-from .decode import check_channels
-from .listing import Listing, MapReader, Row, by_split, listed_sources, read_tables
+from .listing import Listing, MapReader, Row, listed_sources, read_tables
+from .opening import check_labels, open_listing
 from .source import DataError, Dataset, Source
 
 REQUIRED_COLUMNS = ("split", "label", "image")
@@ -63,12 +59,8 @@ def open_manifest(
       ConfigError: options that can't be.
       DataError: with every problem found, each naming file, row and remedy.
     """
-    check_channels(channels)
     listing = list_manifest(manifest, labels=labels, **reading)
-    usable, skipped = usable_rows(inspect(listing, known, progress), skip_unreadable)
-    _log_maps(manifest, usable.listing.rows, usable.outcomes)
-    sources = listed_sources(usable.listing, usable.outcomes, channels)
-    return Dataset(listing.name, listing.class_names, sources, skipped, usable.checked)
+    return open_listing(listing, channels, progress, skip_unreadable, known)
 
 
 def open_manifest_split(
@@ -111,8 +103,7 @@ def list_manifest(
 
     Raises ConfigError for options that can't be, and DataError where the file is missing or can't be parsed.
     """
-    if len(set(labels)) < len(labels):
-        raise ConfigError(f"labels names a class twice: {', '.join(labels)}")
+    check_labels(labels)
     path = Path(manifest)
     rows = _read_rows(path)
     tables, problems = read_tables(path.parent, rows)
@@ -131,11 +122,3 @@ def _read_rows(path: Path) -> list[Row]:
     columns = (*REQUIRED_COLUMNS, *OPTIONAL_COLUMNS)
     table = read_table(path, REQUIRED_COLUMNS, _WANTED, exact=True)
     return [Row(str(path), number, *(cells.get(name, "") for name in columns)) for number, cells in table]
-
-
-def _log_maps(manifest: str, rows: Sequence[Row], outcomes: Sequence[Outcome]) -> None:
-    for split, _, found in by_split(rows, outcomes):
-        usable = sum(outcome.map == USABLE for outcome in found)
-        logging.info("%s: %s has %d images, %d with a human map", manifest, split, len(found), usable)
-        if useless := sum(outcome.map in (EMPTY, CONSTANT) for outcome in found):
-            logging.warning("%s: %d maps of %s are empty or constant; they count as absent", manifest, useless, split)

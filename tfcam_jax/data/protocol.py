@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +17,8 @@ from .source import SPLITS, DataError, Dataset, Joined, Records, Subset
 
 PROTOCOLS = ("published", "closed", "open", "leave_one_domain_out", "k_fold")
 LEAKAGE = ("refuse", "drop")
+# Weight of a split's size beside that of its classes' numbers: enough to decide between equal ones.
+_ALL_CLASSES = 1e-3
 
 
 def split_by_protocol(
@@ -152,14 +154,54 @@ def enumerate_folds(dataset: Dataset, name: str, num_folds: int = 5) -> list[dic
     return folds
 
 
-def _units(records: Records) -> Int[np.ndarray, " n"]:
+def draw_splits(
+    labels: Sequence[str], groups: Sequence[str], digests: Sequence[str], shares: Mapping[str, float], seed: int
+) -> list[str]:
+    """Deals rows out to splits at random: whole groups (and equal images), each class by the shares as far as can be.
+
+    Large groups come first, in random order among equally large ones; each goes where the numbers of its classes are
+    then nearest to the shares. The last groups of a class go to splits that lack it, so that a class of as many groups
+    as there are splits is in each; one of fewer is missing somewhere.
+
+    Args:
+      labels: of each row.
+      groups: of each row; "": none.
+      digests: of each row, equal for equal pixels; "": unknown.
+      shares: of the splits, above 0; their sum makes no difference.
+      seed: of the random order.
+
+    Returns:
+      A key of `shares` for each row.
+    """
+    units, (names, classes) = _units(groups, digests), np.unique(labels, return_inverse=True)
+    counts = np.zeros((units.max(initial=-1) + 1, len(names) + 1))  # of each class, and of all
+    np.add.at(counts, (units, classes), 1)
+    counts[:, -1] = counts.sum(1)
+    wanted = np.outer([*shares.values()], counts.sum(0)) / sum(shares.values())
+    given, left = np.zeros_like(wanted), (counts > 0).sum(0)
+    order = np.random.default_rng(seed).permutation(len(counts))
+    dealt = np.zeros(len(counts), int)
+    for unit in order[np.argsort(-counts[order, -1], kind="stable")]:
+        own = counts[unit]
+        lacking = (given == 0) & (own > 0)
+        urgent = (lacking & (left <= lacking.sum(0))).any(1)
+        # What adding this unit does to the sum of (given - wanted)^2 / wanted.
+        change = own * (2 * (given - wanted) + own) / wanted
+        cost = change[:, :-1].sum(1) + _ALL_CLASSES * change[:, -1]
+        dealt[unit] = split = int(np.argmin(np.where(urgent | ~urgent.any(), cost, np.inf)))
+        given[split] += own
+        left -= own > 0
+    return [[*shares][split] for split in dealt[units]]
+
+
+def _units(groups: Sequence[str], digests: Sequence[str]) -> Int[np.ndarray, " n"]:
     """A number for each row, equal for rows that are linked by a chain of equal groups or equal pixels."""
     from scipy.sparse import coo_array
     from scipy.sparse.csgraph import connected_components
 
-    n = len(records)
+    n = len(groups)
     links = []
-    for column in (records.groups, records.digests or ()):
+    for column in (groups, digests):
         first: dict[str, int] = {}
         links += [(row, first.setdefault(value, row)) for row, value in enumerate(column) if value]
     pairs = np.array(links, int).reshape(-1, 2).T
@@ -170,7 +212,7 @@ def _k_fold(records: Records, protocol: ProtocolOptions) -> np.ndarray:
     from sklearn.model_selection import StratifiedGroupKFold  # 1.4 s that no other protocol needs
 
     num_folds, fold = protocol.num_folds, protocol.fold
-    units = _units(records)
+    units = _units(records.groups, records.digests or ())
     if len(np.unique(units)) < num_folds:
         raise DataError([f"k_fold: {num_folds} folds of {len(np.unique(units))} groups; use fewer folds"])
     parts = StratifiedGroupKFold(num_folds, shuffle=True, random_state=protocol.seed)

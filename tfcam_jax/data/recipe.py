@@ -60,7 +60,7 @@ class DataRecipe:
         """
         if self.source not in LISTINGS:
             what = f"data.source is {self.source!r}, which is drawn and has no files to check"
-            raise ConfigError(f"{what}: leave out --check")
+            raise ConfigError(f"{what}: leave out --check and --write_manifest")
         return LISTINGS[self.source](**self.options)
 
     def open(self, known: Outcomes | None = None) -> Dataset:

@@ -15,6 +15,13 @@ from ..errors import UserError
 from .checks.outcomes import Outcomes
 
 SPLITS = ("train", "val", "test")
+# How folders and owners' lists call them, in small letters.
+SPLIT_NAMES = {name: name for name in SPLITS} | {
+    "training": "train",
+    "valid": "val",
+    "validation": "val",
+    "testing": "test",
+}
 
 # How many problems a DataError's message lists; `problems` holds them all.
 _SHOWN = 20
@@ -135,6 +142,8 @@ class Dataset:
       class_names: position = class index.
       splits: split name to source.
       skipped: a line for each row that was left out because its files could not be read.
+      notes: what a user should know of how the files were taken: what was guessed, drawn or left out.
+      drawn: splits were drawn from what is there, so that they are others as soon as an image comes or goes.
       checked: what was found of the files, for the next opening; see `checks.outcomes`. Empty where they are not the
         owner's own, but drawn or packed.
     """
@@ -143,6 +152,8 @@ class Dataset:
     class_names: tuple[str, ...]
     splits: Mapping[str, Source]
     skipped: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+    drawn: bool = False
     checked: Outcomes = field(default_factory=dict)
 
 

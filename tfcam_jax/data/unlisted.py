@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
@@ -24,12 +24,25 @@ def walk_images(folder: Path) -> Iterator[str]:
 
     A suffix is an image's if Pillow can open its kind, or if it is DICOM's. Hidden files and folders are left out.
     """
-    suffixes = {suffix for suffix, kind in Image.registered_extensions().items() if kind in Image.OPEN} | {".dcm"}
+    suffixes = image_suffixes()
+    for path in walk_files(folder):
+        if PurePosixPath(path).suffix.lower() in suffixes and not PurePosixPath(path).name.startswith("."):
+            yield path
+
+
+def walk_files(folder: Path) -> Iterator[str]:
+    """Paths below the folder of all files, also hidden ones, with "/" on every system; sorted within each folder.
+
+    Hidden folders are left out.
+    """
     for root, folders, names in os.walk(folder, followlinks=True):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
-        for name in sorted(names):
-            if os.path.splitext(name)[1].lower() in suffixes and not name.startswith("."):
-                yield Path(root, name).relative_to(folder).as_posix()
+        yield from (Path(root, name).relative_to(folder).as_posix() for name in sorted(names))
+
+
+def image_suffixes() -> set[str]:
+    """Of files that are images by their name: of every kind that Pillow can open, and ".dcm"."""
+    return {suffix for suffix, kind in Image.registered_extensions().items() if kind in Image.OPEN} | {".dcm"}
 
 
 def open_image_folder(folder: str | Path, channels: int, progress: bool = True) -> ListedSource:

@@ -36,6 +36,13 @@ def read_picture(encoded: bytes, suffix: str) -> Float[np.ndarray, "h w"]:
 
 
 def find_marks(table: Table, image: str) -> Mapping[str, Marks]:
-    """Marks of an image by annotator, found by its path, its file name or that without the suffix; empty if absent."""
-    path = PurePosixPath(image)
-    return next((table[name] for name in (image, path.name, path.stem) if name in table), {})
+    """Marks of an image by annotator, under the name that `find_name` gives; empty if absent."""
+    name = find_name(table, image)
+    return {} if name is None else table[name]
+
+
+def find_name(table: Table, image: str) -> str | None:
+    """What a table calls an image: its path, as much of the path's end as is found, or the file name without suffix."""
+    parts = image.split("/")
+    names = (*("/".join(parts[i:]) for i in range(len(parts))), PurePosixPath(image).stem)
+    return next((name for name in names if name in table), None)

@@ -10,7 +10,7 @@ from typing import ClassVar
 
 from ..csv_files import read_list
 from ..listing import Row
-from ..source import SPLITS
+from ..source import SPLIT_NAMES
 from ..unlisted import walk_images
 from . import read_text
 from .listed_builder import ListedBuilder, ListedConfig, no_rows
@@ -19,7 +19,6 @@ from .owner_files import Found, below, find_lists, group_of, index_maps, split_b
 LIVE_NAMES = frozenset({"live", "real", "bonafide", "authentic", "genuine"})
 # Classes that say attack without saying which; its type is then the name of the image's folder.
 UNNAMED_ATTACKS = frozenset({"attack", "attacks", "spoof", "fake", "pa"})
-_SPLIT_NAMES = {name: name for name in SPLITS} | {"training": "train", "validation": "val", "testing": "test"}
 
 
 @dataclass(eq=False)
@@ -66,7 +65,7 @@ def _from_lists(lists: Sequence[Path], config: IrisPadConfig) -> Found:
             split, kind, image, group = ("test", *reversed(cells), "") if len(cells) == 2 else (*cells, "")[:4]
             if not kind:
                 found.problems.append(f"{path}, row {number}: no class given; use live or the attack's type")
-            split = _SPLIT_NAMES.get(split.lower(), split)
+            split = SPLIT_NAMES.get(split.lower(), split)
             row = Row(str(path), number, split, "", below(config.images, image), group=group)
             found.rows.append(_classify(row, kind, config))
     return found
@@ -76,7 +75,7 @@ def _from_folders(folder: Path, config: IrisPadConfig) -> Found:
     found = Found()
     for path in walk_images(folder):
         *folders, _ = PurePosixPath(path).parts
-        split = _SPLIT_NAMES.get(folders[0].lower()) if folders else None
+        split = SPLIT_NAMES.get(folders[0].lower()) if folders else None
         kinds = folders[1:] if split else folders
         if not kinds:
             hint = "lies in no folder named by its type; use TYPE/ or SPLIT/TYPE/"

@@ -53,7 +53,7 @@ def below(folder: str, path: str) -> str:
 def group_of(path: str, pattern: str) -> str:
     """What the first group of a regular expression matches in a path; "" without a pattern or a match."""
     found = re.search(pattern, path) if pattern else None
-    return found[1] if found else ""
+    return (found[1] or "") if found else ""
 
 
 def split_by_share(name: str, val: float = 0.1, test: float = 0.2) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -21,6 +22,7 @@ from ...errors import did_you_mean
 from ..decode import decode_image
 from ..human_maps import agreement, combine
 from ..listing import Listing, MapReader, Row, reason, split_map_cell
+from ..protocol import draw_splits
 from ..source import SPLITS, DataError
 from .leakage import check_leakage
 from .outcomes import ABSENT, CONSTANT, EMPTY, USABLE, Outcome, Outcomes
@@ -51,7 +53,28 @@ def inspect(
     listing: Listing, known: Outcomes | None = None, progress: bool = True, closely: bool = False
 ) -> Inspection:
     """Checks the lists, opens every file, looks for leakage; raises nothing. Arguments as of `check_files`."""
-    return _judge(listing, *check_files(listing, known, progress, closely))
+    outcomes, checked = check_files(listing, known, progress, closely)
+    return _judge(_with_drawn_splits(listing, outcomes), outcomes, checked)
+
+
+def _with_drawn_splits(listing: Listing, outcomes: Sequence[Outcome]) -> Listing:
+    """The listing with a split for each row; a class that is too small for that is a problem."""
+    if listing.draw is None:
+        return listing
+    drawn = [(row, outcome) for row, outcome in zip(listing.rows, outcomes, strict=True) if not row.split]
+    if not drawn:
+        return listing
+    rows, seen = zip(*drawn, strict=True)
+    columns = [row.label for row in rows], [row.group for row in rows], [outcome.digest for outcome in seen]
+    shares = listing.draw.shares
+    splits = draw_splits(*columns, shares, listing.draw.seed)
+    parts = Counter(label for label, _ in set(zip(columns[0], splits, strict=True)))
+    told = f"has too few images or whole groups for a part in each of {', '.join(shares)}; add some"
+    lacking = sorted(label for label, count in parts.items() if count < len(shares))
+    problems = [f"{rows[0].list}: class {label!r} {told}" for label in lacking]
+    names = iter(splits)
+    filled = tuple(row if row.split else replace(row, split=next(names)) for row in listing.rows)
+    return replace(listing, rows=filled, problems=(*listing.problems, *problems))
 
 
 def _judge(listing: Listing, outcomes: Sequence[Outcome], checked: Outcomes) -> Inspection:

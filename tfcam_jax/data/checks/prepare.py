@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from .. import written_manifest
 from ..listing import listed_records
 from ..protocol import assign_splits
 from ..recipe import DataRecipe
@@ -14,18 +15,24 @@ from .inspection import Inspection, inspect
 from .report import Report, align, make_report
 
 
-def prepare(recipe: DataRecipe, check: bool, out: str | Path | None = None) -> bool:
+def prepare(
+    recipe: DataRecipe, check: bool, out: str | Path | None = None, write_manifest: str | Path | None = None
+) -> bool:
     """Builds the data set that a recipe names, so that training finds it ready.
 
     Args:
       recipe: as for training.
       check: first open every file and print a report, with all errors at once; ConfigError for a set without files.
       out: folder for the report (`report.txt`, `report.json`) and a contact sheet (`contact_sheet.png`); None: none.
+      write_manifest: CSV to write, which source `manifest` opens as the same data with the same splits; None: none. Its
+        errors are those of `written_manifest`.
 
     Returns:
       True if the data can be trained on; False after a report of what can't. Without `check` DataError, as in training.
     """
     known = None
+    if write_manifest is not None:
+        written_manifest.check_target(Path(write_manifest), recipe.listing())
     if check:
         inspection = inspect(recipe.listing(), closely=True)
         report = make_report(inspection, _protocol_problems(recipe, inspection))
@@ -38,7 +45,10 @@ def prepare(recipe: DataRecipe, check: bool, out: str | Path | None = None) -> b
         known = inspection.checked
     dataset = recipe.arrange(recipe.open(known))
     name = recipe.protocol.get("name", "published")
-    print("\n".join(["", f"Ready: {dataset.name}, protocol {name}", *describe(dataset)]))
+    notes = () if check else dataset.notes
+    print("\n".join(["", *notes, f"Ready: {dataset.name}, protocol {name}", *describe(dataset)]))
+    if write_manifest is not None:
+        print("\n" + written_manifest.write_manifest(Path(write_manifest), recipe.listing(), dataset))
     return True
 
 

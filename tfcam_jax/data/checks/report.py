@@ -47,7 +47,7 @@ def make_report(inspection: Inspection, extra_problems: Sequence[str] = ()) -> R
     pairs, splits = list(zip(listing.rows, seen, strict=True)), list(by_split(listing.rows, seen))
     problems = (*inspection.problems, *extra_problems)
     near = _near_duplicates(pairs)
-    notes = [*_map_notes(pairs), *_domain_notes(pairs), *_group_notes(splits)]
+    notes = [*listing.notes, *_map_notes(pairs), *_domain_notes(pairs), *_group_notes(splits)]
     notes += _border_note(pairs, listing.class_names)
     sections = {
         "Images": align(_content_table(pairs)),
