@@ -21,11 +21,13 @@ def get_config() -> ConfigDict:
     config.guidance.alpha = placeholder(float)  # total = alpha * cross-entropy + (1 - alpha) * guidance
     config.guidance.divergence = placeholder(str)  # mse, l1, bce, kl or pearson
     config.guidance.cam_class = placeholder(str)  # cyborg: "true" or "predicted"
+    config.guidance.cam_features = placeholder(str)  # cyborg: "pooled", or "hooked" as in the CYBORG code
     config.guidance.attribution = placeholder(str)  # energy, outside: "true" or "difference"
 
     config.data = ConfigDict()
     config.data.source = "manifest"  # a key of tfcam_jax.data.SOURCES
     config.data.image_size = placeholder(int)  # pixels; unset: the model's own, see tfcam_jax/models/__init__.py
+    config.data.resize_through = ()  # sides that images are resized to on their way to image_size: (256,)
     config.data.channels = 3  # 1 for grayscale: repeated to three on the device
     config.data.mean = placeholder(tuple)  # of RGB in [0, 1]; unset: the model's own
     config.data.std = placeholder(tuple)
@@ -41,6 +43,7 @@ def get_config() -> ConfigDict:
     config.data.maps.pixels_per_degree = 0.0  # image pixels in a degree of the visual field; 0: sigma is in pixels
     config.data.maps.blur = 0.0  # standard deviation of a Gaussian, as a share of the longer side
     config.data.maps.threshold = 0.0  # 1 where the map reaches this share of its peak, else 0; 0: as it is
+    config.data.maps.resize = "with_image"  # straight: training's from file to CAM, in 8 bits, as in the CYBORG code
     config.data.maps.placebo = "none"  # of training: other_image, mean_map or border_ring in place of the true maps
 
     # Which images train, validate and test.
@@ -109,6 +112,9 @@ def get_config() -> ConfigDict:
     config.model.weights = ""  # "": from scratch; "imagenet", a .safetensors or .pth file, or a Hub repository
     config.model.keep_head = False  # take the weights' head too; classes must agree
     config.model.dtype = "float32"  # of convolutions and activations: float32 or bfloat16
+    config.model.head_init = "lecun"  # of the new head: lecun (normal, bias 0) or pytorch (nn.Linear's uniform)
+    config.model.dropout = 0.0  # share of the pooled channels that training drops before the head
+    config.model.batch_norm_momentum = 0.9  # share of the running statistics that a step keeps
     config.model.freeze_batch_norm = False  # keep the batch statistics of the weights, for few images
     config.model.rematerialize = False  # less memory, about a third more time
 

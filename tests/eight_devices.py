@@ -56,6 +56,7 @@ def make_batches():
             "label": rng.integers(0, 2, BATCH, dtype=np.int32),
             "mask": mask,
             "weight": rng.uniform(0.5, 1.5, BATCH).astype(np.float32) * mask,
+            "draw": rng.integers(2**32, size=BATCH, dtype=np.uint32),
         }
 
 
@@ -65,7 +66,7 @@ def run_case(mode, devices, shard_state):
     # Clipped: the optimiser has to see the norm of the whole gradient.
     tx = make_optimizer("sgd", lambda step: 0.1, momentum=0.9, weight_decay=1e-3, clip_norm=0.5)
     preprocess = functools.partial(steps.standardize, mean=(0.4, 0.5, 0.6), std=(0.2, 0.3, 0.25))
-    model = SmallCNN(num_classes=2, widths=WIDTHS, axis_name=where.axis_name)
+    model = SmallCNN(num_classes=2, widths=WIDTHS, dropout=0.3, axis_name=where.axis_name)
     step = steps.make_train_step(
         model,
         tx,

@@ -201,6 +201,29 @@ def test_training_keeps_the_contract_and_updates_every_running_statistic(name):
     assert all(np.asarray(n).dtype == np.float32 and not np.array_equal(o, n) for o, n in zip(old, new, strict=True))
 
 
+# What comes before the pooled tensor, by the path of the module that gives it; None: the pooled one itself.
+HOOKED = {
+    "densenet": ("norm5",),
+    "inception": None,
+    "resnet_basic": ("layer2_0", "conv2"),
+    "resnet_bottleneck": ("layer2_0", "conv3"),
+    "small_cnn": ("Conv_1",),
+    "xception": ("conv4",),
+}
+
+
+@pytest.mark.parametrize("name", SMALL_MODELS)
+def test_the_hooked_tensor_is_the_one_described(name):
+    model, variables = small_model(name)
+    run = jax.jit(partial(model.apply, train=False, capture_intermediates=True, mutable=["intermediates"]))
+    output, captured = run(variables, random_images(2, 48))
+    modules = traverse_util.flatten_dict(captured["intermediates"])
+    expected = output.features if HOOKED[name] is None else modules[(*HOOKED[name], "__call__")][0]
+    np.testing.assert_array_equal(output.hooked, expected)
+    assert output.hooked.shape == output.features.shape
+    assert ((output.hooked < 0).any()) == (HOOKED[name] is not None)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", SMALL_MODELS)
 def test_inference_leaves_the_running_statistics(name):

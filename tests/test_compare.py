@@ -204,6 +204,20 @@ def test_what_does_not_fit_or_is_cropped_is_not_held(manifest):
     config.augment.crop = 0.2
     dataset = ExperimentCache(1).dataset(resolve(config))
     assert (name(dataset, "train"), name(dataset, "val")) == ("ListedSource", "InMemory")
+    config.augment.crop, config.data.maps.resize = 0.0, "straight"
+    dataset = ExperimentCache(1).dataset(resolve(config))
+    assert (name(dataset, "train"), name(dataset, "val")) == ("ListedSource", "InMemory")
+    config.data.maps.resize, config.data.resize_through = "with_image", (30,)
+    dataset = ExperimentCache(1).dataset(resolve(config))
+    assert (name(dataset, "train"), name(dataset, "val")) == ("ListedSource", "ListedSource")
+
+
+def test_arms_of_another_image_size_hold_their_own_images(manifest):
+    cache, config = ExperimentCache(1), make_config(manifest)
+    for size in (20, 24):
+        config.data.image_size = size
+        splits = cache.dataset(resolve(config)).splits
+        assert {splits[name][0].image.shape for name in ("train", "val")} == {(size, size, 3)}
 
 
 def test_a_failing_run_does_not_lose_the_others(manifest, tmp_path, monkeypatch):

@@ -70,6 +70,23 @@ def test_every_augmentation_stands_in_the_default_config():
     assert set(inspect.signature(Augment).parameters) == set(default.get_config().augment.keys())
 
 
+@pytest.mark.parametrize("name", ["densenet121", "resnet50", "inception_v3", "xception"])
+def test_the_cyborg_recipe_by_backbone(name):
+    """What depends on the backbone, and that other strategies take the recipe without what is cyborg's own."""
+    get_config = load(REPO / "configs/cyborg_recipe.py").get_config
+    config, other = get_config(name), get_config(f"{name},difference")
+    assert config.model.dropout == (0.5 if name == "inception_v3" else 0)
+    assert config.model.batch_norm_momentum == (0.81 if name == "densenet121" else 0.9)
+    assert other.model.batch_norm_momentum == 0.9 and other.model.dropout == config.model.dropout
+    config.data.manifest = other.data.manifest = "any.csv"
+    recipe = resolve(config)
+    assert recipe.map_size == MODEL_CARDS[name].cam_size and recipe.strategy_name == "cyborg"
+    model = recipe.make_model(num_classes=2)
+    assert (model.dropout, model.batch_norm_momentum) == (config.model.dropout, config.model.batch_norm_momentum)
+    assert (model.head_init, recipe.strategy.keywords["cam_features"]) == ("pytorch", "hooked")
+    assert resolve(other).strategy_name == "difference"
+
+
 def test_the_default_is_the_cyborg_recipe():
     """Boyd et al., WACV 2023, as the method text states it."""
     config = default.get_config()

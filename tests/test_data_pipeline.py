@@ -7,7 +7,7 @@ import pytest
 
 from tfcam_jax.data.pipeline import eval_batches, prefetch_to_device, train_batches
 from tfcam_jax.data.source import DataError, Example, Records
-from tfcam_jax.data.transforms import Augment
+from tfcam_jax.data.transforms import Augment, Resize, apply
 from tfcam_jax.errors import ConfigError
 
 SIZE = 8
@@ -77,6 +77,7 @@ def test_every_example_once_then_masked_padding(count, batch_size, kind):
             "label": ((batch_size,), "int32"),
             "mask": ((batch_size,), "float32"),
             "weight": ((batch_size,), "float32"),
+            "draw": ((batch_size,), "uint32"),
             "index": ((batch_size,), "int32"),
         }
     real = joined(batches, "mask") == 1
@@ -86,8 +87,33 @@ def test_every_example_once_then_masked_padding(count, batch_size, kind):
     np.testing.assert_array_equal(joined(batches, "label")[real], index[real] % 2)
     assert (index[~real] == -1).all()
     assert (joined(batches, "weight")[real] == 1).all()
-    for name in ("image", "saliency", "label", "mask", "weight"):
+    for name in ("image", "saliency", "label", "mask", "weight", "draw"):
         assert not joined(batches, name)[~real].any()
+
+
+def test_draws_belong_to_the_place_in_the_epoch():
+    """The same for any hosts and whatever was left out; other epochs and seeds draw anew, and augmentation apart."""
+    source, draws = Numbered(10), lambda **options: joined(train(Numbered(10), **options), "draw")
+    first = draws(epoch=2, seed=5)
+    assert np.unique(first[:10]).size == 10
+    np.testing.assert_array_equal(draws(epoch=2, seed=5, first_batch=1), first[4:])
+    hosts = [train(source, epoch=2, seed=5, shard_index=i, shard_count=2) for i in range(2)]
+    np.testing.assert_array_equal(np.concatenate([joined(pair, "draw") for pair in zip(*hosts, strict=True)]), first)
+    for options in ({"epoch": 3, "seed": 5}, {"epoch": 2, "seed": 6}):
+        assert not np.isin(draws(**options)[:10], first).any()
+    assert not joined(list(eval_batches(source, batch_size=4, image_size=SIZE)), "draw").any()
+
+
+def test_maps_of_a_size_of_their_own():
+    batches = train(Numbered(5), augment=Augment(), map_size=3, resize_through=(7,))
+    assert {batch["saliency"].shape for batch in batches} == {(4, 3, 3)}
+    expected = apply(Numbered(5)[int(batches[0]["index"][0])], Resize(SIZE, (7,), 3))
+    for name, array in zip(("image", "saliency"), expected, strict=True):
+        np.testing.assert_array_equal(batches[0][name][0], array)
+    (evaluated,) = eval_batches(Numbered(4), batch_size=4, image_size=SIZE, resize_through=(7,))
+    image, saliency = apply(Numbered(4)[1], Resize(SIZE, (7,)))
+    np.testing.assert_array_equal(evaluated["image"][1], image)
+    np.testing.assert_array_equal(evaluated["saliency"][1], saliency)
 
 
 def test_evaluation_is_in_order_and_as_stored():

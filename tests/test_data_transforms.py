@@ -7,10 +7,15 @@ from hypothesis import strategies as st
 from PIL import Image
 from scipy import ndimage
 
+from tfcam_jax.data import transforms
 from tfcam_jax.data.source import Example
-from tfcam_jax.data.transforms import Augment, apply
+from tfcam_jax.data.transforms import Augment, Resize
 
 AFFINE = Augment(rotate=25, translate=0.1, scale=0.2, shear=10)
+
+
+def apply(example, size, augment=transforms.IDENTITY, rng=None):
+    return transforms.apply(example, Resize(size), augment, rng)
 
 
 def noise(height, width, channels=3, seed=0):
@@ -39,6 +44,40 @@ def test_plain_resize_is_pillows(channels, size):
         np.testing.assert_array_equal(image[..., channel], expected)
     expected = Image.fromarray(example.saliency).resize((size, size), Image.Resampling.BILINEAR)
     np.testing.assert_array_equal(saliency, expected)
+
+
+def test_stages_are_pillows_one_after_the_other():
+    example = noise(60, 50)
+    image, saliency = transforms.apply(example, Resize(14, through=(40, 23)))
+    for array, moved in ((example.image, image), (example.saliency, saliency)):
+        expected = Image.fromarray(array)
+        for side in (40, 23, 14):
+            expected = expected.resize((side, side), Image.Resampling.BILINEAR)
+        np.testing.assert_array_equal(moved, expected)
+    assert (image != apply(example, 14)[0]).mean() > 0.5
+
+
+def test_a_straight_map_is_pillows_of_its_file():
+    """In 8 bits from the file to the map's places, while the image goes its own way; faint dots round away."""
+    file = np.random.default_rng(1).integers(0, 256, (31, 47), np.uint8)
+    stored = np.divide(file, np.float32(255), dtype=np.float32)
+    image, saliency = transforms.apply(Example.from_arrays(np.zeros((62, 94, 3), np.uint8), stored), Resize(40, (), 7))
+    assert image.shape == (40, 40, 3) and saliency.dtype == np.float32
+    np.testing.assert_array_equal(saliency, Image.fromarray(file).resize((7, 7), Image.Resampling.BILINEAR))
+    faint = np.zeros((224, 224), np.float32)
+    faint[100, 100] = 1
+    assert not transforms.apply(Example.from_arrays(np.zeros((8, 8, 3), np.uint8), faint), Resize(40, (), 7))[1].any()
+
+
+def test_a_straight_map_moves_with_its_image():
+    """Flipped and cropped like the image: the map's places hold what the image's do."""
+    image, human = np.zeros((64, 64, 3), np.uint8), np.zeros((64, 64), np.float32)
+    image[8:24, 40:56], human[8:24, 40:56] = 255, 1
+    for seed in range(5):
+        draws = lambda seed=seed: np.random.default_rng(seed)
+        augment, example = Augment(flip=0.5, crop=0.3), Example.from_arrays(image, human)
+        moved, straight = transforms.apply(example, Resize(64, (), 8), augment, draws())
+        np.testing.assert_allclose(moved[..., 0].reshape(8, 8, 8, 8).mean((1, 3)), straight, atol=60)
 
 
 def test_a_faint_dot_survives_resizing():

@@ -10,9 +10,11 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy import stats
 
 from tfcam_jax import cams
 from tfcam_jax.models import MODELS, ModelOutput, PooledLinearHead
+from tfcam_jax.models.head import dropout_factors
 from tfcam_jax.models.norm import BatchNorm
 
 AXIS = "devices"
@@ -109,11 +111,51 @@ def test_images_without_a_batch_are_refused(name):
 def test_head_pools_in_float32():
     """A mean over 4096 places is wrong in the second digit in bfloat16; and the kernel starts random, the bias at 0."""
     features = jnp.asarray(np.random.default_rng(5).random((2, 64, 64, 3)), jnp.bfloat16)
-    output, variables = PooledLinearHead(num_classes=4).init_with_output(jax.random.key(0), features)
+    output, variables = PooledLinearHead(num_classes=4).init_with_output(jax.random.key(0), features, features)
     exact = np.asarray(features, np.float64).mean((1, 2)) @ np.asarray(variables["params"]["kernel"], np.float64)
     np.testing.assert_allclose(output.logits, exact, atol=1e-5)
     np.testing.assert_array_equal(output.bias, 0)
     np.testing.assert_array_equal(output.features, features.astype(jnp.float32))
+
+
+def test_a_head_may_start_as_pytorchs_linear_layer():
+    """Kernel and bias uniform within 1 / sqrt(channels), which 64 and 40,000 values tell from other distributions."""
+    features = jnp.zeros((1, 1, 1, 625))
+    head = PooledLinearHead(num_classes=64, head_init="pytorch").init(jax.random.key(3), features, features)["params"]
+    for values in map(np.ravel, (head["kernel"], head["bias"])):
+        assert stats.kstest(values, stats.uniform(-1 / 25, 2 / 25).cdf).pvalue > 0.01
+    assert np.unique(head["bias"]).size == 64 and not np.isin(head["bias"], head["kernel"]).any()
+
+
+def test_dropout_is_each_examples_own_and_scales_what_it_keeps():
+    """By its number alone, wherever the example stands; 3000 channels tell 0.3 from other rates."""
+    draw = jnp.asarray([5, 4_000_000_000, 5, 6], jnp.uint32)
+    factors = np.asarray(dropout_factors(draw, 0.3, 3000))
+    assert set(np.unique(factors)) == {0, np.float32(1 / 0.7)}
+    np.testing.assert_allclose((factors == 0).mean(1), 0.3, atol=0.03)
+    np.testing.assert_array_equal(factors[0], factors[2])
+    np.testing.assert_array_equal(factors[[3, 1]], dropout_factors(draw[jnp.array([3, 1])], 0.3, 3000))
+    different = (factors[0] != factors[1:]).mean(1)
+    np.testing.assert_allclose(different, [0.42, 0, 0.42], atol=0.04)
+
+
+def test_dropout_thins_what_is_pooled_in_training_alone():
+    """Logits are those of the thinned means; the maps' features and evaluation know nothing of it."""
+    plain, thinned = MODELS["small_cnn"](num_classes=2), MODELS["small_cnn"](num_classes=2, dropout=0.5)
+    variables, images, draw = some_variables("small_cnn", 2), some_images(6, 3, 16, 16), jnp.arange(3, dtype=jnp.uint32)
+    train = dict(train=True, mutable=["batch_stats"])
+    (output, _), (reference, _) = (
+        thinned.apply(variables, images, draw=draw, **train),
+        plain.apply(variables, images, **train),
+    )
+    np.testing.assert_array_equal(output.features, reference.features)
+    pooled = output.features.mean((1, 2)) * dropout_factors(draw, 0.5, 128)
+    np.testing.assert_allclose(output.logits, pooled @ output.kernel + output.bias[None], atol=1e-5)
+    assert (np.abs(output.logits - reference.logits) > 1e-3).all()
+    evaluated = [model.apply(variables, images, train=False).logits for model in (plain, thinned)]
+    np.testing.assert_array_equal(*evaluated)
+    with pytest.raises(ValueError, match="needs a number for each example"):
+        thinned.apply(variables, images, **train)
 
 
 # BatchNorm

@@ -36,6 +36,7 @@ def make_batch(seed=0, batch=BATCH):
         "label": rng.integers(0, CLASSES, batch, dtype=np.int32),
         "mask": mask,
         "weight": np.ones(batch, np.float32),
+        "draw": rng.integers(2**32, size=batch, dtype=np.uint32),
     }
 
 
@@ -175,6 +176,53 @@ def test_padding_changes_nothing(name):
             jax.tree.map(
                 lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), getattr(states[0], tree), getattr(other, tree)
             )
+
+
+@pytest.mark.parametrize("parts", [1, 2])
+def test_the_rest_of_an_epoch_is_a_smaller_batch(parts):
+    """Of 11 examples in batches of 8 the last 3 are averaged over 3, and normalised among themselves: by hand."""
+    batch, rest, alpha = make_batch(), 3, 0.5
+    batch["mask"][:], batch["image"][rest:], batch["saliency"][0] = np.arange(BATCH) < rest, 0, 1 - batch["saliency"][1]
+    state, freeze = make_state(optax.sgd(1.0)), parts > 1
+    model = make_model().clone(freeze_batch_norm=freeze)  # parts of a batch are normalised each by itself
+    images = PREPROCESS(jnp.asarray(batch["image"]))[:rest]
+
+    def loss(params):
+        variables = {"params": params, "batch_stats": state.batch_stats}
+        output, _ = model.apply(variables, images, train=True, mutable=["batch_stats"])
+        log_p = jax.nn.log_softmax(output.logits)[jnp.arange(rest), batch["label"][:rest]]
+        maps = minmax(jnp.einsum("bhwc,cb->bhw", output.features, output.kernel[:, batch["label"][:rest]]))
+        human = minmax(jax.image.resize(jnp.asarray(batch["saliency"][:rest]), maps.shape, "linear"))
+        return -alpha * log_p.sum() / rest + (1 - alpha) * ((maps - human) ** 2).mean()
+
+    expected = jax.grad(loss)(state.params)
+    step = steps.make_train_step(
+        model, optax.sgd(1.0), make_strategy("cyborg", alpha=alpha), PREPROCESS, accumulate_steps=parts
+    )
+    updated, metrics = jax.jit(step)(state, batch)
+    assert {total.count.item() for total in metrics.terms.values()} == {rest}
+    actual = jax.tree.map(jnp.subtract, state.params, updated.params)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-6), actual, expected)
+
+
+def test_dropout_is_decided_by_the_batchs_draws_alone():
+    """The same draws: the same update, in parts and on two devices too; other draws: another; none in evaluation."""
+    tx, strategy, batch = optax.sgd(0.1), make_strategy("cyborg"), make_batch()
+    model = frozen(make_model()).clone(dropout=0.4)
+    step = lambda model=model, **options: steps.make_train_step(model, tx, strategy, PREPROCESS, **options)
+    whole, _ = jax.jit(step())(make_state(tx), batch)
+    parts, _ = jax.jit(step(accumulate_steps=4))(make_state(tx), batch)
+    halves = {k: v.reshape(2, BATCH // 2, *v.shape[1:]) for k, v in batch.items()}
+    mapped = step(frozen(make_model("devices")).clone(dropout=0.4), axis_name="devices")
+    devices, _ = jax.pmap(mapped, axis_name="devices", in_axes=(None, 0), out_axes=None)(make_state(tx), halves)
+    for other in (parts, devices):
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6, rtol=0), whole.params, other.params)
+    redrawn, _ = jax.jit(step())(make_state(tx), batch | {"draw": batch["draw"][::-1]})
+    plain, _ = jax.jit(step(frozen(make_model())))(make_state(tx), batch)
+    kernel = lambda state: state.params["head"]["kernel"]
+    assert np.abs(kernel(whole) - kernel(redrawn)).max() > 1e-3 < np.abs(kernel(whole) - kernel(plain)).max()
+    evaluate = lambda model: jax.jit(steps.make_eval_step(model, PREPROCESS))(whole.params, whole.batch_stats, batch)
+    jax.tree.map(np.testing.assert_array_equal, evaluate(model), evaluate(frozen(make_model())))
 
 
 def frozen(model):

@@ -22,9 +22,10 @@ def make_evidence(classes=2, batch=6, seed=0):
     kernel = jnp.asarray(rng.normal(0.7, size=(7, classes)), jnp.float32)  # some of every map is positive
     bias = jnp.asarray(rng.normal(size=classes), jnp.float32)
     human = rng.uniform(size=(batch, 16, 20)).astype(np.float32)
+    hooked = jnp.asarray(np.random.default_rng(seed + 1).normal(size=features.shape), jnp.float32)
     human[0] = 0
     return Evidence(
-        output=ModelOutput(features.mean((1, 2)) @ kernel + bias[None], features, kernel, bias),
+        output=ModelOutput(features.mean((1, 2)) @ kernel + bias[None], features, kernel, bias, hooked),
         labels=jnp.asarray(rng.integers(0, classes, batch)),
         mask=jnp.arange(batch) != 1,
         weight=jnp.ones(batch),
@@ -69,6 +70,15 @@ def test_cyborg_on_the_predicted_class_keeps_the_true_label_in_cross_entropy():
     assert (terms["cyborg"].per_example != reference["cyborg"].per_example).any()
 
 
+def test_cyborg_on_hooked_features_is_cyborg_on_them():
+    evidence = make_evidence()
+    terms = make_strategy("cyborg", cam_features="hooked")(evidence)
+    replaced = evidence.output.replace(features=evidence.output.hooked)
+    expected, pooled = (make_strategy("cyborg")(each) for each in (evidence._replace(output=replaced), evidence))
+    jax.tree.map(np.testing.assert_array_equal, terms, expected)
+    assert (terms["cyborg"].per_example != pooled["cyborg"].per_example).all()
+
+
 def test_options_reach_the_loss():
     evidence = make_evidence()
     mse, other = make_strategy("difference")(evidence), make_strategy("difference", divergence="l1")(evidence)
@@ -90,6 +100,8 @@ def test_options_reach_the_loss():
         ("cross_entropy", {"alpha": 0.5}, "no option 'alpha'"),
         ("difference", {"divergence": "kll"}, "Did you mean 'kl'"),
         ("cyborg", {"cam_class": "false"}, "cam_class is 'false'"),
+        ("cyborg", {"cam_features": "hookd"}, "Did you mean 'hooked'"),
+        ("opposed", {"cam_features": "hooked"}, "no option 'cam_features'"),
         ("energy", {"attribution": "diff"}, "attribution is 'diff'"),
         ("opposed", {"alpha": 1.5}, r"\[0, 1\]"),
     ],
@@ -100,7 +112,7 @@ def test_options_that_make_no_sense_are_refused(name, options, message):
 
 
 def test_unset_options_take_the_strategys_default():
-    assert strategy_options("cyborg") == ["alpha", "divergence", "cam_class"]
+    assert strategy_options("cyborg") == ["alpha", "divergence", "cam_class", "cam_features"]
     make_strategy("contrast", alpha=0.5, divergence=None, cam_class=None)
 
 

@@ -23,12 +23,12 @@ from .data.checks.outcomes import Outcome, load_outcomes, outcomes_json
 from .data.pipeline import BALANCES, Batch, eval_batches, train_batches, watch_workers
 from .data.recipe import DataRecipe
 from .data.source import Dataset, Source
-from .data.transforms import Augment
+from .data.transforms import Augment, Resize
 from .devices.distributed import is_first
 from .devices.placement import Placement, make_placement
 from .errors import ConfigError, check_known
 from .metrics.classification import BETTER
-from .models import MODEL_CARDS, MODELS, Backbone, cam_size
+from .models import HEAD_INITS, MODEL_CARDS, MODELS, Backbone, cam_size
 from .models.weights import load_pretrained
 from .optimizers import make_optimizer, make_schedule
 from .run.files import WorkdirError, write_text
@@ -41,15 +41,20 @@ else:
     from ml_collections import ConfigDict
 
 BATCH_NORM = ("synchronized", "local")
+MAP_RESIZES = ("with_image", "straight")
 _KNOWN = {
     "evaluation.select_by": BETTER,
     "model.dtype": ("float32", "bfloat16"),
+    "model.head_init": HEAD_INITS,
+    "data.maps.resize": MAP_RESIZES,
     "parallel.batch_norm": BATCH_NORM,
     "data.balance": BALANCES,
 }
 _LOOP = ("seed", "epochs", "batch_size", "accumulate_steps")
 _LOOP += ("log_every_steps", "checkpoint_every_steps", "grace_seconds")
 _AT_LEAST_ONE = (*_LOOP[1:], "evaluation.batch_size")
+_SHARES = ("model.dropout", "model.batch_norm_momentum")
+_OF_MODEL = ("freeze_batch_norm", "batch_norm_momentum", "head_init", "dropout", "rematerialize")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,6 +65,7 @@ class Recipe:
       stored: the whole config as JSON has it, kept with a run and compared with it.
       make_model: from `num_classes` and further fields of `models.Backbone`.
       image_size: pixels a side.
+      map_size: places a side that training's maps are resized to alone; None: with the image. See `Resize`.
       preprocess: from uint8 images to the model's float32 input.
       make_optimizer: from the number of steps in an epoch.
       local_batch_norm: batch statistics are those of each device's part.
@@ -85,6 +91,8 @@ class Recipe:
     weights: str
     keep_head: bool
     image_size: int
+    resize_through: tuple[int, ...]
+    map_size: int | None
     preprocess: Callable[[jax.Array], jax.Array]
     make_optimizer: Callable[[int], optax.GradientTransformation]
     augment: Augment
@@ -105,12 +113,13 @@ class Recipe:
 
     def read_for_training(self, source: Source, epoch: int, first_batch: int = 0) -> Iterator[Batch]:
         """This process's part of the batches of one epoch, on the host, without the first ones."""
-        options = {name: getattr(self, name) for name in ("seed", "batch_size", "augment", "balance")}
+        options = {name: getattr(self, name) for name in ("seed", "batch_size", "map_size", "augment", "balance")}
         return watch_workers(train_batches(source, epoch=epoch, first_batch=first_batch, **options, **self._reading()))
 
     def _reading(self) -> dict[str, Any]:
         return {
             "image_size": self.image_size,
+            "resize_through": self.resize_through,
             "num_threads": self.num_threads,
             "num_workers": self.num_workers,
             "shard_index": jax.process_index(),
@@ -133,6 +142,7 @@ def resolve(config: ConfigDict, placement: Placement | None = None) -> Recipe:
     image_size = card.image_size if config.data.image_size is None else config.data.image_size
     _check_values(config, image_size)
     mean, std = tuple(config.data.mean or card.mean), tuple(config.data.std or card.std)
+    cam_side = _cam_side(MODELS[config.model.name], image_size)
     recipe = Recipe(
         **{name: config[name] for name in _LOOP},
         **{name: config.data[name] for name in ("num_threads", "num_workers", "balance")},
@@ -145,12 +155,13 @@ def resolve(config: ConfigDict, placement: Placement | None = None) -> Recipe:
         make_model=functools.partial(
             MODELS[config.model.name],
             dtype=jnp.dtype(config.model.dtype),
-            freeze_batch_norm=config.model.freeze_batch_norm,
-            rematerialize=config.model.rematerialize,
+            **{key: config.model[key] for key in _OF_MODEL},
         ),
         weights=config.model.weights,
         keep_head=config.model.keep_head,
         image_size=image_size,
+        resize_through=Resize(image_size, tuple(config.data.resize_through)).through,
+        map_size=cam_side if config.data.maps.resize == "straight" else None,
         preprocess=functools.partial(steps.standardize, mean=mean, std=std),
         make_optimizer=_optimizer(config),
         augment=Augment(**config.augment),
@@ -160,13 +171,13 @@ def resolve(config: ConfigDict, placement: Placement | None = None) -> Recipe:
         local_batch_norm=config.parallel.batch_norm == "local",
     )
     recipe.make_optimizer(1)  # made again once the data are known; here for what it says of its options
-    _check_image_size(MODELS[recipe.model_name], image_size)
     return recipe
 
 
 @functools.cache  # a deep network is traced for seconds, and a study resolves hundreds of configs
-def _check_image_size(model: Callable[..., Any], image_size: int) -> None:
-    cam_size(model(num_classes=2), image_size)
+def _cam_side(model: Callable[..., Any], image_size: int) -> int:
+    """Places a side; ConfigError for images that leave none."""
+    return cam_size(model(num_classes=2), image_size)[0]
 
 
 def config_json(config: ConfigDict) -> dict[str, Any]:
@@ -181,6 +192,14 @@ def _check_values(config: ConfigDict, image_size: int) -> None:
     for key, value in numbers.items():
         if value is not None and value < 1:
             raise ConfigError(f"config.{key} is {value}; it must be at least 1.")
+    for key in _SHARES:
+        if not 0 <= operator.attrgetter(key)(config) < 1:
+            raise ConfigError(f"config.{key} is {operator.attrgetter(key)(config)}; it must lie in [0, 1), 1 excluded.")
+    if config.data.maps.resize == "straight" and config.strategy == "input_gradient":
+        raise ConfigError(
+            "config.data.maps.resize=straight gives maps of the CAM's size, and strategy input_gradient needs them at "
+            "the image's: set config.data.maps.resize=with_image."
+        )
     for key in ("mean", "std"):
         values = config.data[key]
         if values and (len(values) != 3 or not all(isinstance(value, int | float) for value in values)):

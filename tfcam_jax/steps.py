@@ -121,8 +121,9 @@ def make_train_step(
 
     Returns:
       `step(state, batch) -> (state, metrics)`, pure. The batch holds `image` uint8 [B, H, W, C], `saliency`
-      [B, H, W] (all zero: no map), `label` int [B], `mask` [B] (0 for padding) and `weight` [B] of the cross-entropy.
-      B is a multiple of `accumulate_steps` on every device.
+      [B, H, W] (all zero: no map; H and W need not be the image's), `label` int [B], `mask` [B] (0 for padding),
+      `weight` [B] of the cross-entropy and `draw` uint32 [B], the random numbers of dropout. B is a multiple of
+      `accumulate_steps` on every device.
     """
     forward = functools.partial(_forward, model, strategy, preprocess)
 
@@ -166,7 +167,8 @@ def _forward(
     """Forward pass: the strategy's terms, the updated batch statistics, the number of right predictions."""
     variables = {"params": params, "batch_stats": batch_stats}
     images, mask = preprocess(batch["image"]), batch["mask"] > 0
-    apply = lambda x: model.apply(variables, x, train=True, mask=batch["mask"], mutable=["batch_stats"])
+    of_batch = {"mask": batch["mask"], "draw": batch["draw"]}
+    apply = lambda x: model.apply(variables, x, train=True, **of_batch, mutable=["batch_stats"])
     output, updated = apply(images)
     log_probabilities = lambda logits: jnp.where(mask[:, None], jax.nn.log_softmax(logits), 0)
     input_gradient = lambda: jax.grad(lambda x: log_probabilities(apply(x)[0].logits).sum())(images)

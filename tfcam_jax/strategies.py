@@ -24,6 +24,7 @@ from .losses import Divergence
 from .terms import Evidence, Strategy, Term, Terms
 
 CAM_CLASSES = ("true", "predicted")
+CAM_FEATURES = ("pooled", "hooked")
 ATTRIBUTIONS = ("true", "difference")
 
 
@@ -45,7 +46,14 @@ def cross_entropy(evidence: Evidence) -> Terms:
     return {"cross_entropy": Term(1.0, evidence.weight * per_example, evidence.mask)}
 
 
-def guided(evidence: Evidence, alpha: float, name: str, guidance: Guidance, cam_labels: Array | None = None) -> Terms:
+def guided(
+    evidence: Evidence,
+    alpha: float,
+    name: str,
+    guidance: Guidance,
+    cam_labels: Array | None = None,
+    cam_features: Array | None = None,
+) -> Terms:
     """Cross-entropy and one guidance term: what most strategies consist of, and a new one can start from.
 
     Args:
@@ -54,21 +62,36 @@ def guided(evidence: Evidence, alpha: float, name: str, guidance: Guidance, cam_
       name: of the guidance term, in metrics.
       guidance: from the maps to one value per example, and which examples it holds for.
       cam_labels: class whose map counts as the true one; None: the labels.
+      cam_features: [batch, h, w, channels], what the maps are made of; None: the features that are pooled.
     """
     terms = {"cross_entropy": cross_entropy(evidence)["cross_entropy"]._replace(weight=alpha)}
     if alpha < 1:
-        per_example, usable = guidance(_view(evidence, evidence.labels if cam_labels is None else cam_labels))
+        per_example, usable = guidance(_view(evidence, cam_labels, cam_features))
         terms[name] = Term(1 - alpha, per_example, evidence.mask & usable)
     return terms
 
 
-def cyborg(evidence: Evidence, *, alpha: float = 0.5, divergence: Divergence = mse, cam_class: str = "true") -> Terms:
-    """True-class map like the human's; `cam_class="predicted"` takes the predicted class's, as the CYBORG code does."""
+def cyborg(
+    evidence: Evidence,
+    *,
+    alpha: float = 0.5,
+    divergence: Divergence = mse,
+    cam_class: str = "true",
+    cam_features: str = "pooled",
+) -> Terms:
+    """True-class map like the human's.
+
+    The CYBORG code (Boyd et al., WACV 2023) takes the map of the predicted class, `cam_class="predicted"`, on a tensor
+    that is not the pooled one, `cam_features="hooked"`: the means of such maps are not the logits. Only the guidance
+    sees it; evaluation keeps to the pooled tensor.
+    """
     check_known("cam_class", cam_class, CAM_CLASSES)
+    check_known("cam_features", cam_features, CAM_FEATURES)
     labels = evidence.labels if cam_class == "true" else evidence.output.logits.argmax(-1)
+    features = evidence.output.features if cam_features == "pooled" else evidence.output.hooked
     loss = lambda view: losses.cyborg_loss(view.true_map, view.saliency, divergence)
     guidance = lambda view: (loss(view), view.usable & _vary(view.true_map))
-    return guided(evidence, alpha, "cyborg", guidance, labels)
+    return guided(evidence, alpha, "cyborg", guidance, labels, features)
 
 
 def opposed(evidence: Evidence, *, alpha: float = 0.5, divergence: Divergence = mse) -> Terms:
@@ -182,7 +205,9 @@ def make_strategy(name: str, **options: Any) -> Strategy:
             )
     if not 0 <= chosen.get("alpha", 0.5) <= 1:
         raise ConfigError(f"alpha weighs cross-entropy against guidance and lies in [0, 1]; got {chosen['alpha']}")
-    for key, values in {"divergence": DIVERGENCES, "cam_class": CAM_CLASSES, "attribution": ATTRIBUTIONS}.items():
+    named = {"divergence": DIVERGENCES, "attribution": ATTRIBUTIONS}
+    named |= {"cam_class": CAM_CLASSES, "cam_features": CAM_FEATURES}
+    for key, values in named.items():
         if key in chosen:
             check_known(key, chosen[key], values)
     if "divergence" in chosen:
@@ -190,10 +215,12 @@ def make_strategy(name: str, **options: Any) -> Strategy:
     return functools.partial(STRATEGIES[name], **chosen)
 
 
-def _view(evidence: Evidence, labels: Array) -> View:
+def _view(evidence: Evidence, labels: Array | None, features: Array | None) -> View:
     """Computes the maps; what a strategy does not use is removed by the compiler."""
     output = evidence.output
-    true_map, false_map = cams.true_false_maps(output.features, output.kernel, labels, output.logits)
+    labels = evidence.labels if labels is None else labels
+    features = output.features if features is None else features
+    true_map, false_map = cams.true_false_maps(features, output.kernel, labels, output.logits)
     human, usable = saliency.to_cam_resolution(evidence.human_maps, true_map.shape[-2:])
     return View(true_map, false_map, human, usable)
 

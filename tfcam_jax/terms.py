@@ -20,6 +20,7 @@ class Output(Protocol):
     logits: Float[Array, "batch classes"]
     features: Float[Array, "batch h w channels"]
     kernel: Float[Array, "channels classes"]
+    hooked: Float[Array, "batch h w channels"]
 
 
 class Evidence(NamedTuple):

@@ -47,6 +47,7 @@ def random_batch(case: Case) -> dict[str, np.ndarray]:
         "label": (np.arange(case.batch_size) % NUM_CLASSES).astype(np.int32),
         "mask": np.ones(case.batch_size, np.float32),
         "weight": np.ones(case.batch_size, np.float32),
+        "draw": np.zeros(case.batch_size, np.uint32),
     }
 
 

@@ -7,14 +7,14 @@ from dataclasses import replace
 import numpy as np
 
 from .source import Dataset, Example, Source, WithRecords
-from .transforms import apply
+from .transforms import Resize, apply
 
 
 class InMemory(WithRecords):
     """A source whose examples are brought to the model's size when first asked for, and kept.
 
-    The pipeline finds nothing left to resize and gives the same bits as without, but for a random crop, which starts
-    from the stored size: don't keep a source that is cropped.
+    The pipeline finds nothing left to resize and gives the same bits as without, but for what starts from the stored
+    size: don't keep a source that is cropped, resized in stages or has maps of a size of their own.
     """
 
     def __init__(self, source: Source, image_size: int):
@@ -25,7 +25,7 @@ class InMemory(WithRecords):
     def __getitem__(self, index: int) -> Example:
         # Two threads may both decode an example, to the same end.
         if index not in self._examples:
-            image, saliency = apply(self._source[index], self._image_size)
+            image, saliency = apply(self._source[index], Resize(self._image_size))
             self._examples[index] = Example.from_arrays(image, saliency if np.any(saliency) else None)
         return self._examples[index]
 

@@ -14,11 +14,12 @@ from jaxtyping import Float, Int
 
 from ..errors import UserError, check_known
 from .source import Source
-from .transforms import IDENTITY, Augment, apply
+from .transforms import IDENTITY, Augment, Resize, apply
 
-# image uint8 [B, S, S, channels]; saliency float32 [B, S, S], all zero = no map; label int32 [B]; mask float32 [B],
-# 1 for an example, 0 for padding; weight float32 [B], of the example's cross-entropy, 0 for padding; index int32 [B],
-# the row in `source.records`, -1 for padding.
+# image uint8 [B, S, S, channels]; saliency float32 [B, S, S], all zero = no map, or [B, s, s] where maps have a size of
+# their own; label int32 [B]; mask float32 [B], 1 for an example, 0 for padding; weight float32 [B], of the example's
+# cross-entropy, 0 for padding; draw uint32 [B], random, 0 in evaluation and for padding; index int32 [B], the row in
+# `source.records`, -1 for padding.
 Batch = dict[str, np.ndarray]
 
 BALANCES = ("none", "weights", "sampling")
@@ -34,15 +35,18 @@ class _LoadBatch:
     Attributes:
       order: row of each position in the epoch.
       weights: of each row.
+      draws: of each position.
       seed: of the augmentation, joined by the position, so that neither hosts nor workers change a draw; None: none.
+      resize: how images and maps come to their size.
     """
 
     source: Source
     order: np.ndarray
     weights: np.ndarray
+    draws: np.ndarray
     seed: tuple[int, ...] | None
     batch_size: int
-    image_size: int
+    resize: Resize
     augment: Augment
     shard_index: int
     shard_count: int
@@ -56,22 +60,24 @@ class _LoadBatch:
         for i, position in enumerate(positions):
             row = int(self.order[position])
             rng = None if self.seed is None else np.random.default_rng([*self.seed, position])
-            image, saliency = apply(self.source[row], self.image_size, self.augment, rng)
+            image, saliency = apply(self.source[row], self.resize, self.augment, rng)
             batch = batch or self._padding(count, image.shape[-1])
             batch["image"][i], batch["saliency"][i] = image, saliency
             batch["label"][i] = self.source.records.labels[row]
             batch["mask"][i], batch["weight"][i], batch["index"][i] = 1, self.weights[row], row
+            batch["draw"][i] = self.draws[position]
         # A host beyond the end of the last batch still needs to know how many channels its padding has.
         return batch or self._padding(count, self.source[0].image.shape[-1])
 
     def _padding(self, count: int, channels: int) -> Batch:
-        size = self.image_size
+        size, map_size = self.resize.size, self.resize.map_size or self.resize.size
         return {
             "image": np.zeros((count, size, size, channels), np.uint8),
-            "saliency": np.zeros((count, size, size), np.float32),
+            "saliency": np.zeros((count, map_size, map_size), np.float32),
             "label": np.zeros(count, np.int32),
             "mask": np.zeros(count, np.float32),
             "weight": np.zeros(count, np.float32),
+            "draw": np.zeros(count, np.uint32),
             "index": np.full(count, -1, np.int32),
         }
 
@@ -83,6 +89,8 @@ def train_batches(
     seed: int,
     batch_size: int,
     image_size: int,
+    resize_through: tuple[int, ...] = (),
+    map_size: int | None = None,
     augment: Augment = IDENTITY,
     balance: str = "none",
     num_threads: int = 4,
@@ -101,6 +109,8 @@ def train_batches(
       seed: of the run, >= 0.
       batch_size: examples per batch over all hosts; the last batch is padded with masked zeros, never dropped.
       image_size: side of the square images and maps.
+      resize_through: sides that images are resized to before, see `Resize`.
+      map_size: side of maps that are resized alone, see `Resize`; None: with the image.
       augment: random geometry and colour.
       balance: "none" and "weights" give every example once; "weights" weighs it by n / (classes * n_class), so that
         each class counts alike and the mean weight is 1; "sampling" draws as many examples, each class as often
@@ -121,9 +131,11 @@ def train_batches(
     labels = source.records.labels
     order = epoch_order(labels, epoch=epoch, seed=seed, balance=balance)
     weights = class_weights(labels) if balance == "weights" else np.ones(len(labels), np.float32)
-    # A third number keeps the augmentation's draws apart from the order's.
-    draws, shard = (seed, epoch, 1), (shard_index, shard_count)
-    load = _LoadBatch(source, order, weights, draws, batch_size, image_size, augment, *shard)
+    # A third number keeps the draws of order, augmentation and dropout apart.
+    of_augment, shard = (seed, epoch, 1), (shard_index, shard_count)
+    draws = np.random.default_rng([seed, epoch, 2]).integers(2**32, size=len(order), dtype=np.uint32)
+    resize = Resize(image_size, resize_through, map_size)
+    load = _LoadBatch(source, order, weights, draws, of_augment, batch_size, resize, augment, *shard)
     return _iterate(load, first_batch, num_threads, num_workers)
 
 
@@ -132,14 +144,17 @@ def eval_batches(
     *,
     batch_size: int,
     image_size: int,
+    resize_through: tuple[int, ...] = (),
     num_threads: int = 4,
     num_workers: int = 0,
     shard_index: int = 0,
     shard_count: int = 1,
 ) -> grain.DatasetIterator[Batch]:
     """Every example exactly once, in the split's order, not augmented; otherwise as `train_batches`."""
-    order, weights = np.arange(len(source)), np.ones(len(source), np.float32)
-    load = _LoadBatch(source, order, weights, None, batch_size, image_size, IDENTITY, shard_index, shard_count)
+    count, shard = len(source), (shard_index, shard_count)
+    order, weights, draws = np.arange(count), np.ones(count, np.float32), np.zeros(count, np.uint32)
+    resize = Resize(image_size, resize_through)
+    load = _LoadBatch(source, order, weights, draws, None, batch_size, resize, IDENTITY, *shard)
     return _iterate(load, 0, num_threads, num_workers)
 
 

@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Float, UInt8
 from PIL import Image, ImageEnhance
 
-from ..errors import check_ranges
+from ..errors import ConfigError, check_ranges
 from .source import Example, pixels
 
 _BILINEAR = Image.Resampling.BILINEAR
@@ -54,6 +54,31 @@ IDENTITY = Augment()
 
 
 @dataclass(frozen=True)
+class Resize:
+    """How image and map come to their size. By default both in one step, together.
+
+    Attributes:
+      size: side of the square image, and of the map, in pixels.
+      through: sides that both are brought to before, one after the other.
+      map_size: side of the map where it is resized alone, from its file to the CAM's places at once, rounded to 8 bits
+        before and after as Pillow does with files, so 0 to 255: the CYBORG code's way. A faint map may round to a
+        constant, which is no map. None: the map is resized with the image, on floats.
+
+    Raises:
+      ConfigError: a side below 1.
+    """
+
+    size: int
+    through: tuple[int, ...] = ()
+    map_size: int | None = None
+
+    def __post_init__(self):
+        for side in self.through:
+            if not isinstance(side, int) or side < 1:
+                raise ConfigError(f"data.resize_through holds {side!r}; it must hold sides in pixels, at least 1")
+
+
+@dataclass(frozen=True)
 class _Geometry:
     """One draw: the box kept (left, top, right, bottom as shares), and where each output pixel comes from."""
 
@@ -64,9 +89,9 @@ class _Geometry:
 
 
 def apply(
-    example: Example, size: int, augment: Augment = IDENTITY, rng: np.random.Generator | None = None
-) -> tuple[UInt8[np.ndarray, "size size channels"], Float[np.ndarray, "size size"]]:
-    """Brings image and map to `size` by `size` pixels, moving both alike.
+    example: Example, resize: Resize, augment: Augment = IDENTITY, rng: np.random.Generator | None = None
+) -> tuple[UInt8[np.ndarray, "size size channels"], Float[np.ndarray, "map_size map_size"]]:
+    """Brings image and map to the size that `resize` says, moving both alike.
 
     The aspect ratio is not kept (the CYBORG code squeezes too). Resizing is Pillow's antialiased triangle filter, on
     uint8 for the image and on floats for the map, whose faint values would otherwise round away.
@@ -78,12 +103,17 @@ def apply(
     "no map", if there is none, if it is constant, or if the crop leaves a constant piece of it.
     """
     geometry = _Geometry() if rng is None else _draw(augment, rng)
-    image = _move_picture(example.picture, size, geometry)
+    image = _move_picture(_in_stages(example.picture, resize.through), resize.size, geometry)
     if rng is not None and (augment.brightness or augment.contrast or augment.saturation):
         image = _recolour(image, augment, rng)
+    map_size = resize.map_size or resize.size
     if example.saliency is None:
-        return image, np.zeros((size, size), np.float32)
-    return image, _move_map(example.saliency, size, geometry)
+        return image, np.zeros((map_size, map_size), np.float32)
+    saliency = np.asarray(example.saliency, np.float32)
+    if resize.map_size is None:
+        return image, _move_map(_in_stages(Image.fromarray(saliency), resize.through), map_size, geometry)
+    eight_bits = Image.fromarray(np.rint(np.clip(saliency, 0, 1) * 255).astype(np.uint8))
+    return image, _move_map(eight_bits, map_size, geometry).astype(np.float32)
 
 
 def _draw(augment: Augment, rng: np.random.Generator) -> _Geometry:
@@ -124,8 +154,8 @@ def _move_picture(picture: Image.Image, size: int, geometry: _Geometry) -> np.nd
     return pixels(picture)
 
 
-def _move_map(saliency: np.ndarray, size: int, geometry: _Geometry) -> np.ndarray:
-    moved = _crop_and_resize(Image.fromarray(np.asarray(saliency, np.float32)), size, geometry)
+def _move_map(saliency: Image.Image, size: int, geometry: _Geometry) -> np.ndarray:
+    moved = _crop_and_resize(saliency, size, geometry)
     values = np.asarray(moved)
     if values.min() == values.max():
         # Before the affine part, whose zeros outside would turn a constant piece into a map of the border.
@@ -133,6 +163,12 @@ def _move_map(saliency: np.ndarray, size: int, geometry: _Geometry) -> np.ndarra
     if geometry.affine:
         values = np.asarray(_affine(moved, size, _affine_coefficients(size, *geometry.affine)))
     return values
+
+
+def _in_stages(picture: Image.Image, sides: tuple[int, ...]) -> Image.Image:
+    for side in sides:
+        picture = picture.resize((side, side), _BILINEAR)
+    return picture
 
 
 def _crop_and_resize(picture: Image.Image, size: int, geometry: _Geometry) -> Image.Image:

@@ -9,7 +9,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, UInt32
 
 from ..errors import ConfigError
 from .cpu_ops import conv_general_dilated
@@ -29,7 +29,7 @@ class Block(nn.Module):
 class Backbone(nn.Module):
     """A convolutional network that ends in global average pooling and one linear layer.
 
-    A subclass writes `feature_maps`, the network up to the tensor that is pooled.
+    A subclass writes `feature_maps`, the network up to the tensor that is pooled; see there.
 
     Attributes:
       num_classes: K, the head's width.
@@ -38,6 +38,9 @@ class Backbone(nn.Module):
       axis_name: pmap axis that the batch is spread over; None where the images are the whole batch.
       batch_norm_groups: `groups` of `BatchNorm`.
       freeze_batch_norm: `frozen` of `BatchNorm`.
+      batch_norm_momentum: `momentum` of `BatchNorm`.
+      head_init: of `PooledLinearHead`.
+      dropout: of `PooledLinearHead`, in training alone.
       rematerialize: compute each block's inner activations again in the backward pass rather than keep them:
         about a third more time for a fraction of the memory.
       kernel_init: initialiser of all convolutions.
@@ -49,37 +52,49 @@ class Backbone(nn.Module):
     axis_name: str | None = None
     batch_norm_groups: int = 1
     freeze_batch_norm: bool = False
+    batch_norm_momentum: float = 0.9
+    head_init: str = "lecun"
+    dropout: float = 0.0
     rematerialize: bool = False
     kernel_init: nn.initializers.Initializer = he_fan_out
     epsilon: float = 1e-5
 
     @nn.compact
     def __call__(
-        self, images: Float[Array, "batch H W 3"], train: bool, mask: Float[Array, " batch"] | None = None
+        self,
+        images: Float[Array, "batch H W 3"],
+        train: bool,
+        mask: Float[Array, " batch"] | None = None,
+        draw: UInt32[Array, " batch"] | None = None,
     ) -> ModelOutput:
         """Logits and the feature maps that they are pooled from.
 
         Args:
           images: normalised with the mean and deviation of the model's card.
-          train: use and update batch statistics (needs `mutable=["batch_stats"]`).
+          train: use and update batch statistics (needs `mutable=["batch_stats"]`), and drop channels.
           mask: 1 for an example that counts in the batch statistics, 0 for padding; None counts all.
+          draw: random numbers that decide which channels of each example are dropped; not used without dropout.
 
         Raises:
-          ValueError: images do not have three channels.
+          ValueError: images do not have three channels, or `draw` is missing.
           ConfigError: they are so small that no place is left in the feature map.
         """
         if images.ndim != 4 or images.shape[-1] != 3:
             raise ValueError(f"{type(self).__name__} takes images of shape [batch, H, W, 3], not {images.shape}")
-        features = self.feature_maps(images.astype(self.dtype), train, mask)
+        features, hooked = self.feature_maps(images.astype(self.dtype), train, mask)
         if 0 in features.shape[1:3]:
             height, width = images.shape[1:3]
             raise ConfigError(
                 f"images of {height}x{width} px are too small for {type(self).__name__}: "
                 "its strides leave no place in the feature map; use a larger image size"
             )
-        return PooledLinearHead(self.num_classes, name="head")(features)
+        dropout = self.dropout if train else 0.0
+        return PooledLinearHead(self.num_classes, self.head_init, dropout, name="head")(features, hooked, draw)
 
-    def feature_maps(self, x: Array, train: bool, mask: Array | None) -> Float[Array, "batch h w channels"]:
+    def feature_maps(
+        self, x: Array, train: bool, mask: Array | None
+    ) -> tuple[Float[Array, "batch h w channels"], Float[Array, "batch h w channels"]]:
+        """The tensor that is pooled, and the one that CYBORG's code hooks (`ModelOutput.hooked`)."""
         raise NotImplementedError
 
     @property
@@ -98,6 +113,7 @@ class Backbone(nn.Module):
     def norm(self) -> Callable[..., BatchNorm]:
         return partial(
             BatchNorm,
+            momentum=self.batch_norm_momentum,
             epsilon=self.epsilon,
             axis_name=self.axis_name,
             groups=self.batch_norm_groups,

@@ -48,15 +48,17 @@ class Transition(Block):
 class DenseNet(Backbone):
     """A 7x7 stem, then blocks of `depths[i]` dense layers with transitions between them.
 
-    The pooled tensor is the last BatchNorm's output after ReLU. The CAM has a 32nd of the input's resolution, each
-    transition rounding down: 7x7 at 224 px.
+    The pooled tensor is the last BatchNorm's output after ReLU, the hooked one the same before it. CYBORG's code runs
+    the network a second time to get it: the same values, and running statistics that are updated twice, which
+    `batch_norm_momentum=0.81` amounts to. The CAM has a 32nd of the input's resolution, each transition rounding down:
+    7x7 at 224 px.
     """
 
     depths: tuple[int, ...] = (6, 12, 24, 16)
     growth: int = 32
     kernel_init: nn.initializers.Initializer = nn.initializers.he_normal()
 
-    def feature_maps(self, x: Array, train: bool, mask: Array | None) -> Array:
+    def feature_maps(self, x: Array, train: bool, mask: Array | None) -> tuple[Array, Array]:
         x = self.conv(2 * self.growth, (7, 7), strides=2, padding=3, name="conv0")(x)
         x = nn.relu(self.norm(name="norm0")(x, train, mask))
         x = max_pool_3x3(x, padding=1)
@@ -72,4 +74,5 @@ class DenseNet(Backbone):
             x = jnp.concatenate(channels, axis=-1)
             if i < len(self.depths):
                 x = transition(name=f"transition{i}")(x, train, mask)
-        return nn.relu(self.norm(name="norm5")(x, train, mask))
+        x = self.norm(name="norm5")(x, train, mask)
+        return nn.relu(x), x

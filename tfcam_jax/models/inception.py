@@ -155,9 +155,9 @@ class InceptionV3(Backbone):
     kernel_init: nn.initializers.Initializer = nn.initializers.truncated_normal(0.1)
     epsilon: float = 1e-3
 
-    def feature_maps(self, x: Array, train: bool, mask: Array | None) -> Array:
+    def feature_maps(self, x: Array, train: bool, mask: Array | None) -> tuple[Array, Array]:
         for step in _STEM:
             x = self.block(ConvNorm)(unit=step, name=step.name)(x, train, mask) if isinstance(step, Unit) else step(x)
         for name, branches in self.modules:
             x = self.block(Mixed)(branches=branches, name=name)(x, train, mask)
-        return x
+        return x, x

@@ -14,7 +14,7 @@ class BatchNorm(nn.Module):
     """Batch normalisation over batch and places, as PyTorch computes it.
 
     Flax's own module keeps the biased running variance; PyTorch, whose weights and recipes are used here, keeps the
-    unbiased one. Statistics are float32 whatever the input's dtype; the output has the input's dtype.
+    unbiased one. Statistics are at least float32 whatever the input's dtype; the output has the input's dtype.
 
     Attributes:
       momentum: share of the running statistics that is kept at each training step (PyTorch's 1 - momentum).
@@ -64,7 +64,7 @@ class BatchNorm(nn.Module):
             rows = values if groups == 1 else jnp.repeat(values, x.shape[0] // groups, axis=0)
             return rows.reshape(rows.shape[0], *[1] * (x.ndim - 2), x.shape[-1])
 
-        return (x.astype(jnp.float32) * per_channel(factor) + per_channel(shift)).astype(x.dtype)
+        return (x.astype(_widened(x)) * per_channel(factor) + per_channel(shift)).astype(x.dtype)
 
     def _batch_statistics(self, x: Array, mask: Array | None) -> tuple[Array, Array, Array]:
         """Mean and biased variance [groups here, channels] and number of values [groups here, 1]."""
@@ -78,9 +78,10 @@ class BatchNorm(nn.Module):
                 )
         if x.shape[0] % groups:
             raise ValueError(f"a batch of {x.shape[0]} examples does not fall into {groups} equal groups")
-        weights = jnp.ones(x.shape[:1], jnp.float32) if mask is None else mask.astype(jnp.float32)
+        x = x.astype(_widened(x))
+        weights = jnp.ones(x.shape[:1], x.dtype) if mask is None else mask.astype(x.dtype)
         places = x[..., 0].size // x.shape[0]
-        x = x.astype(jnp.float32).reshape(groups, -1, *x.shape[1:])
+        x = x.reshape(groups, -1, *x.shape[1:])
         weights = weights.reshape(groups, -1, *[1] * (x.ndim - 2))
         axes = tuple(range(1, x.ndim - 1))
         count = weights.sum(axes) * places
@@ -101,3 +102,7 @@ class BatchNorm(nn.Module):
         if self.axis_name is None or self.is_initializing():
             return sums
         return jax.lax.psum(sums, self.axis_name)
+
+
+def _widened(x: Array) -> jnp.dtype:
+    return jnp.promote_types(x.dtype, jnp.float32)

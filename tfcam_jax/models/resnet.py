@@ -20,6 +20,8 @@ TORCH_NAMES = (
 class ResidualBlock(Block):
     """Convolutions, each before BatchNorm, around a shortcut: x itself, or a 1x1 convolution where the shape changes.
 
+    Returns the block's output and that of its last convolution.
+
     Attributes:
       layers: output channels, size and stride of each convolution.
     """
@@ -27,23 +29,24 @@ class ResidualBlock(Block):
     layers: tuple[tuple[int, int, int], ...]
 
     @nn.compact
-    def __call__(self, x: Array, train: bool, mask: Array | None) -> Array:
-        y = x
+    def __call__(self, x: Array, train: bool, mask: Array | None) -> tuple[Array, Array]:
+        y = convolved = x
         for i, (features, size, stride) in enumerate(self.layers, start=1):
             y = y if i == 1 else nn.relu(y)
-            y = self.conv(features, (size, size), strides=stride, padding=size // 2, name=f"conv{i}")(y)
-            y = self.norm(name=f"bn{i}")(y, train, mask)
+            convolved = self.conv(features, (size, size), strides=stride, padding=size // 2, name=f"conv{i}")(y)
+            y = self.norm(name=f"bn{i}")(convolved, train, mask)
         if x.shape != y.shape:
             stride = max(stride for *_, stride in self.layers)
             x = self.conv(y.shape[-1], (1, 1), strides=stride, name="downsample_conv")(x)
             x = self.norm(name="downsample_bn")(x, train, mask)
-        return nn.relu(y + x)
+        return nn.relu(y + x), convolved
 
 
 class ResNet(Backbone):
     """A 7x7 stem, then `depths[i]` blocks of two 3x3 convolutions with `64 * 2**i` channels.
 
-    The CAM has a 32nd of the input's resolution, rounded up: 7x7 at 224 px.
+    The CAM has a 32nd of the input's resolution, rounded up: 7x7 at 224 px. The hooked tensor is the last convolution's
+    output, before BatchNorm, shortcut and ReLU.
 
     Attributes:
       bottleneck: of three convolutions instead: 1x1, 3x3, and 1x1 to four times as many channels.
@@ -52,10 +55,10 @@ class ResNet(Backbone):
     depths: tuple[int, ...] = (2, 2, 2, 2)
     bottleneck: bool = False
 
-    def feature_maps(self, x: Array, train: bool, mask: Array | None) -> Array:
+    def feature_maps(self, x: Array, train: bool, mask: Array | None) -> tuple[Array, Array]:
         x = self.conv(64, (7, 7), strides=2, padding=3, name="conv1")(x)
         x = nn.relu(self.norm(name="bn1")(x, train, mask))
-        x = max_pool_3x3(x, padding=1)
+        x = convolved = max_pool_3x3(x, padding=1)
         block = self.block(ResidualBlock)
         for stage, depth in enumerate(self.depths):
             width = 64 * 2**stage
@@ -64,5 +67,5 @@ class ResNet(Backbone):
                 basic = (width, 3, stride), (width, 3, 1)
                 bottleneck = (width, 1, 1), (width, 3, stride), (4 * width, 1, 1)
                 layers = bottleneck if self.bottleneck else basic
-                x = block(layers=layers, name=f"layer{stage + 1}_{i}")(x, train, mask)
-        return x
+                x, convolved = block(layers=layers, name=f"layer{stage + 1}_{i}")(x, train, mask)
+        return x, convolved

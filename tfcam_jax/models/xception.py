@@ -76,12 +76,12 @@ class SeparableBlock(Block):
 class Xception(Backbone):
     """Two convolutions, twelve blocks, two separable convolutions.
 
-    The pooled tensor is the last BatchNorm's output after ReLU. The CAM is 10x10 at 299 px.
+    The pooled tensor is the last BatchNorm's output after ReLU, the hooked one its input. The CAM is 10x10 at 299 px.
     """
 
     widths: tuple[tuple[int, ...], ...] = ((128,) * 2, (256,) * 2, (728,) * 2, *[(728,) * 3] * 8, (728, 1024))
 
-    def feature_maps(self, x: Array, train: bool, mask: Array | None) -> Array:
+    def feature_maps(self, x: Array, train: bool, mask: Array | None) -> tuple[Array, Array]:
         x = self.conv(32, (3, 3), strides=2, name="conv1")(x)
         x = nn.relu(self.norm(name="bn1")(x, train, mask))
         x = self.conv(64, (3, 3), name="conv2")(x)
@@ -91,4 +91,5 @@ class Xception(Backbone):
             stride = 2 if widths[-1] != x.shape[-1] else 1
             x = block(widths=widths, stride=stride, starts_with_relu=i > 1, name=f"block{i}")(x, train, mask)
         x = nn.relu(self.norm(name="bn3")(SeparableConv(1536, self.conv, name="conv3")(x), train, mask))
-        return nn.relu(self.norm(name="bn4")(SeparableConv(2048, self.conv, name="conv4")(x), train, mask))
+        x = SeparableConv(2048, self.conv, name="conv4")(x)
+        return nn.relu(self.norm(name="bn4")(x, train, mask)), x

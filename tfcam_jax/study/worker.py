@@ -63,20 +63,22 @@ class ExperimentCache:
         """What `open_dataset` opens, its decoded images kept in memory if they fit."""
         plain = dataclasses.replace(recipe.data, placebo="none", seed=0)
         arrange = lambda: self._hold(plain.arrange(self.source(recipe)), recipe, ("val", "test"))
-        arranged = self._keep("arranged", plain, arrange)
+        sizes = (recipe.image_size, recipe.resize_through, recipe.map_size)
+        arranged = self._keep("arranged", (plain, sizes[:2]), arrange)
         placebo = recipe.data.placebo
         of_seed = recipe.seed if placebo == "other_image" else None
         # Blur and threshold are applied by then.
         controlled = lambda: process_maps(arranged, blur=0.0, threshold=0.0, placebo=placebo, seed=recipe.seed)
-        held = () if recipe.augment.crop else ("train",)
-        key = (plain, placebo, of_seed, recipe.augment)
+        held = () if recipe.augment.crop or recipe.map_size else ("train",)
+        key = (plain, placebo, of_seed, recipe.augment, sizes)
         return self._keep("dataset", key, lambda: self._hold(controlled(), recipe, held))
 
     def _hold(self, dataset: Dataset, recipe: Recipe, splits: tuple[str, ...]) -> Dataset:
         size = recipe.image_size
         fits = bytes_in_memory(dataset, size, recipe.data.channels) <= self._held_megabytes * 2**20
-        # Grain's own processes would each have to decode everything all the same.
-        return keep_in_memory(dataset, splits, size) if fits and not recipe.num_workers else dataset
+        # Grain's own processes would each have to decode everything all the same; stages start from the stored size.
+        kept = fits and not recipe.num_workers and not recipe.resize_through
+        return keep_in_memory(dataset, splits, size) if kept else dataset
 
     def _keep(self, kind: str, key: Any, make: Callable[[], Any]) -> Any:
         if kind not in self._kept or self._kept[kind][0] != key:
