@@ -1,5 +1,6 @@
 """Whole studies on tiny data: what runs share, what they leave, resuming, failing, several processes."""
 
+import base64
 import dataclasses
 import functools
 import json
@@ -70,7 +71,8 @@ def test_a_study_leaves_table_picture_selection_and_a_workdir_for_each_run(study
     assert found["placebos"] == {"cyborg": ["cyborg_mean_map"]}
     assert found["provenance"]["config"]["compare"]["seeds"] == [0, 1]
     assert (workdir / "table.txt").exists() and (workdir / "index.html").exists()
-    assert (workdir / "maps.png").read_bytes().startswith(b"\x89PNG")
+    maps = (workdir / "maps.png").read_bytes()
+    assert maps.startswith(b"\x89PNG") and base64.b64encode(maps).decode() in (workdir / "index.html").read_text()
     assert json.loads((workdir / "study.json").read_text()) == found
     folders = {path.name for path in workdir.iterdir() if path.is_dir()}
     assert folders == {run.entry.folder for run in planned(config)} and len(folders) == 2 * (1 + 2 + 2)

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from scipy import ndimage
 from sklearn.metrics import roc_auc_score
+from tensorflow_datasets.core.utils import tqdm_utils
 
 from tfcam_jax.data.builders import demo
 from tfcam_jax.data.builders import demo_images as drawing
@@ -167,6 +168,15 @@ def test_impossible_settings_are_refused(options, tmp_path):
 
 
 TINY = {"num_train": 4, "num_val": 2, "num_test": 2}
+
+
+def test_tfds_is_quiet_and_the_count_is_ours(tmp_path, capfd):
+    open_demo(data_dir=str(tmp_path), **TINY)
+    out, err = capfd.readouterr()
+    assert out == "" and err == "preparing demo: 10 images\n"
+    assert tqdm_utils._active  # other sets of the same process have TFDS's bars again
+    open_demo(data_dir=str(tmp_path), **TINY)
+    assert capfd.readouterr() == ("", "")
 
 
 def test_a_set_cut_short_is_not_read(tmp_path, monkeypatch):

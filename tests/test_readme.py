@@ -11,10 +11,13 @@ import numpy as np
 import pytest
 from PIL import Image
 from test_backbones import PARAMETERS, count_parameters
+from tiny_study import make_outcomes
 
 from configs import default
 from tfcam_jax import losses, strategies
 from tfcam_jax.models import MODEL_CARDS, MODELS
+from tfcam_jax.study.statistics import reading_order, study_statistics
+from tfcam_jax.study.tables import overview
 
 REPO = pathlib.Path(__file__).parent.parent
 README = (REPO / "README.md").read_text(encoding="utf-8")
@@ -52,9 +55,14 @@ def test_ci_calls_the_test_command():
     assert command in (REPO / ".ci/run").read_text()
 
 
-def test_the_demos_table_has_a_row_for_each_strategy():
+def test_the_demos_table_has_the_rows_and_columns_that_are_printed():
     table = next(block for block in blocks("") if block.startswith("arm "))
-    assert [line.split()[0] for line in table.splitlines()[1:]] == list(default.get_config().compare.strategies)
+    strategies = list(default.get_config().compare.strategies)
+    assert [line.split()[0] for line in table.splitlines()[1:]] == strategies
+    outcomes = make_outcomes(dict.fromkeys(strategies, 1.0), seeds=1, sets=("closed", "open"))
+    statistics = reading_order(study_statistics(outcomes, resamples=20))
+    (printed,) = overview({"statistics": statistics, "reference": "cyborg"})
+    assert tuple(re.split(r" {2,}", table.splitlines()[0])) == printed.header
 
 
 def test_the_foreign_step_runs_and_learns():

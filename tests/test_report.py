@@ -10,6 +10,8 @@ import subprocess
 import jax
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image
 
 from tfcam_jax import explanation as report
@@ -17,8 +19,9 @@ from tfcam_jax.data.source import DataError
 from tfcam_jax.experiment import open_dataset
 from tfcam_jax.explanation import ReportError, explain, explain_source
 from tfcam_jax.inference import restore
+from tfcam_jax.report.map_grid import Panel, Row, draw_panels
 from tfcam_jax.report.page import embed
-from tfcam_jax.report.pictures import colorize, crop, pack_maps
+from tfcam_jax.report.pictures import colorize, crop, own_scale, pack_maps, sheet, values_range
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 
@@ -193,6 +196,57 @@ def test_pictures_by_hand():
     assert pack_maps(np.zeros((1, 2, 2), np.float32))[1] == 0
 
 
+def is_blue(picture):
+    red, blue = picture[..., 0].astype(int), picture[..., 2].astype(int)
+    return blue > red + 3
+
+
+def is_red(picture):
+    return is_blue(picture[..., ::-1])
+
+
+@given(st.integers(0, 10**6), st.floats(0.0, 50.0))
+def test_colours_of_a_difference_are_its_signs(seed, above):
+    """Blue only below zero and red only above, however far the map lies from zero; the largest magnitude is darkest."""
+    positive = np.random.default_rng(seed).uniform(above, above + 10, (4, 5)).astype(np.float32)
+    assert not is_blue(colorize(positive, *own_scale(positive, signed=True))).any()
+    assert not is_red(colorize(-positive, *own_scale(-positive, signed=True))).any()
+    mixed = positive - positive.mean()
+    picture = colorize(mixed, *own_scale(mixed, signed=True))
+    assert not is_blue(picture[mixed > 0]).any() and not is_red(picture[mixed < 0]).any()
+    assert is_blue(picture).any() and is_red(picture).any()
+    assert picture.reshape(-1, 3).astype(int).sum(1).argmin() == np.abs(mixed).argmax()
+    ends = colorize(positive, *own_scale(positive, signed=False)).reshape(-1, 3)
+    assert is_blue(ends[positive.argmin()]) and is_red(ends[positive.argmax()])
+
+
+def test_no_picture_of_a_positive_difference_has_blue_in_it(tmp_path):
+    """7.4 to 17.4, on an image's sheet and on a grid of maps; as T the same map is blue where it is lowest."""
+    values = np.linspace(7.4, 17.4, 16, dtype=np.float32).reshape(4, 4)
+    grey = np.full((20, 20, 1), 128, np.uint8)
+    blue = {}
+    for signed in (True, False):
+        drawn = sheet(grey, None, {"D": values}, {"D"} if signed else (), "", [])
+        blue["sheet", signed] = is_blue(np.asarray(drawn)).sum()
+        draw_panels([Row("", [Panel("input", grey), Panel("D", values, signed)])], tmp_path / "grid.png", "")
+        with Image.open(tmp_path / "grid.png") as picture:
+            blue["grid", signed] = is_blue(np.asarray(picture.convert("RGB"))).sum()
+    assert blue["sheet", True] == blue["grid", True] == 0
+    assert blue["sheet", False] > 1000 and blue["grid", False] > 1000
+    assert values_range(values, signed=True) == "7.4 to 17.4, white 0" and values_range(values, False) == "7.4 to 17.4"
+
+
+def test_columns_that_are_empty_in_every_row_are_left_out(tmp_path):
+    grey, values = np.full((20, 20, 1), 128, np.uint8), np.eye(4)
+    row = lambda human: Row("", [Panel("input", grey), Panel("human map", human), Panel("T", values)])
+    widths = []
+    for rows in ([row(None), row(None)], [row(None), row(values)]):
+        draw_panels(rows, tmp_path / "grid.png", "")
+        with Image.open(tmp_path / "grid.png") as picture:
+            widths.append(picture.width)
+    assert widths[0] == widths[1] * 3 // 4
+
+
 PROBE = """
 <script>
 const errors = [];
@@ -213,6 +267,14 @@ window.addEventListener("load", () => setTimeout(() => {
   const before = document.documentElement.dataset.theme; $("theme").click();
   result.themes = [before, document.documentElement.dataset.theme].sort();
   document.querySelector("#regions button").click(); result.target = document.querySelectorAll(".card.target").length;
+  const positive = [[7.4, 9], [12, 17.4]];
+  result.blue = [true, false].map((signed) => {
+    const canvas = element("canvas", { width: 8, height: 8 });
+    drawMap(canvas, positive, ...ownOrShared(positive, signed, null));
+    const pixels = canvas.getContext("2d").getImageData(0, 0, 8, 8).data;
+    return pixels.filter((_, at) => at % 4 === 2 && pixels[at] > pixels[at - 2] + 3).length;
+  });
+  result.legend = ["low", "high", "white"].map((name) => $(name).textContent).join(" | ");
   result.overflow = document.documentElement.scrollWidth - innerWidth;
   result.errors = errors;
   const out = document.createElement("pre"); out.id = "probe"; out.textContent = JSON.stringify(result);
@@ -239,6 +301,8 @@ def test_page_in_a_browser(written, figures, tmp_path, width):
     found = json.loads(html.unescape(re.search(r'<pre id="probe">(.*?)</pre>', done.stdout, re.DOTALL)[1]))
     entries = figures["images"]
     assert found["errors"] == []
+    assert found["blue"][0] == 0 < found["blue"][1]  # as D and as T
+    assert "T, U: lowest; D: against the true class" in found["legend"] and "White is 0 in D" in found["legend"]
     assert found["all"] == "12 of 12 images" and found["cards"] == 12
     cosmetic = {entry["row"] for entry in entries if entry["cosmetic"]}
     assert set(found["cosmetic"]) == cosmetic | {found["made"]}  # the last of the list was made so, and came first

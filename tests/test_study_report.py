@@ -1,5 +1,6 @@
 """The report on a study: files, sentences made from figures, tables in all forms, plots, and the page."""
 
+import base64
 import csv
 import html
 import json
@@ -7,15 +8,19 @@ import re
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from matplotlib.figure import Figure
 from PIL import Image
 from tiny_study import make_outcomes, make_selection
 
 from tfcam_jax.metrics.tables import probability
-from tfcam_jax.study.page import write_study
+from tfcam_jax.study import plots
+from tfcam_jax.study.page import SCREEN_WIDTH, screen, write_study
 from tfcam_jax.study.plots import arm_looks, draw_agreement, draw_alpha, draw_auroc, draw_study, theme
 from tfcam_jax.study.statistics import StudyError, study_statistics
-from tfcam_jax.study.tables import overview
-from tfcam_jax.study.verdicts import signed, summary, verdict
+from tfcam_jax.study.tables import overview, set_tables
+from tfcam_jax.study.verdicts import outcome_word, summary, verdict
 
 STRENGTHS = {"cross_entropy": 0.5, "cyborg": 1.0, "opposed": 4.0, "difference": 0.6, "cyborg_mean_map": 1.0}
 PLACEBOS = {"cyborg": ["cyborg_mean_map"]}
@@ -67,7 +72,12 @@ def an_entry(**options):
         "p_holm": 0.39,
         "significant": False,
     } | options
-    return {"protocol": "published", "set": "open", "groups": 9, "arms": [], "missing": [], "comparisons": [comparison]}
+    entry = {"protocol": "published", "set": "open", "images": 9, "groups": 9, "folds": [""], "missing": []}
+    return entry | {"arms": [an_arm("cyborg", len(comparison["seeds"]))], "comparisons": [comparison]}
+
+
+def an_arm(name, seeds):
+    return {"arm": name, "seeds": list(range(seeds)), "incomplete": []}
 
 
 def test_report_holds_its_files(written):
@@ -128,7 +138,7 @@ def test_text_and_markdown_say_the_same(written):
 def test_the_overview_has_the_figures_of_the_test_sets(written, outcomes, page):
     (table,) = overview(written[1])
     rows = {row[0]: dict(zip(table.header, row, strict=True)) for row in table.rows}
-    assert table.header[2:5] == ("closed AUROC", "open AUROC", "minus cyborg (open)")
+    assert table.header[2:5] == ("closed AUROC", "open AUROC", "minus cyborg")
     assert list(rows)[-2:] == ["opposed (reconstruction)", "difference (reconstruction)"] and len(rows) == 5
     for arm, name in {"opposed": "opposed (reconstruction)", "cyborg": "cyborg"}.items():
         for of in ("closed", "open"):
@@ -139,10 +149,10 @@ def test_the_overview_has_the_figures_of_the_test_sets(written, outcomes, page):
     entry = next(entry for entry in written[1]["statistics"] if entry["set"] == "open")
     found = next(c for c in entry["comparisons"] if (c["arm"], c["other"]) == ("opposed", "cyborg"))
     opposed = rows["opposed (reconstruction)"]
-    assert opposed["minus cyborg (open)"] == f"{found['difference']['mean']:+.3f}" > "+0.1"
+    assert opposed["minus cyborg"] == f"{found['difference']['mean']:+.3f}" > "+0.1"
     assert opposed["Holm"] == probability(found["p_holm"])
     for name in ("cyborg", "cyborg_mean_map (placebo)"):
-        assert rows[name]["minus cyborg (open)"] == rows[name]["p groups"] == "-"
+        assert rows[name]["minus cyborg"] == rows[name]["p groups"] == "-"
     assert page.count(f"<td>{opposed['open AUROC']}</td>") == 1
 
 
@@ -224,11 +234,10 @@ def test_same_outcomes_give_the_same_bytes(few, tmp_path):
 
 
 def test_verdict_in_words():
-    minus = "\u2212"
     entry = an_entry()
     assert verdict(entry, entry["comparisons"][0]) == (
-        f"difference (reconstruction) - cyborg, open: +0.012 [{minus}0.004, 0.028], p = 0.13 (seeds), 0.21 (groups), "
-        "after Holm 0.39: not significant."
+        "difference (reconstruction) is 0.012 ahead of cyborg on the open set (95 %: \u22120.004 to 0.028): "
+        "not significant, it may be chance of the seeds and images (p = 0.13 over seeds, p = 0.21 over images)."
     )
     placebo = {
         "against": "placebo",
@@ -242,48 +251,152 @@ def test_verdict_in_words():
     )
     entry["protocol"] = "k_fold"
     assert verdict(entry, entry["comparisons"][0]) == (
-        f"difference (reconstruction) - difference_ring (placebo), open (k_fold): {minus}0.500, p < 0.001 (seeds), "
-        "after Holm < 0.001: significantly lower."
+        "difference (reconstruction) is significantly behind difference_ring (placebo), by 0.500 on the open set "
+        "(k_fold): p < 0.001 after Holm (p < 0.001 over seeds)."
     )
 
 
 @pytest.mark.parametrize(
-    "mean, significant, expected",
+    "options, reason, words",
     [
-        (0.1, True, "shown for difference."),
-        (0.1, False, "shown for none; higher but not significantly: difference."),
-        (-0.1, False, "shown for none; the other way: difference."),
-        (-0.1, True, "shown for none; the other way: difference."),
-        (0.0, False, "shown for none; no difference at all: difference."),
+        ({"p_seeds": 0.34, "p_groups": 0.0001}, "seeds", "chance of the seeds (p = 0.34 over seeds, p < 0.001 over"),
+        ({"p_seeds": 0.02, "p_groups": 0.21}, "images", "chance of the images ("),
+        ({"p_seeds": 0.02, "p_groups": 0.01, "p_holm": 0.08}, "Holm", "among 1 comparisons, p = 0.080 after Holm"),
+        ({"p_seeds": 0.25, "smallest_p_seeds": 0.25, "seeds": [0, 1, 2]}, "too few seeds", "3 seeds are too few"),
     ],
 )
-def test_the_claim_follows_the_figures(mean, significant, expected):
-    options = {"difference": {"mean": mean, "bootstrap": None, "interval": None}, "significant": significant}
-    sentences = summary(an_entry(**options), "cyborg")
-    assert sentences[0] == f"That a reconstruction does better than cyborg is {expected}"
-    word = "no significant difference: difference" if not significant else "significantly higher: difference"
-    word = "significantly lower: difference" if significant and mean < 0 else word
-    assert word in sentences[1]
-    assert ("significantly or not: difference." in sentences[1]) == (mean < 0)
+def test_no_difference_is_called_not_significant_without_the_reason(options, reason, words):
+    entry = an_entry(**options)
+    (comparison,) = entry["comparisons"]
+    assert outcome_word(entry, comparison) == f"not significant ({reason})"
+    assert "not significant" in verdict(entry, comparison) and words in verdict(entry, comparison)
 
 
-def test_placebos_that_win_are_named():
-    options = {"against": "placebo", "other": "difference_ring", "difference": {"mean": -0.1, "bootstrap": None}}
+CHANCE = st.floats(0.0, 1.0, width=32)
+
+
+@given(
+    st.lists(st.tuples(st.floats(-0.9, 0.9), st.floats(0.0, 0.5), CHANCE, CHANCE), min_size=1, max_size=4),
+    st.sampled_from([1, 2, 5, 10]),
+)
+def test_sentences_agree_with_their_figures(drawn, seeds):
+    """Of any figures: side, amount, interval, and whether it is significant; nothing is, with one seed."""
+    entry = an_entry()
+    comparisons = []
+    for number, (mean, width, p_seeds, p_groups) in enumerate(drawn):
+        p_seeds = p_seeds if mean else 1.0  # as the signs of no difference give
+        p = p_groups if seeds == 1 else max(p_seeds, p_groups)
+        holm = 1.0 if seeds == 1 else min(1.0, p * len(drawn))
+        comparisons.append(
+            entry["comparisons"][0]
+            | {"arm": f"difference_{number}", "seeds": list(range(seeds)), "p_groups": p_groups, "p_holm": holm}
+            | {"p_seeds": 1.0 if seeds == 1 else p_seeds, "significant": holm <= 0.05}
+            | {"smallest_p_seeds": 2.0 ** (1 - seeds)}
+            | {"difference": {"mean": mean, "bootstrap": [mean - width, mean + width / 2], "interval": None}}
+        )
+    entry |= {"comparisons": comparisons, "arms": [an_arm("cyborg", seeds)]}
+    claim, *rest = summary(entry, "cyborg")
+    for comparison in comparisons:
+        sentence = verdict(entry, comparison)
+        mean, (low, high) = comparison["difference"]["mean"], comparison["difference"]["bootstrap"]
+        (clause,) = re.findall(rf"{comparison['arm']} is (.*?)(?:;|\.$)", claim)
+        for words in (sentence, clause):
+            assert ("ahead" in words, "behind" in words) == (mean > 0, mean < 0)
+            assert abs(mean) < 0.0005 or f"{abs(mean):.3f}" in words
+            assert ("significantly ahead" in words or "significantly behind" in words) == comparison["significant"]
+            shown = [float(x.replace("\u2212", "-")) for x in re.search(r"95 %: (\S+) to ([^,):]+)", words).groups()]
+            np.testing.assert_allclose(shown, sorted([low, high] if mean >= 0 else [-low, -high]), atol=0.00051)
+        if seeds == 1:
+            assert "one pair of runs" in sentence and "other seeds may differ" in sentence
+            assert ("may be chance" in clause) == (mean != 0 and (low <= 0 <= high or comparison["p_groups"] > 0.05))
+        else:
+            assert ("not significant" in sentence) != comparison["significant"]
+    won = [c["arm"] for c in comparisons if c["significant"] and c["difference"]["mean"] > 0]
+    everything = " ".join([claim, *rest, *(verdict(entry, c) for c in comparisons)])
+    if seeds == 1:
+        assert claim.startswith("One seed cannot tell") and "significant" not in everything and "Holm" not in everything
+    elif won:
+        assert re.match(r"(.*?) beats? cyborg significantly", claim)[1] == " and ".join(
+            [", ".join(won[:-1]), won[-1]] if len(won) > 1 else won
+        )
+    else:
+        assert claim.startswith("No reconstruction beats cyborg significantly on the open set: ")
+
+
+def test_other_arms_and_placebos_have_a_sentence_each():
+    options = {"arm": "cross_entropy", "kind": "", "difference": {"mean": -0.1, "bootstrap": [-0.2, 0.0]}}
     (sentence,) = summary(an_entry(**options), "cyborg")
-    assert "no significant difference: difference_ring." in sentence
-    assert sentence.endswith("Placebos with the higher mean, significantly or not: difference_ring.")
+    assert (
+        sentence
+        == "cross_entropy is 0.100 behind cyborg, not significantly (95 %: 0.000 to 0.200, p = 0.39 after Holm)."
+    )
+    options = {"against": "placebo", "other": "difference_ring", "difference": {"mean": 0.0, "bootstrap": None}}
+    options["difference"]["interval"] = None
+    (sentence,) = summary(an_entry(**options), "cyborg")
+    assert sentence == "difference is level with its placebo difference_ring (p = 0.39 after Holm)."
 
 
 def test_limits_are_said():
     few = an_entry(seeds=[0, 1, 2], smallest_p_seeds=0.25, unpaired=[5])
     few["groups"] = 1
-    few["arms"] = [{"arm": "cyborg", "incomplete": [7]}]
+    few["arms"] = [an_arm("cyborg", 3) | {"incomplete": [7]}]
     few["missing"] = ["a - b could not be compared."]
     text = "\n".join(summary(few, "cyborg"))
-    assert "With 3 seeds the smallest p-value over seeds is 0.25; after Holm" in text
+    assert "3 seeds are too few: at best p = 0.25 over seeds, so that after Holm over 1 comparisons" in text
     assert "All images are one group" in text and "a - b could not be compared." in text
     assert "only the 3 common seeds are paired; without a partner: 5." in text and "seeds 7 lack a fold" in text
-    assert len(summary(an_entry(), "cyborg")) == 2
+    assert len(summary(an_entry(), "cyborg")) == 1
+
+
+def test_one_seed_has_no_test_over_seeds_in_any_form(outcomes, tmp_path):
+    lone = [o for o in outcomes if o.seed == 0]
+    study = write_study(tmp_path, lone, {}, {}, placebos=PLACEBOS, resamples=50)
+    forms = [(tmp_path / name).read_text(encoding="utf-8") for name in ("table.txt", "table.md", "index.html")]
+    for text in [*forms, screen(study)]:
+        assert not re.search(r"p seeds|p \(seeds\)|Holm|significan|deviation|seed 0", text)
+        assert "no test over seeds" in text and "other seeds may differ" in text
+        assert "p groups" in text and "p over" not in text
+
+
+def test_the_screen_is_one_screen(written):
+    """The table at a glance and what was found on its set, in few and short lines."""
+    _, study = written
+    lines = screen(study).splitlines()
+    assert len(lines) < 30 and lines[1].startswith("arm ") and all(len(line) <= SCREEN_WIDTH for line in lines[9:])
+    shown = " ".join(line.strip() for line in lines)
+    assert all(sentence in shown for sentence in study["conclusions"]["Open set"])
+    assert not any(sentence in shown for sentence in study["conclusions"]["Closed set"])
+
+
+def test_columns_and_panels_without_a_figure_are_left_out(outcomes, tmp_path):
+    """The closed set has no human maps, the open one has: its columns and panels alone show agreement."""
+    without = lambda o: o._replace(metrics=o.metrics | dict.fromkeys(("cc_true", "cc_false", "cc_difference")))
+    mixed = [without(o) if o.set == "closed" else o for o in outcomes if o.set != "val"]
+    study = write_study(tmp_path / "mixed", mixed, {}, {}, resamples=20)
+    entries = {entry["set"]: entry for entry in study["statistics"]}
+    assert "CC T" in set_tables(entries["open"])[0].header and "CC T" not in set_tables(entries["closed"])[0].header
+    for table in (table for entry in entries.values() for table in set_tables(entry)):
+        assert all(any(row[i] != "-" for row in table.rows) for i in range(len(table.header)))
+    drawn = {}
+    for name in ("draw_auroc", "draw_agreement"):
+        keep = lambda entries, *_, name=name: drawn.setdefault(name, [entry["set"] for entry in entries]) and Figure()
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(plots, name, keep)
+            draw_study(list(entries.values()), {}, {}, "cyborg")
+    assert drawn == {"draw_auroc": ["open", "closed"], "draw_agreement": ["open"]}
+    alone = lambda o: o._replace(labels=np.ones_like(o.labels), metrics=o.metrics | {"auroc": None})
+    blind = study_statistics([alone(o) if o.set == "closed" else o for o in mixed], resamples=20)
+    assert [plot.name for plot in draw_study(blind, {}, {}, "cyborg")] == ["auroc_published", "agreement_published"]
+
+
+def test_the_page_shows_the_maps_where_there_are_some(few, tmp_path):
+    maps = tmp_path / "maps.png"
+    Image.new("RGB", (30, 20), "red").save(maps)
+    write_study(tmp_path / "with", few, {}, {}, resamples=20, maps=maps)
+    write_study(tmp_path / "without", few, {}, {}, resamples=20)
+    pages = {name: (tmp_path / name / "index.html").read_text(encoding="utf-8") for name in ("with", "without")}
+    assert base64.b64encode(maps.read_bytes()).decode() in pages["with"] and "<h2>Maps</h2>" in pages["with"]
+    assert "<h2>Maps</h2>" not in pages["without"] and "image/png" not in pages["without"]
 
 
 def test_numbers_in_words():
@@ -295,7 +408,6 @@ def test_numbers_in_words():
         "0.50",
         "1.00",
     ]
-    assert [signed(value) for value in (0.0004, -0.0004, -0.25)] == ["+0.000", "\u22120.000", "\u22120.250"]
 
 
 def as_arm(name, strategy=None, kind=""):

@@ -204,7 +204,7 @@ def _chunk(
             of_report.add_maps(sums, entry, one)
             named: dict[str, np.ndarray] = dict(zip(("T", "U", "D = T - U"), maps, strict=True))
             human_map = one.saliency if one.usable else None
-            page = sheet(image, human_map, named, of_report.caption(entry), of_report.ledger(entry))
+            page = sheet(image, human_map, named, {"D = T - U"}, of_report.caption(entry), of_report.ledger(entry))
             page.save(staging / entry["png"])
     regions = heapq.nlargest(of_report.TOP_REGIONS, regions, key=lambda region: abs(region["contribution"]))
     for region in regions:

@@ -9,14 +9,20 @@ from typing import NamedTuple
 import numpy as np
 from matplotlib.figure import Figure
 
+from .pictures import own_scale, values_range
+
 INCHES = 1.5
 
 
 class Panel(NamedTuple):
-    """One cell: uint8 [H, W, channels] is drawn as an image, a float [h, w] as a map, None as an empty cell."""
+    """One cell: uint8 [H, W, channels] is drawn as an image, a float [h, w] as a map, None as an empty cell.
+
+    `signed` is of a map whose zero means something, as D: it is drawn as far to either side of zero.
+    """
 
     title: str
     values: np.ndarray | None
+    signed: bool = False
 
 
 class Row(NamedTuple):
@@ -29,13 +35,17 @@ class Row(NamedTuple):
 def draw_panels(rows: Sequence[Row], path: Path, title: str) -> None:
     """Draws a grid; titles of the first row head the columns.
 
-    Maps go from blue (lowest) to red (highest), each panel on its own scale, upsampled for display only.
+    Maps go from blue (lowest) to red (highest), each panel on its own scale; a signed one has white at 0. Below each
+    stands the range of its values. They are upsampled for display only. A column that is empty in every row is left
+    out.
     """
-    columns = len(rows[0].panels)
+    kept = [i for i, cells in enumerate(zip(*(row.panels for row in rows), strict=True)) if any(map(_filled, cells))]
+    rows = [row._replace(panels=[row.panels[i] for i in kept]) for row in rows]
+    columns = len(kept)
     figure = Figure(figsize=(INCHES * (columns + 1), INCHES * len(rows) + 0.8), layout="constrained")
     axes = figure.subplots(len(rows), columns, squeeze=False)
     for row, line in zip(rows, axes, strict=True):
-        for (_, values), axis in zip(row.panels, line, strict=True):
+        for (_, values, signed), axis in zip(row.panels, line, strict=True):
             axis.set(xticks=[], yticks=[])
             if values is None:
                 middle = {"ha": "center", "va": "center", "transform": axis.transAxes}
@@ -43,10 +53,16 @@ def draw_panels(rows: Sequence[Row], path: Path, title: str) -> None:
             elif values.ndim == 3:
                 axis.imshow(values.squeeze(-1) if values.shape[-1] == 1 else values, cmap="gray", vmin=0, vmax=255)
             else:
-                axis.imshow(values, cmap="RdBu_r", interpolation="bilinear")
+                low, high = own_scale(values, signed)
+                axis.imshow(values, cmap="RdBu_r", interpolation="bilinear", vmin=low, vmax=high)
+                axis.set_xlabel(values_range(values, signed), fontsize=6, labelpad=2)
         line[0].set_ylabel(row.caption, rotation=0, ha="right", va="center", fontsize=7)
     for panel, axis in zip(rows[0].panels, axes[0], strict=True):
         axis.set_title(panel.title, fontsize=8)
     figure.suptitle(title, fontsize=9)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=120)
+
+
+def _filled(panel: Panel) -> bool:
+    return panel.values is not None

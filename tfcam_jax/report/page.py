@@ -30,6 +30,7 @@ def write_page(path: Path, about: dict[str, Any], summary: dict[str, Any], chunk
     """
     stream = template("report.html").stream(
         about=about,
+        has_maps=summary["figures"]["maps"] > 0,
         data=embed({"about": about, "summary": summary}),
         entries=(embed(chunk["entries"]) for chunk in read_chunks(chunks)),
         pictures=(embed(chunk["pictures"]) for chunk in read_chunks(chunks)),

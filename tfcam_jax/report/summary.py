@@ -111,7 +111,8 @@ def caption(entry: dict[str, Any]) -> str:
 def ledger(entry: dict[str, Any]) -> list[str]:
     """What adds up to the margin, as lines of text."""
     regions = entry["regions"]
-    parts = [(region["contribution"], f"region of {region['places']} places") for region in regions[:4]]
+    places = lambda region: f"region of {region['places']} place{'s' if region['places'] > 1 else ''}"
+    parts = [(region["contribution"], places(region)) for region in regions[:4]]
     others = entry["rest"] + sum(region["contribution"] for region in regions[4:])
     parts += [(others, "everywhere else"), (entry["bias_difference"], "bias difference"), (entry["margin"], "margin")]
     return [f"{value:+.3f}  {name}" for value, name in parts]
@@ -185,9 +186,10 @@ def draw_mean_maps(summary: dict[str, Any], path: Path) -> None:
     rows = []
     for key, part in summary["mean_maps"].items():
         disagreement = None if part["disagreement"] is None else np.asarray(part["disagreement"])
-        panels = [Panel("mean D", np.asarray(part["difference"])), Panel("N(D) - human map", disagreement)]
+        panels = [Panel("mean D", np.asarray(part["difference"]), signed=True)]
+        panels.append(Panel("N(D) - human map", disagreement, signed=True))
         rows.append(Row(f"{key}\n{part['images']} images", panels))
-    draw_panels(rows, path, title="Where the margin comes from, each panel on its own scale")
+    draw_panels(rows, path, title="Where the margin comes from: each panel on its own scale, white 0")
 
 
 def write_figures(path: Path, about: dict[str, Any], summary: dict[str, Any], chunks: list[Path]) -> None:

@@ -24,8 +24,8 @@ from ..run.checkpoints import Checkpoints
 from ..run.files import WorkdirError, write_text
 from ..run.provenance import collect_provenance
 from ..run.workdir import CHECKS, check_workdir
-from .outcomes import read_outcomes, read_selection, write_entries
-from .page import write_study
+from .outcomes import Entry, Outcome, read_outcomes, read_selection, write_entries
+from .page import screen, write_study
 from .plan import Run, placebo_arms, plan_arms, plan_runs
 from .worker import ExperimentCache, train_here, train_in_processes
 
@@ -88,19 +88,30 @@ def _report(
 ) -> dict[str, Any]:
     """Tests, tables, plots, page and the picture of maps, from the runs that are finished."""
     selection = read_selection(workdir)
+    outcomes = read_outcomes(workdir)
+    shown = choose_shown(runs, selection, config.compare.strategies, failed)
     study = write_study(
         workdir,
-        read_outcomes(workdir),
+        outcomes,
         selection,
         {**collect_provenance(), "config": config_json(config)},
         reference=config.compare.reference,
         placebos=placebo_arms(config),
         strategies={run.entry.arm: run.config.strategy for run in runs},
+        maps=draw_comparison(cache, shown, workdir, num_images),
     )
-    draw_comparison(cache, choose_shown(runs, selection, config.compare.strategies, failed), workdir, num_images)
-    table = (workdir / "table.txt").read_text(encoding="utf-8")
-    tqdm.write(f"\n{table}\nPage: {workdir / 'index.html'}\nMaps side by side: {workdir / 'maps.png'}")
+    best = workdir / best_run(outcomes, runs).folder
+    paths = f"Page with maps, plots and all tables: {workdir / 'index.html'}\n"
+    paths += f"Where a run's decisions come from: python launch/explain.py --workdir={best}"
+    tqdm.write(f"\n{screen(study)}\n\n{paths}")
     return study
+
+
+def best_run(outcomes: Sequence[Outcome], runs: Sequence[Run]) -> Entry:
+    """The run of the highest AUROC on the open set, else the closed one, else validation: one to look into."""
+    order = {"open": 2, "closed": 1, "val": 0}
+    best = max(outcomes, key=lambda o: (order[o.set], o.metrics["auroc"] or 0.0))
+    return next(run.entry for run in runs if run.entry[1:] == best[:5])
 
 
 def run_all(
@@ -131,8 +142,8 @@ def choose_shown(
     return {strategy: kept[strategy] for strategy in strategies if strategy in kept}
 
 
-def draw_comparison(cache: ExperimentCache, shown: dict[str, Run], workdir: Path, num_images: int) -> None:
-    """Draws `maps.png`: the same images under every arm of `shown`, T and T - U. No picture without an arm."""
+def draw_comparison(cache: ExperimentCache, shown: dict[str, Run], workdir: Path, num_images: int) -> Path | None:
+    """Draws `maps.png`: the same images under every arm of `shown`, T and T - U. None, no picture, without an arm."""
     rows: list[list[Panel]] = []
     captions: list[str] = []
     for arm, run in shown.items():
@@ -150,10 +161,15 @@ def draw_comparison(cache: ExperimentCache, shown: dict[str, Run], workdir: Path
             human = [s if u else None for s, u in zip(predictions.saliency, predictions.usable, strict=True)]
             rows = [[Panel("input", i), Panel("human map", h)] for i, h in zip(images, human, strict=True)]
         for row, true, false in zip(rows, predictions.true_map, predictions.false_map, strict=True):
-            row += [Panel(f"{arm}\nT", true), Panel(f"{arm}\nT - U", true - false)]
-    title = "True-class map T and difference T - U, each panel on its own scale, red highest, blue lowest"
-    if rows:
-        draw_panels([Row(c, r) for c, r in zip(captions, rows, strict=True)], workdir / "maps.png", title)
+            row += [Panel(f"{arm}\nT", true), Panel(f"{arm}\nT - U", true - false, signed=True)]
+    if not rows:
+        return None
+    title = (
+        "True-class map T: lowest place blue, highest red. Difference T - U: red for the true class, blue against it, "
+        "white 0. Each panel on its own scale; below it the range of its values"
+    )
+    draw_panels([Row(c, r) for c, r in zip(captions, rows, strict=True)], workdir / "maps.png", title)
+    return workdir / "maps.png"
 
 
 def _number_of_processes(config: ConfigDict) -> int:

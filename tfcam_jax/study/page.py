@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import base64
 import json
+import re
+import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,8 +15,20 @@ from ..run.files import write_bytes, write_json, write_text
 from .outcomes import Outcome
 from .plots import Plot, draw_study
 from .statistics import StudyError, reading_order, study_statistics
-from .tables import arms_csv, comparisons_csv, overview, seeds_csv, selection_table, set_tables
-from .verdicts import conclusions, heading, mark, verdict
+from .tables import (
+    arms_csv,
+    comparisons_csv,
+    overview,
+    overview_entries,
+    overview_note,
+    seed_table,
+    seeds_csv,
+    selection_table,
+    set_tables,
+)
+from .verdicts import conclusions, heading, mark, one_seed, verdict
+
+SCREEN_WIDTH = 120
 
 
 def write_study(
@@ -26,6 +40,7 @@ def write_study(
     placebos: Mapping[str, Sequence[str]] | None = None,
     strategies: Mapping[str, str] | None = None,
     resamples: int = 1000,
+    maps: Path | None = None,
 ) -> dict[str, Any]:
     """Compares the arms of a study and writes what was found.
 
@@ -42,6 +57,7 @@ def write_study(
       placebos: of each arm its control arms.
       strategies: of each arm its strategy.
       resamples: of the bootstrap.
+      maps: a PNG of maps side by side, which the page then shows.
 
     Returns:
       What `study.json` holds: `reference`, `placebos`, `statistics` (see `study_statistics`), `conclusions`,
@@ -59,10 +75,13 @@ def write_study(
     ordered = study | {"statistics": reading_order(statistics)}
     study["conclusions"] = conclusions(ordered)
     plots = draw_study(ordered["statistics"], selection, placebos, reference)
+    alone = all(map(one_seed, statistics))
     shown = {
-        "notes": (Path(__file__).parent / "templates/notes.txt").read_text(encoding="utf-8").splitlines(),
+        "one_seed": alone,
+        "notes": template("notes.txt", "tfcam_jax.study").render(one_seed=alone).splitlines(),
         "conclusions": study["conclusions"],
         "overview": overview(ordered),
+        "overview_note": overview_note(ordered),
         "sections": [_section(entry) for entry in ordered["statistics"]],
         "selection": selection_table(ordered),
     }
@@ -73,7 +92,7 @@ def write_study(
         "table.csv": arms_csv(study),
         "comparisons.csv": comparisons_csv(study),
         "seeds.csv": seeds_csv(study),
-        "index.html": _page(ordered, shown, plots, len({(o.arm, o.protocol, o.fold, o.seed) for o in outcomes})),
+        "index.html": _page(ordered, shown, plots, len({(o.arm, o.protocol, o.fold, o.seed) for o in outcomes}), maps),
     }
     json.dumps(study, allow_nan=False)  # what cannot be stored must be known before anything is written
     out.mkdir(parents=True, exist_ok=True)
@@ -88,15 +107,32 @@ def write_study(
     return study
 
 
+def screen(study: dict[str, Any]) -> str:
+    """What a terminal shows at the end: of each protocol the table at a glance and what was found on its set.
+
+    `study` is what `write_study` returns.
+    """
+    ordered = study | {"statistics": reading_order(study["statistics"])}
+    wrapper = textwrap.TextWrapper(SCREEN_WIDTH, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False)
+    whole = re.compile(r"p [=<] |95 %: ")  # stays on a line with the figure behind it
+    wrap = lambda text: wrapper.fill(whole.sub(lambda m: m[0].replace(" ", "\xa0"), text)).replace("\xa0", " ")
+    blocks = []
+    for table, entry in zip(overview(ordered), overview_entries(ordered), strict=True):
+        found = "\n".join(wrap(f"- {sentence}") for sentence in study["conclusions"][heading(entry)])
+        blocks += [table.text(), found]
+    blocks[1:1] = [wrap(note)] if (note := overview_note(ordered)) else []
+    return "\n\n".join(blocks or map(wrap, study["conclusions"]["No test"]))
+
+
 def _section(entry: dict[str, Any]) -> dict[str, Any]:
     """What every form of the report shows of one protocol and set."""
     verdicts = [(mark(comparison), verdict(entry, comparison)) for comparison in entry["comparisons"]]
-    return {"title": heading(entry), "tables": set_tables(entry), "verdicts": verdicts}
+    return {"title": heading(entry), "tables": set_tables(entry), "seeds": seed_table(entry), "verdicts": verdicts}
 
 
-def _page(study: dict[str, Any], shown: dict[str, Any], plots: Sequence[Plot], runs: int) -> str:
-    """The page as HTML: plots, tables and style are inside. `runs` trained models stand behind it."""
-    uri = lambda content: f"data:image/svg+xml;base64,{base64.b64encode(content).decode()}"
+def _page(study: dict[str, Any], shown: dict[str, Any], plots: Sequence[Plot], runs: int, maps: Path | None) -> str:
+    """The page as HTML: plots, maps, tables and style are inside. `runs` trained models stand behind it."""
+    uri = lambda content, kind="svg+xml": f"data:image/{kind};base64,{base64.b64encode(content).decode()}"
     plain = lambda value: " ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
     provenance = study["provenance"].items()
     return template("study.html", "tfcam_jax.study").render(
@@ -104,6 +140,7 @@ def _page(study: dict[str, Any], shown: dict[str, Any], plots: Sequence[Plot], r
         reference=study["reference"],
         tiles=_tiles(study, runs),
         plots=[plot._asdict() | {"light": uri(plot.light), "dark": uri(plot.dark)} for plot in plots],
+        maps=uri(maps.read_bytes(), "png") if maps else "",
         facts={key: plain(value) for key, value in provenance if not isinstance(value, dict)},
         records={key: json.dumps(value, indent=2) for key, value in provenance if isinstance(value, dict)},
     )

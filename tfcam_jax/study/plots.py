@@ -92,7 +92,7 @@ def draw_study(
     placebos: Mapping[str, Sequence[str]],
     reference: str,
 ) -> list[Plot]:
-    """All plots of a study, those of each protocol together; a plot without anything to show is left out.
+    """All plots of a study, those of each protocol together; a plot or panel without anything to show is left out.
 
     `statistics` stand in `statistics.reading_order`; `selection` is of `outcomes.read_selection`; `placebos` are of
     each arm its controls; the mean of the `reference` is drawn as a line across the arms.
@@ -103,15 +103,24 @@ def draw_study(
     for protocol in dict.fromkeys(entry["protocol"] for entry in statistics):
         own = [entry for entry in statistics if entry["protocol"] == protocol]
         entries = [entry for entry in own if entry["set"] != "val"] or own
-        here = [arm for entry in entries for arm in entry["arms"]]
         chosen = {arm: own for arm, own in selection.get(protocol, {}).items() if arm in looks and looks[arm].filled}
-        if any(arm["figures"]["auroc"]["mean"] is not None for arm in here):
-            plots.append(_render("auroc", protocol, partial(draw_auroc, entries, order, looks, reference)))
+        scored = [entry for entry in entries if any(map(_scored, entry["arms"]))]
+        if scored:
+            plots.append(_render("auroc", protocol, partial(draw_auroc, scored, order, looks, reference)))
         if any(len(own["alphas"]) > 1 for own in chosen.values()):
-            plots.append(_render("alpha", protocol, partial(draw_alpha, chosen, entries, looks)))
-        if any(beside_auroc(arm, name) for arm in here for name in ("cc_true", "cc_difference")):
-            plots.append(_render("agreement", protocol, partial(draw_agreement, entries, looks)))
+            plots.append(_render("alpha", protocol, partial(draw_alpha, chosen, scored, looks)))
+        if annotated := [entry for entry in entries if any(map(_agrees, entry["arms"]))]:
+            plots.append(_render("agreement", protocol, partial(draw_agreement, annotated, looks)))
     return plots
+
+
+def _scored(arm: dict[str, Any]) -> bool:
+    return arm["figures"]["auroc"]["mean"] is not None
+
+
+def _agrees(arm: dict[str, Any]) -> bool:
+    """Whether an arm has a seed with an AUROC beside the agreement of its maps with human ones."""
+    return any(beside_auroc(arm, name) for name in ("cc_true", "cc_difference"))
 
 
 def _render(kind: str, protocol: str, draw: Callable[[], Figure]) -> Plot:

@@ -10,7 +10,7 @@ from typing import Any
 
 from ..metrics.tables import Table, columns, decimal, interval, probability, tabulate
 from .statistics import METRICS
-from .verdicts import arm_label, heading, outcome_word, place
+from .verdicts import arm_label, heading, one_seed, outcome_word, place, runs_of_one_seed
 
 _OTHER_METRICS = {
     "accuracy": "accuracy",
@@ -28,12 +28,33 @@ def overview(study: dict[str, Any]) -> list[Table]:
     """A table for each protocol that tests anything, a row for each arm.
 
     AUROC on every test set, the open one last; of the last set the comparison with the reference, the maps' agreement
-    with human maps and the fooling gap too. The study's statistics stand in `reading_order`.
+    with human maps and the fooling gap too. Here and in `set_tables` a column without a figure is left out, and with
+    one seed every test over seeds. The study's statistics stand in `reading_order`.
     """
     tested = [entry for entry in study["statistics"] if entry["set"] != "val"]
-    protocols = dict.fromkeys(entry["protocol"] for entry in tested)
     of = lambda protocol: [entry for entry in reversed(tested) if entry["protocol"] == protocol]
-    return [_overview_table(of(protocol), study["reference"]) for protocol in protocols]
+    return [_overview_table(of(entry["protocol"]), study["reference"]) for entry in overview_entries(study)]
+
+
+def overview_entries(study: dict[str, Any]) -> list[dict[str, Any]]:
+    """Of each protocol the set whose comparisons its table in `overview` shows: the first to be read."""
+    first: dict[str, dict[str, Any]] = {}
+    for entry in study["statistics"]:
+        if entry["set"] != "val":
+            first.setdefault(entry["protocol"], entry)
+    return list(first.values())
+
+
+def overview_note(study: dict[str, Any]) -> str:
+    """What the p-values of the tables of `overview` are, in a line; nothing where nothing is compared."""
+    compared = [entry for entry in overview_entries(study) if entry["comparisons"]]
+    if not compared:
+        return ""
+    if not all(map(one_seed, compared)):
+        return "Holm: the larger of both p, corrected for all comparisons of the set; significant up to 0.05."
+    tested = any(c["p_groups"] is not None for entry in compared for c in entry["comparisons"])
+    of_images = f" p groups: over test images, for {runs_of_one_seed(compared[0])}; other seeds may differ."
+    return "One seed: no test over seeds." + (of_images if tested else "")
 
 
 def _overview_table(entries: Sequence[dict[str, Any]], reference: str) -> Table:
@@ -41,19 +62,29 @@ def _overview_table(entries: Sequence[dict[str, Any]], reference: str) -> Table:
     areas = {e["set"]: {arm["arm"]: arm["figures"]["auroc"] for arm in e["arms"]} for e in entries}
     against = {c["arm"]: c for c in last["comparisons"] if c["against"] == "reference"}
     tests = {"against/p_seeds": "p seeds", "against/p_groups": "p groups", "against/p_holm": "Holm"}
+    if one_seed(last):
+        tests = {"against/p_groups": "p groups"}
     agreement = {"cc_true": "CC T", "cc_difference": "CC D", "fooling_gap": "gap"}
     shown = [
         *_ALPHA,
         *columns(_with_deviation, {f"areas/{name}": f"{name} AUROC" for name in areas}),
-        *columns(partial(decimal, form="+.3f"), {"against/difference/mean": f"minus {reference} ({last['set']})"}),
+        *columns(partial(decimal, form="+.3f"), {"against/difference/mean": f"minus {reference}"}),
         *columns(partial(interval, form="+.3f"), {"against/difference/bootstrap": "95 %"}),
         *columns(probability, tests),
         *columns(partial(decimal, form="z.2f"), {f"figures/{name}/mean": head for name, head in agreement.items()}),
     ]
     of = lambda arm: {"against": against.get(arm), "areas": {name: own.get(arm) for name, own in areas.items()}}
     items = [(label, arm | of(arm["arm"])) for label, arm in _labelled(last["arms"])]
-    title = f"At a glance: mean and deviation over seeds; comparison and maps on the {heading(last).lower()}"
-    return tabulate(title, "arm", items, shown)
+    over = "one seed" if all(map(one_seed, entries)) else "mean and deviation over seeds"
+    title = f"At a glance: {over}; comparison and maps on the {heading(last).lower()}"
+    return _without_empty(tabulate(title, "arm", items, shown))
+
+
+def _without_empty(table: Table) -> Table:
+    """The table without the columns that hold no figure in any row."""
+    filled = [any(row[i] != "-" for row in table.rows) for i in range(len(table.header))]
+    keep = lambda row: tuple(cell for cell, kept in zip(row, filled, strict=True) if kept)
+    return Table(table.title, keep(table.header), [keep(row) for row in table.rows])
 
 
 def _labelled(items: Iterable[dict[str, Any]]) -> list[tuple[str, dict[str, Any]]]:
@@ -67,9 +98,8 @@ def _with_deviation(area: dict[str, Any] | None) -> str:
 
 
 def set_tables(entry: dict[str, Any]) -> list[Table]:
-    """The tables of one protocol and set: of the arms, of the comparisons where there are any, and of each seed."""
-    compared = [_comparison_table(entry)] if entry["comparisons"] else []
-    return [_arm_table(entry), *compared, _seed_table(entry)]
+    """The tables of one protocol and set: of the arms, and of the comparisons where there are any."""
+    return [_arm_table(entry), *([_comparison_table(entry)] if entry["comparisons"] else [])]
 
 
 def _arm_table(entry: dict[str, Any]) -> Table:
@@ -77,30 +107,41 @@ def _arm_table(entry: dict[str, Any]) -> Table:
         *_ALPHA,
         *_NUMBER_OF_SEEDS,
         *columns(decimal, {"figures/auroc/mean": "AUROC", "figures/auroc/deviation": "deviation"}),
-        *columns(interval, {"figures/auroc/interval": "95 % seeds", "figures/auroc/bootstrap": "95 % seeds, groups"}),
+        *columns(interval, {"figures/auroc/interval": "95 % seeds", "figures/auroc/bootstrap": _both_levels(entry)}),
         *columns(decimal, {f"figures/{name}/mean": head for name, head in _OTHER_METRICS.items()}),
     ]
     folds = f", {len(entry['folds'])} folds" if len(entry["folds"]) > 1 else ""
     title = f"{place(entry)}: {entry['images']} images, {entry['groups']} groups{folds}"
-    return tabulate(title, "arm", _labelled(entry["arms"]), shown)
+    return _without_empty(tabulate(title, "arm", _labelled(entry["arms"]), shown))
+
+
+def _both_levels(entry: dict[str, Any]) -> str:
+    return "95 % groups" if one_seed(entry) else "95 % seeds, groups"
 
 
 def _comparison_table(entry: dict[str, Any]) -> Table:
+    alone = one_seed(entry)
+    over_seeds = {} if alone else {"p_holm": "after Holm", "p_seeds": "p (seeds)"}
     shown = [
         ("minus that of", lambda c: arm_label(c["other"], c["other_kind"])),
         *columns(partial(decimal, form="+.4f"), {"difference/mean": "difference"}),
-        *columns(interval, {"difference/bootstrap": "95 % seeds, groups"}),
-        ("outcome", outcome_word),
-        *columns(probability, {"p_holm": "after Holm", "p_seeds": "p (seeds)", "p_groups": "p (groups)"}),
+        *columns(interval, {"difference/bootstrap": _both_levels(entry)}),
+        ("outcome", partial(outcome_word, entry)),
+        *columns(probability, over_seeds | {"p_groups": "p (groups)"}),
         *columns(partial(decimal, form=".2f"), {"effect_size": "effect"}),
-        *columns(lambda share: f"{100 * share:.0f} %", {"seeds_won": "won"}),
+        *([] if alone else columns(lambda share: f"{100 * share:.0f} %", {"seeds_won": "won"})),
         *_NUMBER_OF_SEEDS,
     ]
-    title = f"{place(entry)}: paired comparisons, a family of {len(entry['comparisons'])}"
-    return tabulate(title, "AUROC of", _labelled(entry["comparisons"]), shown)
+    title = f"{place(entry)}: paired comparisons, " + (
+        f"of {runs_of_one_seed(entry)} each" if alone else f"a family of {len(entry['comparisons'])}"
+    )
+    return _without_empty(tabulate(title, "AUROC of", _labelled(entry["comparisons"]), shown))
 
 
-def _seed_table(entry: dict[str, Any]) -> Table:
+def seed_table(entry: dict[str, Any]) -> Table | None:
+    """The AUROC of each seed; None with one seed, whose figures the table of the arms has."""
+    if one_seed(entry):
+        return None
     seeds = sorted({seed for arm in entry["arms"] for seed in arm["seeds"]})
     of = lambda arm: dict(zip(arm["seeds"], arm["figures"]["auroc"]["values"], strict=True))
     shown = [(f"seed {seed}", lambda arm, seed=seed: decimal(of(arm).get(seed))) for seed in seeds]

@@ -1,8 +1,12 @@
-"""What the statistics of a comparison study say, in sentences made from the figures alone."""
+"""What the statistics of a comparison study say, in sentences made from the figures alone.
+
+A single seed has no test over seeds: its sentences give the difference and its interval over images, say that it is one
+pair of runs, and call nothing significant.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from ..metrics.tables import probability
@@ -12,38 +16,6 @@ from .statistics import LEVEL
 def arm_label(arm: str, kind: str) -> str:
     """The arm's name and what it is: `difference (reconstruction)`, `difference_mean_map (placebo)`."""
     return f"{arm} ({kind})" if kind else arm
-
-
-def signed(value: float) -> str:
-    """A number with three decimals and its sign, the minus as a true one; what rounds to zero keeps its side."""
-    return f"{value:+.3f}".replace("-", "\u2212")
-
-
-def verdict(entry: dict[str, Any], comparison: dict[str, Any]) -> str:
-    """One comparison: difference, interval, p-values, and whether it is significant."""
-    difference, p = comparison["difference"], probability(comparison["p_seeds"])
-    bounds = difference["bootstrap"] or difference["interval"]
-    shown = f" [{', '.join(signed(bound).removeprefix('+') for bound in bounds)}]" if bounds else ""
-    tests = f"{p if p.startswith('<') else f'= {p}'} (seeds)"
-    if comparison["p_groups"] is not None:
-        tests += f", {probability(comparison['p_groups'])} (groups)"
-    arm = arm_label(comparison["arm"], comparison["kind"])
-    other = arm_label(comparison["other"], comparison["other_kind"])
-    return (
-        f"{arm} - {other}, {place(entry)}: {signed(difference['mean'])}{shown}, p {tests}, "
-        f"after Holm {probability(comparison['p_holm'])}: {outcome_word(comparison)}."
-    )
-
-
-def mark(comparison: dict[str, Any]) -> str:
-    """`higher` or `lower` where the difference is significant, else `unclear`."""
-    higher = "higher" if comparison["difference"]["mean"] > 0 else "lower"
-    return higher if comparison["significant"] else "unclear"
-
-
-def outcome_word(comparison: dict[str, Any]) -> str:
-    """`significantly higher`, `significantly lower` or `not significant`."""
-    return f"significantly {mark(comparison)}" if comparison["significant"] else "not significant"
 
 
 def place(entry: dict[str, Any]) -> str:
@@ -56,6 +28,111 @@ def heading(entry: dict[str, Any]) -> str:
     return f"{entry['set'].capitalize()} set" + (f" ({entry['protocol']})" if entry["protocol"] != "published" else "")
 
 
+def one_seed(entry: dict[str, Any]) -> bool:
+    """Whether no arm has a second seed, so that nothing can be tested over seeds."""
+    return all(len(arm["seeds"]) <= 1 for arm in entry["arms"])
+
+
+def runs_of_one_seed(entry: dict[str, Any]) -> str:
+    """What a comparison of one seed compares."""
+    return "one pair of runs" if len(entry["folds"]) == 1 else "the runs of one seed"
+
+
+def mark(comparison: dict[str, Any]) -> str:
+    """`higher` or `lower` where the difference is significant, else `unclear`."""
+    higher = "higher" if comparison["difference"]["mean"] > 0 else "lower"
+    return higher if comparison["significant"] else "unclear"
+
+
+def outcome_word(entry: dict[str, Any], comparison: dict[str, Any]) -> str:
+    """`significantly higher` or `lower`, else `not significant` and which test is missed; a dash for a single seed."""
+    if comparison["significant"]:
+        return f"significantly {mark(comparison)}"
+    reason = _missed(entry, comparison)
+    return "-" if reason == "one seed" else f"not significant ({reason})"
+
+
+def verdict(entry: dict[str, Any], comparison: dict[str, Any]) -> str:
+    """One comparison: how far apart, the interval, and whether it is significant or why not."""
+    arm = arm_label(comparison["arm"], comparison["kind"])
+    other = arm_label(comparison["other"], comparison["other_kind"])
+    bounds = _bounds(comparison)
+    return (
+        f"{arm} is {_position(comparison, other)} on the {heading(entry).lower()}{f' ({bounds})' if bounds else ''}: "
+        f"{_judgement(entry, comparison)}."
+    )
+
+
+def _missed(entry: dict[str, Any], comparison: dict[str, Any]) -> str:
+    """Why a difference is not significant: what it lacks, or the test whose p-value is too large."""
+    if len(comparison["seeds"]) == 1:
+        return "one seed"
+    if _too_few_seeds(entry):
+        return "too few seeds"
+    over = {"seeds": comparison["p_seeds"], _images(entry): comparison["p_groups"]}
+    large = [name for name, p in over.items() if p is not None and p > LEVEL]
+    return " and ".join(large) or "Holm"
+
+
+def _judgement(entry: dict[str, Any], comparison: dict[str, Any]) -> str:
+    seeds, images = comparison["p_seeds"], comparison["p_groups"]
+    both = f"{_equals(seeds)} over seeds" + ("" if images is None else f", {_equals(images)} over {_images(entry)}")
+    holm = f"{_equals(comparison['p_holm'])} after Holm"
+    if comparison["significant"]:
+        return f"{holm} ({both})"
+    reason = _missed(entry, comparison)
+    if reason == "one seed":
+        test = "" if images is None else f", {_equals(images)} over its {_images(entry)}"
+        return f"{runs_of_one_seed(entry)}{test}; other seeds may differ"
+    if reason == "too few seeds":
+        return f"not significant, as {len(comparison['seeds'])} seeds are too few for any difference ({both})"
+    if reason == "Holm":
+        return f"not significant among {len(entry['comparisons'])} comparisons, {holm} ({both})"
+    return f"not significant, it may be chance of the {reason} ({both})"
+
+
+def _position(comparison: dict[str, Any], other: str = "") -> str:
+    """`0.012 ahead of cyborg`, `significantly behind cyborg, by 0.379`, `level with cyborg`."""
+    mean = comparison["difference"]["mean"]
+    if mean == 0:
+        return f"level with {other}" if other else "level"
+    by = f"{abs(mean):.3f}" if abs(mean) >= 0.0005 else "less than 0.001"
+    side = ("ahead of" if mean > 0 else "behind") if other else ("ahead" if mean > 0 else "behind")
+    whom = f"{side} {other}".rstrip()
+    return f"significantly {whom}, by {by}" if comparison["significant"] else f"{by} {whom}"
+
+
+def _bounds(comparison: dict[str, Any]) -> str:
+    """`95 %: 0.004 to 0.020`, in the direction of the difference: below zero is the other way."""
+    difference = comparison["difference"]
+    bounds = difference["bootstrap"] or difference["interval"]
+    if not bounds:
+        return ""
+    low, high = (-bounds[1], -bounds[0]) if difference["mean"] < 0 else bounds
+    return f"95 %: {low:z.3f} to {high:z.3f}".replace("-", "\u2212")
+
+
+def _clause(comparison: dict[str, Any], other: str = "", alone: bool = False) -> str:
+    """A part of a sentence on one comparison; `alone`: all have one seed, which the sentences around it say."""
+    details = [_bounds(comparison)]
+    if len(comparison["seeds"]) > 1:
+        details.append(f"{_equals(comparison['p_holm'])} after Holm")
+    elif not alone:
+        details.append("one seed")
+    shown = ", ".join(part for part in details if part)
+    return f"{comparison['arm']} is {_position(comparison, other)}{_doubt(comparison)}{f' ({shown})' if shown else ''}"
+
+
+def _doubt(comparison: dict[str, Any]) -> str:
+    """What stands behind a difference that is not shown: of one seed it is judged by its images alone."""
+    if comparison["significant"] or comparison["difference"]["mean"] == 0:
+        return ""
+    if len(comparison["seeds"]) > 1:
+        return ", not significantly"
+    bounds, p = comparison["difference"]["bootstrap"], comparison["p_groups"]
+    return ", which may be chance" if (bounds and bounds[0] <= 0 <= bounds[1]) or (p or 0) > LEVEL else ""
+
+
 def conclusions(study: dict[str, Any]) -> dict[str, list[str]]:
     """The summary of every set of the test by its heading."""
     found = {heading(e): summary(e, study["reference"]) for e in study["statistics"] if e["set"] != "val"}
@@ -64,47 +141,32 @@ def conclusions(study: dict[str, Any]) -> dict[str, list[str]]:
 
 
 def summary(entry: dict[str, Any], reference: str) -> list[str]:
-    """Sentences on one protocol and set: the claim, the arms against the reference and against placebos, the limits."""
+    """Sentences on one protocol and set: the claim, the other arms, arms and their placebos, and the limits."""
     against = [c for c in entry["comparisons"] if c["against"] == "reference"]
+    others = [c for c in against if c["kind"] != "reconstruction"]
     controlled = [c for c in entry["comparisons"] if c["against"] == "placebo"]
-    sentences = _claim([c for c in against if c["kind"] == "reconstruction"], reference)
-    if against:
-        lower = [c["arm"] for c in against if c["difference"]["mean"] < 0]
-        sentences.append(
-            f"Compared with {reference}, significantly higher: {_sorted(against, 'arm')}. "
-            f"Lower than {reference} in the mean, significantly or not: {_names(lower)}."
-        )
+    sentences = _claim(entry, [c for c in against if c["kind"] == "reconstruction"], reference)
+    if others:
+        sentences.append(_joined(_clause(c, reference, one_seed(entry)) for c in others))
     if controlled:
-        beaten_by = [c["other"] for c in controlled if c["difference"]["mean"] < 0]
-        sentences.append(
-            f"Compared with their own placebos, arms are significantly higher than: {_sorted(controlled, 'other')}. "
-            f"Placebos with the higher mean, significantly or not: {_names(beaten_by)}."
-        )
+        sentences.append(_joined(_clause(c, f"its placebo {c['other']}", one_seed(entry)) for c in controlled))
     return sentences + _limits(entry)
 
 
-def _claim(comparisons: Sequence[dict[str, Any]], reference: str) -> list[str]:
+def _claim(entry: dict[str, Any], comparisons: Sequence[dict[str, Any]], reference: str) -> list[str]:
     """Whether a reconstruction beats the reference, as the method claims."""
     if not comparisons:
         return []
-    of = lambda condition: _names([c["arm"] for c in comparisons if condition(c)])
-    mean = lambda c: c["difference"]["mean"]
-    parts = {
-        "higher but not significantly": of(lambda c: mean(c) > 0 and not c["significant"]),
-        "no difference at all": of(lambda c: mean(c) == 0),
-        "the other way": of(lambda c: mean(c) < 0),
-    }
-    shown = of(lambda c: mean(c) > 0 and c["significant"])
-    listed = "".join(f"; {words}: {names}" for words, names in parts.items() if names != "none")
-    return [f"That a reconstruction does better than {reference} is shown for {shown}{listed}."]
-
-
-def _sorted(comparisons: Sequence[dict[str, Any]], key: str) -> str:
-    of = lambda word: _names([c[key] for c in comparisons if outcome_word(c) == word])
-    return (
-        f"{of('significantly higher')}; significantly lower: {of('significantly lower')}; "
-        f"no significant difference: {of('not significant')}"
-    )
+    won = [c["arm"] for c in comparisons if mark(c) == "higher"]
+    where = f"on the {heading(entry).lower()}"
+    if one_seed(entry):
+        opening = f"One seed cannot tell whether a reconstruction beats {reference} {where}"
+    elif won:
+        opening = f"{_names(won)} {'beats' if len(won) == 1 else 'beat'} {reference} significantly {where}"
+    else:
+        opening = f"No reconstruction beats {reference} significantly {where}"
+    best_first = sorted(comparisons, key=lambda c: -c["difference"]["mean"])
+    return [f"{opening}: {_joined(_clause(c, alone=one_seed(entry)) for c in best_first)}"]
 
 
 def _limits(entry: dict[str, Any]) -> list[str]:
@@ -117,20 +179,43 @@ def _limits(entry: dict[str, Any]) -> list[str]:
     for comparison in comparisons:
         if comparison["unpaired"]:
             sentences.append(
-                f"{comparison['arm']} - {comparison['other']}: only the {len(comparison['seeds'])} common seeds are "
+                f"{comparison['arm']} and {comparison['other']}: only the {len(comparison['seeds'])} common seeds are "
                 f"paired; without a partner: {listed(comparison['unpaired'])}."
             )
-    smallest, family = min((c["smallest_p_seeds"] for c in comparisons), default=0), len(comparisons)
-    if smallest * family > LEVEL:
+    if comparisons and one_seed(entry):
+        interval = f", its interval over {_images(entry)} alone" if entry["groups"] > 1 else ""
+        sentences.append(f"Each difference is of {runs_of_one_seed(entry)}{interval}: another seed may turn it around.")
+    elif _too_few_seeds(entry):
         seeds = max(len(c["seeds"]) for c in comparisons)
+        smallest = _equals(min(c["smallest_p_seeds"] for c in comparisons))
         sentences.append(
-            f"With {seeds} {'seed' if seeds == 1 else 'seeds'} the smallest p-value over seeds is "
-            f"{probability(smallest)}; after Holm over {family} comparisons no difference can be significant here."
+            f"{seeds} {'seed is' if seeds == 1 else 'seeds are'} too few: at best {smallest} over seeds, so that "
+            f"after Holm over {len(comparisons)} comparisons nothing can be significant."
         )
     if comparisons and entry["groups"] == 1:
         sentences.append("All images are one group: nothing here generalises over images.")
     return sentences
 
 
+def _too_few_seeds(entry: dict[str, Any]) -> bool:
+    """Whether Holm's first step is out of reach of any difference."""
+    comparisons = entry["comparisons"]
+    return min((c["smallest_p_seeds"] for c in comparisons), default=0) * len(comparisons) > LEVEL
+
+
+def _images(entry: dict[str, Any]) -> str:
+    """What a test over groups exchanges: images, where each is a group of its own."""
+    return "images" if entry["groups"] == entry["images"] else "groups of images"
+
+
+def _equals(p: float) -> str:
+    shown = probability(p)
+    return f"p {shown}" if shown.startswith("<") else f"p = {shown}"
+
+
+def _joined(clauses: Iterable[str]) -> str:
+    return "; ".join(clauses) + "."
+
+
 def _names(arms: Sequence[str]) -> str:
-    return ", ".join(arms) or "none"
+    return " and ".join([", ".join(arms[:-1]), arms[-1]] if len(arms) > 1 else arms)

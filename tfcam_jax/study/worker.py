@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import os
 import signal
+import sys
 import threading
 import traceback
 from collections.abc import Callable, Sequence
@@ -93,7 +94,7 @@ def train_here(cache: ExperimentCache, runs: Sequence[Run], workdir: Path, bar: 
     for run in runs:
         if failure := _try(cache, run, workdir):
             failures[run.entry.folder] = failure
-        bar.update()
+        _advance(bar, run, failure)
     return failures
 
 
@@ -115,7 +116,7 @@ def train_in_processes(
             for member, run in ((member, run) for member, run in busy if member.pipe in ready):
                 if failure := member.finish():
                     failures[run.entry.folder] = failure
-                bar.update()
+                _advance(bar, run, failure)
                 if waiting:
                     member.start(waiting.pop(), workdir)
     except KeyboardInterrupt as error:
@@ -124,6 +125,14 @@ def train_in_processes(
         for member in members:
             member.end()
     return failures
+
+
+def _advance(bar: tqdm, run: Run, failure: str) -> None:
+    """Counts a run that ended: on the bar, or without a terminal, where none is shown, in a line of its own."""
+    if bar.disable:
+        bar.n += 1
+        print(f"{bar.n} of {bar.total} runs: {run.entry.folder} {'failed' if failure else 'done'}", file=sys.stderr)
+    bar.update()
 
 
 class _Member:

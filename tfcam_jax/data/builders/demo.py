@@ -57,11 +57,12 @@ class Demo(OrderedBuilder):
     def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Iterator]:
         config: Any = self.builder_config
         agrees, at_random = (AGREES, config.shortcut_agreement), (RANDOM, 0.5)
-        return {
-            "train": self._generate_examples(config.seed, "train", config.num_train, agrees),
-            "val": self._generate_examples(config.seed, "val", config.num_val, agrees),
-            "test": self._generate_examples(config.seed, "test", config.num_test, agrees, at_random),
-        }
+        train = self._generate_examples(config.seed, "train", config.num_train, agrees)
+        val = self._generate_examples(config.seed, "val", config.num_val, agrees)
+        test = self._generate_examples(config.seed, "test", config.num_test, agrees, at_random)
+        return self._counted(
+            {"train": (config.num_train, train), "val": (config.num_val, val), "test": (2 * config.num_test, test)}
+        )
 
     def _generate_examples(self, seed: int, split: str, count: int, *parts: tuple[str, float]) -> Iterator:
         seeds = [seed, _SPLIT_CODES[split]]

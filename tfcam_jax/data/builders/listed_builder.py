@@ -100,8 +100,8 @@ class ListedBuilder(OrderedBuilder, skip_registration=True):
         examples = {}
         for split, rows, found in by_split(usable.listing.rows, usable.outcomes):
             save_records(columns_path(folder, split), listed_records(rows, found, listing.class_names))
-            examples[split] = self._generate_examples(listing.reader, rows, found)
-        return examples
+            examples[split] = (len(rows), self._generate_examples(listing.reader, rows, found))
+        return self._counted(examples)
 
     def _generate_examples(self, reader: MapReader, rows: Sequence[Row], outcomes: Sequence[Outcome]) -> Iterator:
         for number, (row, outcome) in enumerate(zip(rows, outcomes, strict=True)):

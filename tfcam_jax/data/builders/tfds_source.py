@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import os
-from collections.abc import Mapping, Sequence
+import sys
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -14,6 +16,8 @@ import numpy as np
 import tensorflow_datasets as tfds
 from jaxtyping import UInt8
 from PIL import Image
+from tensorflow_datasets.core.utils import tqdm_utils
+from tqdm import tqdm
 
 from ..decode import decode_map, decode_picture
 from ..source import SPLITS, Dataset, Example, Records, WithRecords
@@ -55,6 +59,28 @@ class OrderedBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
             disable_shuffling=True,
         )
 
+    def _log_download_bytes(self) -> None:
+        """Says nothing, nor does the next: TFDS would print of a download that there is not, past its own logging."""
+
+    def _log_download_done(self) -> None:
+        pass
+
+    def _counted(self, splits: Mapping[str, tuple[int, Iterator]]) -> dict[str, Iterator]:
+        """The examples of each split, of which so many are to come, counted by one bar over all splits."""
+        total = sum(number for number, _ in splits.values())
+        bar = tqdm(total=total, desc=f"preparing {self.name}", unit="image", disable=None)
+        if bar.disable:
+            print(f"preparing {self.name}: {total} images", file=sys.stderr)
+
+        def count(examples: Iterator) -> Iterator:
+            for example in examples:
+                yield example
+                bar.update()
+            if bar.n == total:
+                bar.close()
+
+        return {split: count(examples) for split, (_, examples) in splits.items()}
+
 
 def open_prepared(builder: tfds.core.DatasetBuilder, channels: int, manual_dir: str | os.PathLike = "") -> Dataset:
     """Opens a builder's set, preparing it first if it isn't on disk yet.
@@ -63,12 +89,24 @@ def open_prepared(builder: tfds.core.DatasetBuilder, channels: int, manual_dir: 
     at once.
     """
     try:
-        builder.download_and_prepare(download_config=tfds.download.DownloadConfig(manual_dir=manual_dir or None))
+        with _without_bars_of_tfds():
+            builder.download_and_prepare(download_config=tfds.download.DownloadConfig(manual_dir=manual_dir or None))
     except OSError:
         # Another process may have been first with the last step, a rename; then its set is whole and ours is gone.
         if not builder.data_path.exists():
             raise
     return open_directory(builder.data_dir, channels)
+
+
+@contextlib.contextmanager
+def _without_bars_of_tfds() -> Iterator[None]:
+    """TFDS has bars for splits, examples and shuffling, inside one another; what is prepared has one of its own."""
+    shown = tqdm_utils._active  # it can be set and not asked for
+    tfds.disable_progress_bar()
+    try:
+        yield
+    finally:
+        tfds.display_progress_bar(shown)
 
 
 def open_directory(folder: str | os.PathLike, channels: int) -> Dataset:

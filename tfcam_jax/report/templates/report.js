@@ -65,6 +65,14 @@ function extremes(map) {
   return [low, high];
 }
 
+// What is blue and what is red: of D, and of every map on the shared scale, as far to either side of zero.
+function ownOrShared(map, signed, shared) {
+  const [low, high] = extremes(map);
+  if (shared === null && !signed) return [low, high];
+  const reach = shared ?? Math.max(Math.abs(low), Math.abs(high));
+  return [-reach, reach];
+}
+
 function drawMap(canvas, map, low, high, { smooth = true, gray = false, image = null } = {}) {
   const context = canvas.getContext("2d"), n = canvas.width;
   const pixels = context.createImageData(n, n);
@@ -150,8 +158,9 @@ function show() {
   $("previous").disabled = state.page === 0;
   $("next").disabled = state.page === pages - 1;
   const own = view().scale === "own";
-  $("low").textContent = own ? "lowest" : "against the true class";
-  $("high").textContent = own ? "highest" : "for the true class";
+  $("low").textContent = own ? "T, U: lowest; D: against the true class" : "against the true class";
+  $("high").textContent = own ? "T, U: highest; D: for the true class" : "for the true class";
+  $("white").textContent = own ? "White is 0 in D, halfway in T and U." : "White is 0.";
   $("cards").replaceChildren(...shown.map(card));
   if (!shown.length) $("cards").append(element("p", { class: "empty" }, "No image fits this choice."));
 }
@@ -180,32 +189,34 @@ function panels(index) {
   const maps = unpack(picture, height, width);
   const image = new Image();
   const row = element("div", { class: "panels" });
-  const add = (title, scale, draw) => {
+  const add = (title, values, scale, draw) => {
     const canvas = element("canvas", { width: 160, height: 160, role: "img", "aria-label": `${title} of ${entry.id}` });
     image.addEventListener("load", () => draw(canvas));
     const open = () => {
-      $("dialog-title").textContent = `${entry.id}: ${title}${scale ? ` (${scale})` : ""}`;
+      $("dialog-title").textContent = `${entry.id}: ${title}${values ? ` (${values}; ${scale})` : ""}`;
       draw($("dialog-canvas"));
       $("dialog").showModal();
     };
     row.append(element("figure", {}, element("button", { type: "button", onclick: open, title: "Enlarge" }, canvas),
-      element("figcaption", {}, title, element("small", {}, scale || "\u00a0"))));
+      element("figcaption", {}, title, element("small", {}, values), element("small", {}, scale))));
   };
-  add("input", "", (canvas) => {
+  add("input", "", "", (canvas) => {
     const context = canvas.getContext("2d");
     context.imageSmoothingEnabled = true;
     context.drawImage(image, 0, 0, canvas.width, canvas.height);
     if (how.boxes) drawBoxes(canvas, entry, height, width);
   });
   if (picture.human) {
-    add("human map", "", (canvas) => drawMap(canvas, picture.human, 0, 255,
+    add("human map", "", "", (canvas) => drawMap(canvas, picture.human, 0, 255,
       { smooth: how.smooth, gray: true, image: how.overlay ? image : null }));
-  } else {
+  } else if (summary.figures.maps) {  // others have one: the columns stay in line
     row.append(element("figure", {}, element("div", { class: "none" }, "none"), element("figcaption", {}, "human map")));
   }
   ["T, true class", "U, false class", "D = T \u2212 U"].forEach((title, m) => {
-    const [low, high] = how.scale === "own" ? extremes(maps[m]) : [-picture.reach, picture.reach];
-    add(title, `${plain(low)} to ${plain(high)}`, (canvas) => {
+    const shared = how.scale !== "own", [lowest, highest] = extremes(maps[m]);
+    const [low, high] = ownOrShared(maps[m], m === 2, shared ? picture.reach : null);
+    const colours = shared || m === 2 ? `white 0, red ${plain(high)}` : "blue to red";
+    add(title, `${plain(lowest)} to ${plain(highest)}`, colours, (canvas) => {
       drawMap(canvas, maps[m], low, high, { smooth: how.smooth, image: how.overlay ? image : null });
       if (how.boxes && m === 2) drawBoxes(canvas, entry, height, width);
     });
@@ -249,7 +260,8 @@ function fillSummary() {
       return canvas;
     };
     $("sets").append(element("figure", {}, element("figcaption", {}, element("b", {}, name)),
-      element("div", { class: "pair" }, map(part.difference, reach, "mean D"), map(part.disagreement, 1, "mean N(D) less human map")),
+      element("div", { class: "pair" }, map(part.difference, reach, "mean D"),
+        f.maps ? map(part.disagreement, 1, "mean N(D) less human map") : null),
       element("figcaption", {}, `${part.images} image${part.images > 1 ? "s" : ""}, ${part.maps} human map${part.maps === 1 ? "" : "s"}`)));
   }
   for (const region of summary.regions) {
