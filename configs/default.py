@@ -139,6 +139,7 @@ def get_config() -> ConfigDict:
     config.evaluation = ConfigDict()
     config.evaluation.batch_size = 64
     config.evaluation.select_by = "accuracy"  # best checkpoint: accuracy, auroc or cross_entropy on validation
+    config.evaluation.attack_detection = "auto"  # in tables: auto (where a class is named as one), always or never
 
     config.log_every_steps = 10
     config.checkpoint_every_steps = placeholder(int)  # besides the end of each epoch

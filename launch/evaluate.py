@@ -14,7 +14,9 @@ SPLIT = flags.DEFINE_enum("split", None, ["train", "val", "test"], "Split to eva
 THRESHOLDS = flags.DEFINE_string(
     "thresholds", "run", "Validation images that thresholds are chosen on: run (those of the run), data (of --data)."
 )
-OUT = flags.DEFINE_string("out", None, "Folder for tables.txt, evaluation.json and scores.csv; WORKDIR/evaluation.")
+OUT = flags.DEFINE_string(
+    "out", None, "Folder for the files; WORKDIR/evaluation, or WORKDIR/evaluation_NAME of --data."
+)
 FAITHFULNESS = flags.DEFINE_integer(
     "faithfulness_images", 64, "Images for insertion, deletion, ROAD and the sanity check; 0: none.", lower_bound=0
 )

@@ -19,7 +19,13 @@ from tfcam_jax.metrics.classification import (
     rates_at,
     threshold_at_false_positive_rate,
 )
-from tfcam_jax.metrics.intervals import delong_interval, delong_variance, group_bootstrap, weighted_auroc
+from tfcam_jax.metrics.intervals import (
+    delong_interval,
+    delong_variance,
+    group_bootstrap,
+    newcombe_interval,
+    weighted_auroc,
+)
 from tfcam_jax.metrics.thresholds import SelectionError, choose_thresholds
 
 
@@ -59,6 +65,33 @@ def test_no_interval_without_spread():
     labels = np.array([0, 0, 1, 1])
     assert delong_interval(labels, np.array([0.0, 1, 2, 3])) is None
     assert delong_interval(np.array([0, 1, 1]), np.array([0.0, -1, 2])) is None
+    # A resampling of such images only repeats the area.
+    assert group_bootstrap(labels, np.array([0.0, 1, 2, 3]), np.ones(4), [""] * 4)["auroc"] is None
+
+
+def test_newcombe_interval_covers_the_true_area_of_few_images():
+    """Ten of each class; an area of 1, as most draws have, gets an interval too."""
+    shift = 2.3262
+    true_area, labels = norm.cdf(shift / np.sqrt(2)), np.repeat([0, 1], 10)
+    inside = []
+    for seed in range(400):
+        score = np.random.default_rng(seed).normal(size=20) + shift * labels
+        low, high = newcombe_interval(delong_variance(labels, score)[0], 10, 10)
+        inside.append(low <= true_area <= high)
+    assert 0.93 <= np.mean(inside) <= 1
+
+
+def test_newcombe_interval_is_wide_for_few_and_mirrored():
+    for area in (0.0, 0.3, 1.0):
+        low, high = newcombe_interval(area, 4, 9)
+        mirrored = newcombe_interval(1 - area, 4, 9)
+        np.testing.assert_allclose(mirrored, (1 - high, 1 - low), atol=1e-9)
+        many = newcombe_interval(area, 400, 900)
+        assert 0 <= low <= many[0] <= area <= many[1] <= high <= 1 and high - low > 3 * (many[1] - many[0])
+    labels, score = np.repeat([0, 1], 300), np.random.default_rng(0).normal(size=600)
+    score += labels
+    found = newcombe_interval(delong_variance(labels, score)[0], 300, 300)
+    np.testing.assert_allclose(found, delong_interval(labels, score), atol=0.01)
 
 
 @pytest.mark.parametrize("ties", [False, True])

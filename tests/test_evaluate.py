@@ -21,6 +21,7 @@ from tfcam_jax.metrics.scores import ScoresError, read_scores
 from tfcam_jax.metrics.thresholds import SelectionError
 from tfcam_jax.run.checkpoints import CheckpointError
 from tfcam_jax.run.files import WorkdirError
+from tfcam_jax.run.workdir import check_workdir
 
 
 @pytest.fixture(scope="module")
@@ -53,8 +54,24 @@ def test_files_hold_what_is_returned(evaluation):
     assert sorted(path.name for path in out.iterdir()) == ["evaluation.json", "scores.csv", "tables.txt"]
     assert json.loads((out / "evaluation.json").read_text()) == found
     text = (out / "tables.txt").read_text()
-    for words in ("closed", "open", "val EER", "APCER", "Positive (attack): bright", "sigmoid(z_1)", "ROAD gap"):
+    for words in ("closed", "open", "val EER", "Newcombe", "Positive: bright;", "sigmoid(z_1)", "ROAD least"):
         assert words in text
+    # The classes are no attacks: JSON has the figures all the same.
+    assert "APCER" not in text and "Attack detection is left out: no class is named as an attack" in text
+    assert 0 <= found["sets"]["all"]["scores"]["margin"]["at"]["eer"]["apcer_pooled"] <= 1
+
+
+def test_the_screen_is_short_and_each_part_tells_its_seconds(workdir, tmp_path, capsys):
+    evaluate(workdir, out=tmp_path, faithfulness_images=0)
+    told = capsys.readouterr()
+    lines = told.out.splitlines()
+    assert len(lines) <= 40 and max(len(line) for line in lines if "/" not in line) <= 120  # but for paths
+    assert "epoch" in lines[0] and str(tmp_path / "tables.txt") in told.out
+    row = next(line.split() for line in lines if line.startswith("closed *"))
+    low, high = map(float, row[6].split(".."))
+    assert low <= float(row[5]) <= high and high - low > 0.1  # six images: also where they are parted completely
+    for part in ("opened", "scores and maps of 12 test images", "scores of 8 val images", "agreement"):
+        assert any(part in line and line.endswith(" s") for line in told.err.splitlines()), part
 
 
 def test_figures_are_those_of_training_and_of_the_scores(workdir, evaluation):
@@ -115,10 +132,14 @@ def test_other_data_need_neither_the_old_ones_nor_a_training_split(lone_run, eva
     lines = manifest.read_text().splitlines(keepends=True)
     manifest.write_text("".join([lines[0], *[line for line in lines if line.startswith("test")]]))
     found = evaluate(lone_run, data=manifest, faithfulness_images=0)
+    assert found["data"] == str(manifest)
     results = json.loads((lone_run / "results.json").read_text())
     assert found["thresholds"] == results["thresholds"] and found["faithfulness"] == {}
     assert found["sets"]["all"]["images"] == 12 and found["sets"]["open"]["images"] == 6
-    assert (lone_run / "evaluation/scores.csv").exists()
+    assert (lone_run / "evaluation_other/scores.csv").exists() and not (lone_run / "evaluation").exists()
+    again = write_manifest(tmp_path / "elsewhere/other", seed=6)
+    with pytest.raises(WorkdirError, match=r"evaluation_other holds the evaluation of .*give --out"):
+        evaluate(lone_run, data=again, faithfulness_images=0)
     with pytest.raises(DataError, match="no row has split 'val'"):
         evaluate(lone_run, data=manifest, thresholds="data", out=tmp_path / "out")
     assert not (tmp_path / "out").exists()
@@ -127,10 +148,29 @@ def test_other_data_need_neither_the_old_ones_nor_a_training_split(lone_run, eva
 def test_thresholds_can_come_from_the_new_datas_validation(lone_run, tmp_path):
     manifest = write_manifest(tmp_path / "other", seed=5, val=20)
     found = evaluate(lone_run, data=manifest, thresholds="data", faithfulness_images=0)
-    scores, _ = read_scores(lone_run / "evaluation/scores.csv")
+    scores, _ = read_scores(lone_run / "evaluation_other/scores.csv")
     assert scores.splits.count("val") == 20
     assert found["thresholds"] != json.loads((lone_run / "results.json").read_text())["thresholds"]
-    assert "val of the new data EER" in (lone_run / "evaluation/tables.txt").read_text()
+    assert "val of the new data EER" in (lone_run / "evaluation_other/tables.txt").read_text()
+    with pytest.raises(SelectionError, match="the ones evaluated"):
+        evaluate(lone_run, data=manifest, split="val", thresholds="data")
+    with pytest.raises(SelectionError, match="no --data is given"):
+        evaluate(lone_run, thresholds="data")
+
+
+def test_a_config_of_before_the_key_is_read_and_the_key_may_be_set_later(lone_run, tmp_path):
+    manifest = write_manifest(tmp_path / "other", seed=5)
+    config = json.loads((lone_run / "config.json").read_text())
+    del config["evaluation"]["attack_detection"]
+    (lone_run / "config.json").write_text(json.dumps(config))
+    assert check_workdir(lone_run, config | {"evaluation": config["evaluation"] | {"attack_detection": "never"}})
+    evaluate(lone_run, data=manifest, faithfulness_images=0, out=tmp_path / "auto")
+    config["evaluation"]["attack_detection"] = "always"
+    (lone_run / "config.json").write_text(json.dumps(config))
+    evaluate(lone_run, data=manifest, faithfulness_images=0, out=tmp_path / "always")
+    texts = [(tmp_path / name / "tables.txt").read_text() for name in ("auto", "always")]
+    assert ["APCER max" in text for text in texts] == [False, True]
+    assert "Positive: bright (attack); negative: dark (bona fide)." in texts[1]
 
 
 def test_thresholds_from_test_data_are_refused(workdir, tmp_path):
@@ -142,6 +182,7 @@ def test_thresholds_from_test_data_are_refused(workdir, tmp_path):
 def test_validation_alone(workdir, tmp_path):
     found = evaluate(workdir, split="val", out=tmp_path, faithfulness_images=0)
     assert (found["split"], list(found["sets"]), found["sets"]["all"]["images"]) == ("val", ["all"], 8)
+    assert found["thresholds_on_tested"] and "chosen on these very images" in (tmp_path / "tables.txt").read_text()
 
 
 def test_classes_that_do_not_match_are_named(workdir, tmp_path):

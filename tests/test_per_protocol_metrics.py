@@ -9,9 +9,10 @@ import pytest
 from sklearn.metrics import roc_auc_score
 
 from tfcam_jax.data.protocol import split_by_domain
+from tfcam_jax.metrics.attacks import decide_attack_detection
 from tfcam_jax.metrics.classification import equal_error
 from tfcam_jax.metrics.per_protocol import leave_one_domain_out, per_protocol_metrics, set_metrics
-from tfcam_jax.metrics.protocol_tables import format_evaluation
+from tfcam_jax.metrics.protocol_tables import format_evaluation, format_screen
 from tfcam_jax.metrics.scores import Scores, ScoresError, join_scores, read_scores, write_scores
 from tfcam_jax.metrics.thresholds import choose_thresholds
 from tfcam_jax.run.files import WorkdirError
@@ -33,6 +34,23 @@ def make_scores(split="test", n=40, seed=0, unseen=("lens",), classes=2):
         seen=tuple(domain not in unseen for domain in domains),
         logits=logits,
     )
+
+
+def evaluation_of(names, metrics, thresholds):
+    """What `evaluation.evaluate` gives the tables, without maps."""
+    return {
+        "epoch": 1,
+        "data": "a.csv",
+        "split": "test",
+        "class_names": names,
+        "thresholds": thresholds,
+        "thresholds_from": "val",
+        "thresholds_on_tested": False,
+        "attack_detection": decide_attack_detection("auto", names)._asdict(),
+        **metrics,
+        "map_agreement": {"all": {"maps": 0, "fooling_gap": 0.25, "map": {}}},
+        "faithfulness": {},
+    }
 
 
 def test_each_domain_is_tested_with_the_class_that_it_lacks():
@@ -82,11 +100,43 @@ def test_a_table_that_can_not_be_written_leaves_the_old_one(tmp_path):
 
 def test_a_class_may_be_called_as_a_column_is():
     metrics = per_protocol_metrics(make_scores("val"), {})
-    evaluation = {"class_names": ("images", "accuracy"), "thresholds": {}, "thresholds_from": "val", **metrics}
-    agreement = {"all": {"maps": 0, "fooling_gap": 0.25}}
-    lines = format_evaluation({**evaluation, "map_agreement": agreement, "faithfulness": {}}).splitlines()
-    assert lines[1].split()[:6] == ["set", "images", "groups", "images", "accuracy", "cross-entropy"]
-    assert lines[2].split()[:5] == ["all", "40", "10", "20", "20"] and lines[-1].endswith("all 0.2500.")
+    evaluation = evaluation_of(("images", "accuracy"), metrics, {})
+    lines = format_evaluation(evaluation).splitlines()
+    assert lines[3].split()[:6] == ["set", "images", "groups", "images", "accuracy", "cross-entropy"]
+    assert lines[4].split()[:5] == ["all", "40", "10", "20", "20"] and lines[-1].endswith("all 0.2500.")
+    assert format_screen(evaluation).splitlines()[3].split()[:4] == ["set", "images", "images", "accuracy"]
+
+
+@pytest.mark.parametrize("names", [("live", "print"), ("dark", "bright")])
+def test_tables_name_attacks_where_the_classes_do(names):
+    val, test = make_scores("val", seed=3), make_scores()
+    thresholds = choose_thresholds(val.splits, val.labels, val.logits)
+    evaluation = evaluation_of(names, per_protocol_metrics(test, thresholds), thresholds)
+    for text in (format_evaluation(evaluation), format_screen(evaluation)):
+        assert ("APCER" in text and "BPCER" in text) == (names[0] == "live")
+    assert ("print (attack); negative: live (bona fide)" in format_evaluation(evaluation)) == (names[0] == "live")
+
+
+@pytest.mark.parametrize(
+    ("names", "shown", "reason"),
+    [
+        (("Live", "Cosmetic lens"), True, "by their names"),
+        (("Real", "Synthetic"), True, "by their names"),
+        (("bona_fide", "anything"), True, "by their names"),
+        (("normal", "spoof"), True, "by their names"),
+        (("real", "cartoon"), False, "no class"),
+        (("intact", "defect"), False, "no class"),
+        (("fake", "real"), False, "train with --config.data.labels=\"('real','fake')\""),
+        (("attack", "live"), False, "class 0, 'attack', is the attack"),
+        (("print", "replay"), False, "no class"),
+        (("live", "print", "lens"), False, "two classes; there are 3"),
+    ],
+)
+def test_names_decide_whether_a_task_is_attack_detection(names, shown, reason):
+    found = decide_attack_detection("auto", names)
+    assert found.shown == shown and reason in found.reason
+    if len(names) == 2:
+        assert [decide_attack_detection(mode, names).shown for mode in ("always", "never")] == [True, False]
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import sys
+import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +23,11 @@ from .devices.placement import fetch
 from .experiment import Experiment
 from .inference import Trained, choose_split, join_outputs, open_other_data, open_own_data, outputs_of, restore
 from .metrics import agreement
+from .metrics.attacks import decide_attack_detection
 from .metrics.classification import classification
 from .metrics.faithfulness import measure_faithfulness
 from .metrics.per_protocol import leave_one_domain_out, per_protocol_metrics, protocol_sets
-from .metrics.protocol_tables import format_evaluation, format_leave_one_domain_out
+from .metrics.protocol_tables import format_evaluation, format_leave_one_domain_out, format_screen
 from .metrics.scores import Scores, ScoresError, join_scores, read_scores, write_scores
 from .metrics.tables import columns, decimal, tabulate
 from .metrics.thresholds import SelectionError, choose_thresholds
@@ -101,60 +106,117 @@ def evaluate(
 ) -> dict[str, Any]:
     """Evaluates a run's best checkpoint by the whole protocol, from the workdir alone.
 
-    Prints tables, and writes `evaluation.json` (what is returned), `tables.txt` and `scores.csv` (a row per image of
-    validation and of the split), each whole or not at all.
+    Prints a screen of figures, and writes all tables as `tables.txt`, `evaluation.json` (what is returned) and
+    `scores.csv` (a row per image of validation and of the split), each whole or not at all. What each part took is
+    told on stderr.
 
     Args:
       workdir: a run.
       data: CSV manifest of other data with the same classes; None: the run's own data.
       split: `train`, `val` or `test`; None: `test`, or `val` if the data have no test.
       thresholds: `run` takes them from the validation images of the run's own data, `data` from those of `data`.
-      out: folder for the files, made if need be; None: `evaluation` in the workdir.
+      out: folder for the files, made if need be; None: `evaluation` in the workdir, or for other data
+        `evaluation_NAME` there, NAME being the manifest's, or its folder's if it is called manifest.csv.
       faithfulness_images: how many images the perturbation curves and the sanity check look at; 0 leaves them out.
 
     Returns:
-      `epoch`, `class_names`, `split`, `thresholds_from`, `thresholds`, `sets` and `domains` (`per_protocol_metrics`),
-      `map_agreement` by set, `faithfulness` (empty if left out).
+      `epoch`, `class_names`, `data`, `split`, `thresholds_from`, `thresholds_on_tested` (they were chosen on the very
+      images evaluated), `thresholds`, `attack_detection` (`attacks.AttackDetection`), `sets` and `domains`
+      (`per_protocol_metrics`), `map_agreement` by set, `faithfulness` (empty if left out).
 
     Raises:
-      WorkdirError, CheckpointError: no run with a sound checkpoint there.
+      WorkdirError, CheckpointError: no run with a sound checkpoint there; or `out` is a file, or left out and holds
+        the evaluation of other data.
       DataError: data that are not there, or of other classes.
-      SelectionError: thresholds from test data were asked for.
+      SelectionError: thresholds from test data, from those evaluated, or from other data where none are given.
     """
+    _check_thresholds(data, thresholds)
+    workdir = Path(workdir)
+    out = Path(out) if out else _choose_folder(workdir, data)
+    if out.exists() and not out.is_dir():
+        raise WorkdirError(f"{out} is a file; give a folder as --out")
+    with _stage("model and data opened"):
+        trained = restore(workdir)
+        validation, tested, source = open_sources(trained, workdir, data, split, thresholds)
+    with _stage(f"scores and maps of {len(source)} {tested} images"):
+        scores, measured = score_source(trained, source, tested)
+    val = scores if source is validation else None
+    if validation is not None and val is None:
+        with _stage(f"scores of {len(validation)} val images"):
+            val, _ = score_source(trained, validation, "val")
+    with _stage("metrics, intervals and agreement"):
+        chosen = choose_thresholds(val.splits, val.labels, val.logits) if val else stored_thresholds(workdir, trained)
+        metrics = per_protocol_metrics(scores, chosen) | {"map_agreement": agreement_of_sets(scores, measured)}
+    attack_detection = decide_attack_detection(trained.recipe.attack_detection, trained.class_names)
+    evaluation = {
+        "epoch": trained.epoch,
+        "class_names": list(trained.class_names),
+        "data": _name_data(trained, data),
+        "split": tested,
+        "thresholds_from": "val of the new data" if data and thresholds == "data" else "val",
+        "thresholds_on_tested": val is scores and bool(chosen),
+        "thresholds": chosen,
+        "attack_detection": attack_detection._asdict(),
+        **metrics,
+        "faithfulness": _faithfulness(trained, source, tested, faithfulness_images),
+    }
+    if is_first():
+        tables = [scores] if not val or val is scores else [val, scores]
+        _write(out, evaluation, join_scores(tables))
+    return evaluation
+
+
+def _check_thresholds(data: str | Path | None, thresholds: str) -> None:
     if thresholds not in ("run", "data"):
         raise SelectionError(
             f"thresholds can't come from {thresholds!r}: choose run (validation of the run's data) or data (validation "
             "of --data). Test data serve to test."
         )
-    workdir, out = Path(workdir), Path(out) if out else Path(workdir) / "evaluation"
-    if out.exists() and not out.is_dir():
-        raise WorkdirError(f"{out} is a file; give a folder as --out")
-    trained = restore(workdir)
-    validation, tested, source = open_sources(trained, workdir, data, split, thresholds)
-    scores, measured = score_source(trained, source, tested)
-    val = scores if source is validation else None
-    if validation is not None and val is None:
-        val, _ = score_source(trained, validation, "val")
-    chosen = choose_thresholds(val.splits, val.labels, val.logits) if val else stored_thresholds(workdir, trained)
-    evaluation = {
-        "epoch": trained.epoch,
-        "class_names": list(trained.class_names),
-        "split": tested,
-        "thresholds_from": "val of the new data" if data and thresholds == "data" else "val",
-        "thresholds": chosen,
-        **per_protocol_metrics(scores, chosen),
-        "map_agreement": agreement_of_sets(scores, measured),
-        "faithfulness": _faithfulness(trained, source, tested, faithfulness_images),
-    }
+    if thresholds == "data" and not data:
+        raise SelectionError(
+            "--thresholds=data takes them from the validation images of --data, and no --data is given: name a "
+            "manifest, or leave --thresholds out, which takes those of the run's own data."
+        )
+
+
+def _choose_folder(workdir: Path, data: str | Path | None) -> Path:
+    """The folder for an evaluation where none was named. Raises WorkdirError if other data's evaluation is there."""
+    if not data:
+        return workdir / "evaluation"
+    path = Path(data).resolve()
+    out = workdir / f"evaluation_{path.parent.name if path.stem == 'manifest' else path.stem}"
+    earlier = out / "evaluation.json"
+    found = read_json(earlier, remedy="delete it").get("data") if earlier.is_file() else None
+    if found not in (None, str(path)):
+        raise WorkdirError(f"{out} holds the evaluation of {found}: give --out for that of {path}.")
+    return out
+
+
+def _name_data(trained: Trained, data: str | Path | None) -> str:
+    own = trained.recipe.data
+    return str(Path(data).resolve()) if data else str(own.options.get("manifest", own.source))
+
+
+@contextlib.contextmanager
+def _stage(what: str) -> Iterator[None]:
+    """Tells on stderr, where progress goes, what was done and how long it took, with or without a terminal."""
+    start = time.perf_counter()
+    yield
     if is_first():
-        text = format_evaluation(evaluation)
-        out.mkdir(parents=True, exist_ok=True)
-        tables = [scores] if not val or val is scores else [val, scores]
-        write_scores(out / "scores.csv", join_scores(tables), trained.class_names)
-        write_text(out / "tables.txt", text + "\n")
-        write_json(out / "evaluation.json", evaluation)
-        print(f"{text}\n\nTables, figures and scores of every image: {out}")
-    return evaluation
+        tqdm.write(f"{what}: {time.perf_counter() - start:.1f} s", file=sys.stderr)
+
+
+def _write(out: Path, evaluation: dict[str, Any], scores: Scores) -> None:
+    out.mkdir(parents=True, exist_ok=True)
+    write_scores(out / "scores.csv", scores, tuple(evaluation["class_names"]))
+    write_text(out / "tables.txt", format_evaluation(evaluation) + "\n")
+    write_json(out / "evaluation.json", evaluation)
+    both = "both scores, " if len(evaluation["class_names"]) == 2 else ""
+    print(
+        f"{format_screen(evaluation)}\n\n"
+        f"The rest ({both}every threshold and domain, six measures of agreement, ROAD) is in\n{out / 'tables.txt'};\n"
+        "beside it are evaluation.json, all figures, and scores.csv, a row per image."
+    )
 
 
 def evaluate_leave_one_domain_out(tables: list[str | Path], out: str | Path | None = None) -> dict[str, Any]:
@@ -186,12 +248,20 @@ def evaluate_leave_one_domain_out(tables: list[str | Path], out: str | Path | No
 def open_sources(
     trained: Trained, workdir: Path, data: str | Path | None, split: str | None, thresholds: str
 ) -> tuple[Source | None, str, Source]:
-    """`(validation, split, tested)`; no validation where the thresholds are those of the run and the data others."""
+    """`(validation, split, tested)`; no validation where the thresholds are those of the run and the data others.
+
+    Raises SelectionError if other data's thresholds would be chosen on what is tested.
+    """
     if not data:
         dataset = open_own_data(trained, workdir)
         split = choose_split(dataset, split)
         return dataset.splits["val"], split, dataset.splits[split]
     tested, *validation = open_other_data(trained, workdir, data, [split, *(["val"] if thresholds == "data" else [])])
+    if validation and tested.split == "val":
+        raise SelectionError(
+            f"--thresholds=data would choose thresholds on the val images of {data}, the ones evaluated: figures at "
+            "such a threshold are too good. Evaluate its test images, or leave --thresholds out."
+        )
     return validation[0].source if validation else None, tested.split, tested.source
 
 
@@ -237,13 +307,13 @@ def _faithfulness(trained: Trained, source: Source, split: str, images: int) -> 
     if not images:
         return {}
     subset, recipe = Subset(source, choose_rows(source.records, images)), trained.recipe
-    # On one device: the solver behind the imputation stops when the whole batch has converged, and devices that wait
-    # for one another can starve on few cores. Every process does the same.
+    # On one device, image by image; every process does the same.
     variables = jax.device_put(jax.device_get(trained.variables))
     batches = map(fetch, recipe.read_for_evaluation(subset))
-    return {"split": split} | measure_faithfulness(
-        trained.model, variables, recipe.preprocess, recipe.image_size, batches, len(subset)
-    )
+    with _stage(f"faithfulness of {len(subset)} images"):
+        return {"split": split} | measure_faithfulness(
+            trained.model, variables, recipe.preprocess, recipe.image_size, batches, len(subset)
+        )
 
 
 def agreement_of_sets(scores: Scores, measured: dict[str, Any]) -> dict[str, Any]:

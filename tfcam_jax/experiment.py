@@ -27,6 +27,7 @@ from .data.transforms import Augment, Resize
 from .devices.distributed import is_first
 from .devices.placement import Placement, make_placement
 from .errors import ConfigError, check_known
+from .metrics.attacks import MODES as ATTACK_DETECTION
 from .metrics.classification import BETTER
 from .models import HEAD_INITS, MODEL_CARDS, MODELS, Backbone, cam_size
 from .models.weights import load_pretrained
@@ -44,6 +45,7 @@ BATCH_NORM = ("synchronized", "local")
 MAP_RESIZES = ("with_image", "straight")
 _KNOWN = {
     "evaluation.select_by": BETTER,
+    "evaluation.attack_detection": ATTACK_DETECTION,
     "model.dtype": ("float32", "bfloat16"),
     "model.head_init": HEAD_INITS,
     "data.maps.resize": MAP_RESIZES,
@@ -80,6 +82,7 @@ class Recipe:
     checkpoint_every_steps: int | None
     grace_seconds: float
     select_by: str
+    attack_detection: str
     eval_batch_size: int
     num_threads: int
     num_workers: int
@@ -148,6 +151,7 @@ def resolve(config: ConfigDict, placement: Placement | None = None) -> Recipe:
         **{name: config.data[name] for name in ("num_threads", "num_workers", "balance")},
         stored=config_json(config),
         select_by=config.evaluation.select_by,
+        attack_detection=config.evaluation.attack_detection,
         eval_batch_size=config.evaluation.batch_size,
         strategy_name=config.strategy,
         strategy=make_strategy(config.strategy, **config.guidance),

@@ -5,7 +5,9 @@ Pixels are taken away in a map's order, and the score watched. Images are what t
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import jax
@@ -16,15 +18,17 @@ from tqdm import tqdm
 
 from .. import cams
 from ..data.pipeline import Batch
+from ..devices.compilation import compiler_options
 from ..devices.distributed import is_first
 from ..models import ModelOutput
 from ..steps import initialize
+from .imputation import linear_imputation
 
 # Shares of the pixels that are replaced. ROAD needs some to impute from.
 SHARES = tuple(np.linspace(0, 1, 11).tolist())
 ROAD_SHARES = tuple(np.linspace(0.1, 0.9, 9).tolist())
-# Weights of the eight neighbours in the imputation of Rong et al.: 1/6 for those beside, 1/12 across a corner.
-_NEIGHBOURS = tuple((di, dj, 1 / 6 if di * dj == 0 else 1 / 12) for di in (-1, 0, 1) for dj in (-1, 0, 1) if di or dj)
+# ROAD adds noise of this standard deviation, in the images' unit, to what it fills in.
+NOISE = 0.01
 
 
 def measure_faithfulness(
@@ -40,6 +44,9 @@ def measure_faithfulness(
     The model is a Flax module that returns `ModelOutput`, its variables on one device. `preprocess` brings uint8 images
     to its float32 input, of `image_size` pixels a side. The batches, on the host, hold so many labelled `images`.
 
+    Images are looked at one by one, so that programs of one size serve any number of them, without padding, and no
+    figure depends on the batches. Random numbers belong to the image's number (`index` of the batch).
+
     Returns:
       `images`, `shares`, `road_shares` and `maps`: for each map the mean probability of the true class at each share
       (`curves`), the areas under it (`deletion`, `insertion`, `road_most`, `road_least`, the mean over shares) and
@@ -48,12 +55,16 @@ def measure_faithfulness(
     """
     measure = _compile(model, variables, preprocess, image_size)
     collected: list[dict[str, dict[str, np.ndarray]]] = []
-    with tqdm(total=images, desc="faithfulness", unit="image", disable=None if is_first() else True) as bar:
+    progress = tqdm(total=images, desc="faithfulness", unit="image", disable=None if is_first() else True)
+    # Two at a time: the imputation keeps one core busy, and the host or the other cores would wait for it.
+    with progress as bar, ThreadPoolExecutor(2) as threads:
         for batch in batches:
-            real = batch["mask"] > 0
-            collected.append(jax.tree.map(lambda leaf, real=real: np.asarray(leaf)[real], measure(batch)))
-            bar.update(int(real.sum()))
-    merged = jax.tree.map(lambda *leaves: np.concatenate(leaves).mean(0), *collected)
+            rows = np.flatnonzero(batch["mask"] > 0)
+            of_each = ([batch[key][row] for row in rows] for key in ("image", "label", "index"))
+            for found in threads.map(measure, *of_each):
+                collected.append(found)
+                bar.update()
+    merged = jax.tree.map(lambda *leaves: np.mean(leaves, axis=0, dtype=np.float64), *collected)
     maps = {name: _areas(values) for name, values in merged.items()}
     return {"images": images, "shares": list(SHARES), "road_shares": list(ROAD_SHARES), "maps": maps}
 
@@ -69,42 +80,79 @@ def _areas(values: dict[str, np.ndarray]) -> dict[str, Any]:
 
 def _compile(
     model: Any, variables: Any, preprocess: Callable[[jax.Array], jax.Array], size: int
-) -> Callable[[Batch], dict[str, dict[str, jax.Array]]]:
-    """Builds `measure(batch)`: the model is compiled once, and each way of perturbing once."""
+) -> Callable[[np.ndarray, Any, Any], dict[str, dict[str, np.ndarray]]]:
+    """Builds `measure(image, label, number)`, of one image.
+
+    Nothing is computed twice: the image itself and the wholly blurred and empty ones, where all curves begin or end,
+    go through the model once, and for each order all others in one batch.
+    """
     weights_key, order_key, noise_key = jax.random.split(jax.random.key(0), 3)
     redrawn = initialize(model, weights_key, size)
-    apply = jax.jit(lambda variables, images: model.apply(variables, images, train=False))
+    compiled = functools.partial(jax.jit, compiler_options=compiler_options())
+    apply = compiled(lambda variables, images: model.apply(variables, images, train=False))
     probabilities = lambda images: jax.nn.softmax(apply(variables, images).logits)
-    probability = jax.jit(lambda images, labels: probabilities(images)[jnp.arange(len(labels)), labels])
-    impute_noisily = lambda images, removed: noisy_linear_imputation(images, removed, noise_key)
-    of_share = lambda change: jax.jit(lambda images, ranks, share: change(images, first_ranked(ranks, share)))
-    deleted, inserted, imputed = map(of_share, (delete, insert, impute_noisily))
-    prepare = jax.jit(preprocess)
-    ranks_of = jax.jit(lambda salience: pixel_ranks(salience, (size, size)))
+    prepare = jax.jit(lambda image: preprocess(image[None]))
+    describe, perturb = jax.jit(_describe), jax.jit(_perturb)
+    blur = jax.jit(lambda image: insert(image, jnp.zeros((1, size, size), bool)))
+    random = jax.jit(lambda number, like: jax.random.uniform(jax.random.fold_in(order_key, number), like.shape))
+    noise = jax.jit(lambda number, like: jax.random.normal(jax.random.fold_in(noise_key, number), like.shape))
+    nothing = probabilities(jnp.zeros((1, size, size, 3)))[0]
 
-    def measure(batch: Batch) -> dict[str, dict[str, jax.Array]]:
-        raw, labels = jax.device_put((batch["image"], batch["label"]))
-        images = prepare(raw)
-        output, other = apply(variables, images), apply(redrawn, images)
-        maps = _maps(output.features, output, labels)
-        curve = lambda change, ranks, shares: jnp.stack(
-            [probability(change(images, ranks, share), labels) for share in shares], axis=1
-        )
-        results: dict[str, dict[str, jax.Array]] = {}
-        for name, salience in {**maps, "random": jax.random.uniform(order_key, maps["T"].shape)}.items():
-            ranks, reverse = ranks_of(salience), ranks_of(-salience)
-            results[name] = {
-                "deletion": curve(deleted, ranks, SHARES),
-                "insertion": curve(inserted, ranks, SHARES),
-                "road_most": curve(imputed, ranks, ROAD_SHARES),
-                "road_least": curve(imputed, reverse, ROAD_SHARES),
-            }
-        for check, features in (("random_head", output.features), ("random_weights", other.features)):
-            for name, salience in _maps(features, other, labels).items():
-                results[name][check] = rank_correlation(maps[name], salience)
-        return results
+    def measure(raw: np.ndarray, label: Any, number: Any) -> dict[str, dict[str, np.ndarray]]:
+        image, labels = prepare(raw), jnp.asarray(label)[None]
+        output, other = apply(variables, image), apply(redrawn, image)
+        maps, checks = describe(output, other, labels)
+        orders = {**maps, "random": random(number, maps["T"])}
+        drawn = noise(number, image)
+        inner = [probabilities(perturb(image, salience, drawn)) for salience in orders.values()]
+        ends = jnp.stack([nothing, probabilities(blur(image))[0], jax.nn.softmax(output.logits)[0]])
+        *inner, ends = (np.asarray(each)[:, label] for each in jax.device_get([*inner, ends]))
+        curves = {name: _curves(own, *ends) for name, own in zip(orders, inner, strict=True)}
+        return {name: own | jax.device_get(checks.get(name, {})) for name, own in curves.items()}
 
     return measure
+
+
+def _describe(
+    output: ModelOutput, other: ModelOutput, labels: jax.Array
+) -> tuple[dict[str, jax.Array], dict[str, dict[str, jax.Array]]]:
+    """The maps of an image, and each one's rank correlations with those of redrawn weights."""
+    maps = _maps(output.features, output, labels)
+    by_head, by_weights = (_maps(features, other, labels) for features in (output.features, other.features))
+    checks = lambda name: {
+        "random_head": rank_correlation(maps[name], by_head[name])[0],
+        "random_weights": rank_correlation(maps[name], by_weights[name])[0],
+    }
+    return maps, {name: checks(name) for name in maps}
+
+
+def _perturb(
+    image: Float[Array, "1 H W C"], salience: Float[Array, "1 h w"], noise: Float[Array, "1 H W C"]
+) -> Float[Array, "versions H W C"]:
+    """All versions of an image between the ends of the curves of one order, curve by curve; see `_curves`."""
+    height, width = image.shape[1:3]
+    ranks, reverse = (pixel_ranks(each, (height, width))[0] for each in (salience, -salience))
+    removed = lambda ranks, shares: jnp.stack([first_ranked(ranks, share) for share in shares])
+    first = removed(ranks, SHARES[1:-1])
+    filled = jnp.concatenate([removed(ranks, ROAD_SHARES), removed(reverse, ROAD_SHARES)])
+    repeated = jnp.broadcast_to(image, (len(filled), *image.shape[1:]))
+    imputed = jnp.where(filled[..., None], linear_imputation(repeated, filled) + NOISE * noise, image)
+    return jnp.concatenate([delete(image, first), insert(image, first), imputed])
+
+
+def _curves(
+    inner: Float[np.ndarray, " versions"], nothing: np.floating, blurred: np.floating, whole: np.floating
+) -> dict[str, np.ndarray]:
+    """Curves of one image and order from the true class's probability of each version that `_perturb` gives."""
+    steps = len(SHARES) - 2
+    deleted, inserted, most, least = np.split(inner, [steps, 2 * steps, 2 * steps + len(ROAD_SHARES)])
+    curve = lambda start, middle, end: np.concatenate([[start], middle, [end]])
+    return {
+        "deletion": curve(whole, deleted, nothing),
+        "insertion": curve(blurred, inserted, whole),
+        "road_most": most,
+        "road_least": least,
+    }
 
 
 def _maps(features: jax.Array, head: ModelOutput, labels: jax.Array) -> dict[str, jax.Array]:
@@ -124,17 +172,17 @@ def pixel_ranks(salience: Float[Array, "batch h w"], size: tuple[int, int]) -> I
     return jnp.argsort(order, axis=-1).reshape(enlarged.shape)
 
 
-def first_ranked(ranks: Int[Array, "batch H W"], share: Float[Array, ""] | float) -> Bool[Array, "batch H W"]:
+def first_ranked(ranks: Int[Array, "*batch H W"], share: float) -> Bool[Array, "*batch H W"]:
     """True for the share (0 to 1) of each image's pixels that ranks lowest."""
-    return ranks < jnp.round(share * ranks.shape[1] * ranks.shape[2])
+    return ranks < round(share * ranks.shape[-2] * ranks.shape[-1])
 
 
-def delete(images: Float[Array, "batch H W C"], removed: Bool[Array, "batch H W"]) -> Float[Array, "batch H W C"]:
+def delete(images: Float[Array, "#batch H W C"], removed: Bool[Array, "batch H W"]) -> Float[Array, "batch H W C"]:
     """Replaces pixels by 0, the mean of standardised images (deletion of Petsiuk et al., RISE, 2018)."""
     return jnp.where(removed[..., None], 0, images)
 
 
-def insert(images: Float[Array, "batch H W C"], shown: Bool[Array, "batch H W"]) -> Float[Array, "batch H W C"]:
+def insert(images: Float[Array, "#batch H W C"], shown: Bool[Array, "batch H W"]) -> Float[Array, "batch H W C"]:
     """Shows pixels in the blurred image (insertion of Petsiuk et al., RISE, 2018).
 
     The blur takes away everything finer than a sixteenth of the image.
@@ -143,23 +191,6 @@ def insert(images: Float[Array, "batch H W C"], shown: Bool[Array, "batch H W"])
     few = (len(images), max(height // 16, 1), max(width // 16, 1), images.shape[-1])
     blurred = jax.image.resize(jax.image.resize(images, few, "linear", antialias=True), images.shape, "cubic")
     return jnp.where(shown[..., None], images, blurred)
-
-
-def noisy_linear_imputation(
-    images: Float[Array, "batch H W C"], removed: Bool[Array, "batch H W"], key: Array, noise: float = 0.01
-) -> Float[Array, "batch H W C"]:
-    """Replaces removed pixels so that each is the weighted mean of its eight neighbours, plus a little noise.
-
-    The removal of ROAD (Rong et al., ICML 2022), which leaves no edge that the model could see. The linear system is
-    solved by conjugate gradients to a relative residual of 1e-5, or 300 iterations. An image that is removed as a whole
-    becomes 0. `noise` is the standard deviation of what `key` draws, in the images' unit.
-    """
-    gone = removed[..., None].astype(images.dtype)
-    total = _neighbour_sum(jnp.ones_like(images))
-    known = images * (1 - gone)
-    matrix = lambda x: gone * (total * x - _neighbour_sum(gone * x))
-    solution, _ = jax.scipy.sparse.linalg.cg(matrix, gone * _neighbour_sum(known), tol=1e-5, maxiter=300)
-    return known + gone * (solution + noise * jax.random.normal(key, images.shape, images.dtype))
 
 
 def rank_correlation(a: Float[Array, "batch h w"], b: Float[Array, "batch h w"]) -> Float[Array, " batch"]:
@@ -173,11 +204,3 @@ def rank_correlation(a: Float[Array, "batch h w"], b: Float[Array, "batch h w"])
     x, y = (r - r.mean(-1, keepdims=True) for r in (ranks(a), ranks(b)))
     value = (x * y).sum(-1) / jnp.sqrt(jnp.square(x).sum(-1) * jnp.square(y).sum(-1))
     return jnp.where(cams.is_constant(a) | cams.is_constant(b), 0, value)
-
-
-def _neighbour_sum(x: Float[Array, "batch H W C"]) -> Float[Array, "batch H W C"]:
-    """Weighted sum of each pixel's neighbours within the image."""
-    height, width = x.shape[1:3]
-    padded = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
-    shifted = lambda di, dj: padded[:, 1 + di : 1 + di + height, 1 + dj : 1 + dj + width]
-    return sum((weight * shifted(di, dj) for di, dj, weight in _NEIGHBOURS), start=jnp.zeros_like(x))

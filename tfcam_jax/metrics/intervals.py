@@ -1,4 +1,4 @@
-"""95 % confidence intervals: DeLong's for the AUROC, and a bootstrap over groups of images."""
+"""95 % confidence intervals: DeLong's for the AUROC, Newcombe's for one of few images, a bootstrap over groups."""
 
 from __future__ import annotations
 
@@ -6,11 +6,14 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 from jaxtyping import Float, Int
+from scipy.optimize import root_scalar
 from scipy.special import expit, logit
 from scipy.stats import norm, rankdata
 
 LEVEL = 0.95
 RESAMPLES = 1000
+# With fewer groups of a class than this, resampling them shows too little of how they could have been.
+FEW = 10
 # Weights of this many images times resamples are held at a time (32 MB).
 _CELLS = 4_000_000
 
@@ -44,6 +47,24 @@ def delong_interval(labels: Int[np.ndarray, " n"], score: Float[np.ndarray, " n"
     return float(expit(logit(area) - half)), float(expit(logit(area) + half))
 
 
+def newcombe_interval(area: float, positives: int, negatives: int) -> tuple[float, float]:
+    """Interval of an AUROC that exists for any number of examples, also at 0 and 1 (Newcombe, 2006, method 5).
+
+    All areas A from which the one found lies within 1.96 standard deviations, those that Hanley and McNeil's formula
+    gives at A. `positives` and `negatives` (at least one each) are independent examples: groups, where there are any.
+    """
+    z, mean = float(norm.ppf((1 + LEVEL) / 2)), (positives + negatives) / 2
+
+    def excess(a: float) -> float:
+        shape = 1 + (mean - 1) * ((1 - a) / (2 - a) + a / (1 + a))
+        return (area - a) ** 2 - z**2 * a * (1 - a) * shape / (positives * negatives)
+
+    inside = min(max(area, 1e-9), 1 - 1e-9)  # where `excess` is negative; at 0 and 1 themselves it may be 0
+    low = float(root_scalar(excess, bracket=(0, inside)).root) if area > 0 else 0.0
+    high = float(root_scalar(excess, bracket=(inside, 1)).root) if area < 1 else 1.0
+    return low, high
+
+
 def group_numbers(groups: Sequence[str], ids: Sequence[str] | None = None) -> Int[np.ndarray, " n"]:
     """Numbers 0.. of the groups; an image with an empty name is a group of its own.
 
@@ -63,9 +84,10 @@ def group_bootstrap(
 ) -> dict[str, tuple[float, float] | None]:
     """Percentile intervals of `auroc`, `accuracy` and `balanced_accuracy` from whole groups drawn with replacement.
 
-    Over those of `RESAMPLES` draws that hold both classes; None where fewer than half do. Labels are 0 or 1, scores
-    higher for 1; `correct` is 1 where the decision was right, else 0. Groups must not be torn apart (a patient, a
-    tile); an image with an empty name stands for itself.
+    Over those of `RESAMPLES` draws that hold both classes; None where fewer than half do, and for an AUROC of 0 or 1,
+    which every draw repeats (`newcombe_interval` has one there). Labels are 0 or 1, scores higher for 1; `correct` is 1
+    where the decision was right, else 0. Groups must not be torn apart (a patient, a tile); an image with an empty name
+    stands for itself.
     """
     numbers = group_numbers(groups)
     count, of_class = int(numbers.max()) + 1, np.stack([labels == 1, labels != 1], axis=1).astype(np.float64)
@@ -77,7 +99,8 @@ def group_bootstrap(
         drawn["auroc"].append(weighted_auroc(labels, score, weights[both]))
         drawn["accuracy"].append(right[both].sum(1) / totals[both].sum(1))
         drawn["balanced_accuracy"].append((right[both] / totals[both]).mean(1))
-    return {name: percentile_interval(np.concatenate(values), RESAMPLES) for name, values in drawn.items()}
+    bounds = {name: percentile_interval(np.concatenate(values), RESAMPLES) for name, values in drawn.items()}
+    return bounds | ({"auroc": None} if bounds["auroc"] in ((0.0, 0.0), (1.0, 1.0)) else {})
 
 
 def draw_groups(

@@ -10,7 +10,7 @@ from jaxtyping import Int
 
 from ..data.protocol import split_by_domain, split_by_protocol
 from .classification import attack_detection, binary_scores, probability_metrics, ranking_metrics, rates_at
-from .intervals import delong_interval, group_bootstrap, group_numbers
+from .intervals import FEW, delong_interval, delong_variance, group_bootstrap, group_numbers, newcombe_interval
 from .scores import Scores, ScoresError
 from .thresholds import choose_thresholds
 
@@ -40,15 +40,17 @@ def protocol_sets(scores: Scores) -> dict[str, Int[np.ndarray, " m"]]:
 def set_metrics(scores: Scores, thresholds: Thresholds) -> dict[str, Any]:
     """Every metric of one set of images.
 
-    `images`, `groups`, `classes` (images of each class index), `probability_metrics`, and for two classes `scores`: for
-    the margin and for the older score `ranking_metrics`, the interval of the AUROC after DeLong and from the group
-    bootstrap (with those of accuracy and balanced accuracy, at the threshold of equal errors on validation), and under
-    `at` for each threshold `rates_at` and `attack_detection`. Metrics that need both classes are absent where one is.
+    `images`, `groups`, `classes` (images of each class index), `few` (a class has fewer than `FEW` groups),
+    `probability_metrics`, and for two classes `scores`: for the margin and for the older score `ranking_metrics`, the
+    interval of the AUROC after DeLong, from the group bootstrap (with those of accuracy and balanced accuracy, at the
+    threshold of equal errors on validation) and after Newcombe for as many examples as there are groups, and under `at`
+    for each threshold `rates_at` and `attack_detection`. Metrics that need both classes are absent where one is.
     """
     metrics: dict[str, Any] = {
         "images": len(scores),
         "groups": len(np.unique(group_numbers(scores.groups))),
         "classes": np.bincount(scores.labels, minlength=scores.logits.shape[-1]).tolist(),
+        "few": min(_groups_of_classes(scores)) < FEW,
         **probability_metrics(scores.labels, scores.logits),
     }
     if scores.logits.shape[-1] == 2:
@@ -70,6 +72,8 @@ def _score_metrics(scores: Scores, score: np.ndarray, thresholds: Mapping[str, f
             "auroc_delong": as_list(delong_interval(labels, score)),
             "bootstrap": {name: as_list(pair) for name, pair in bounds.items()},
         }
+        negatives, positives = _groups_of_classes(scores)
+        metrics["auroc_newcombe"] = as_list(newcombe_interval(delong_variance(labels, score)[0], positives, negatives))
     metrics["at"] = {
         name: rates_at(labels, score, threshold)
         | attack_detection(labels, score, scores.domains, threshold)
@@ -77,6 +81,12 @@ def _score_metrics(scores: Scores, score: np.ndarray, thresholds: Mapping[str, f
         for name, threshold in thresholds.items()
     }
     return metrics
+
+
+def _groups_of_classes(scores: Scores) -> list[int]:
+    """How many groups have an image of each class."""
+    numbers = group_numbers(scores.groups)
+    return [len(np.unique(numbers[scores.labels == label])) for label in range(scores.logits.shape[-1])]
 
 
 def leave_one_domain_out(tables: Sequence[Scores]) -> dict[str, Any]:

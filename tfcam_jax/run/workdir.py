@@ -38,7 +38,10 @@ INDIFFERENT = (
     "data.num_workers",
     "checkpoint_every_steps",
     "grace_seconds",
+    "evaluation.attack_detection",
 )
+# Keys that came after the first runs of this format, and what runs whose config lacks them did.
+ADDED = {"evaluation.attack_detection": "auto"}
 
 CHECKS, OTHER_CHECKS = "checks.json", "checks.other.json"
 _LOCK, _HOLDER = ".lock", ".lock.holder"
@@ -112,7 +115,7 @@ def config_differences(stored: Mapping[str, Any], config: Mapping[str, Any]) -> 
 
     `stored` is "there" in it, `config` asked for.
     """
-    there, wanted = (traverse_util.flatten_dict(dict(tree), sep=".") for tree in (stored, config))
+    there, wanted = (ADDED | traverse_util.flatten_dict(dict(tree), sep=".") for tree in (stored, config))
     absent = "(absent)"
     return {
         key: f"  {key}: {there.get(key, absent)!r} there, {wanted.get(key, absent)!r} asked for"
@@ -161,13 +164,17 @@ def hold_workdir(workdir: Path, config: Mapping[str, Any]) -> Iterator[None]:
 
 
 def load_config(workdir: Path) -> dict[str, Any]:
-    """The config of a run. Raises WorkdirError if there is none, or it can't be read or is of another version."""
+    """The config of a run, with the keys of `ADDED` that it may lack.
+
+    Raises WorkdirError if there is none, or it can't be read or is of another version.
+    """
     path = workdir / "config.json"
     if not path.exists():
         raise WorkdirError(f"{path} does not exist: {workdir} holds no run. Give the --workdir of a finished training.")
     config = read_json(path)
     _check_format(workdir)
-    return config
+    flat = traverse_util.flatten_dict(config, keep_empty_nodes=True, sep=".")
+    return traverse_util.unflatten_dict(ADDED | flat, sep=".")
 
 
 def _read_run(path: Path) -> dict[str, Any]:
