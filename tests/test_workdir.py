@@ -2,16 +2,18 @@
 
 import json
 import os
+import pathlib
 import subprocess
 import sys
 
 import pytest
+from flax.traverse_util import flatten_dict
 
 from configs import default
 from tfcam_jax.experiment import config_json
 from tfcam_jax.run.checkpoints import FORMAT
 from tfcam_jax.run.files import WorkdirError
-from tfcam_jax.run.workdir import check_workdir, hold_workdir, load_config
+from tfcam_jax.run.workdir import ADDED, check_workdir, hold_workdir, load_config
 
 
 def config(**overrides):
@@ -104,3 +106,11 @@ def test_another_version_is_told(run, number, age):
     for call in (lambda: check_workdir(run, config()), lambda: load_config(run)):
         with pytest.raises(WorkdirError, match=f"written by {age} version of this project"):
             call()
+
+
+def test_a_key_that_came_later_is_known_with_what_older_runs_did():
+    """Else runs of before can't be restored. A default that changes is no longer what older runs did."""
+    keys = flatten_dict(json.loads(default.get_config().to_json()), sep=".", keep_empty_nodes=True)
+    first = set((pathlib.Path(__file__).parent / "first_config_keys.txt").read_text().split())
+    assert keys.keys() - ADDED.keys() == first
+    assert {key: keys[key] for key in ADDED} == ADDED

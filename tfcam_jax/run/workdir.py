@@ -41,7 +41,22 @@ INDIFFERENT = (
     "evaluation.attack_detection",
 )
 # Keys that came after the first runs of this format, and what runs whose config lacks them did.
-ADDED = {"evaluation.attack_detection": "auto"}
+ADDED = {
+    "guidance.cam_features": None,
+    "data.resize_through": [],
+    "data.maps.resize": "with_image",
+    "data.folders.images": "",
+    "data.folders.maps": "",
+    "data.folders.map_names": ["map", "mask", "heatmap", "saliency", "blended"],
+    "data.folders.group_pattern": "",
+    "data.folders.domain_pattern": "",
+    "data.folders.shares": [0.7, 0.15, 0.15],
+    "data.folders.seed": 0,
+    "model.head_init": "lecun",
+    "model.dropout": 0.0,
+    "model.batch_norm_momentum": 0.9,
+    "evaluation.attack_detection": "auto",
+}
 
 CHECKS, OTHER_CHECKS = "checks.json", "checks.other.json"
 _LOCK, _HOLDER = ".lock", ".lock.holder"
