@@ -20,7 +20,8 @@ def main() -> None:
     from tfcam_jax.data.checks.prepare import prepare
     from tfcam_jax.experiment import resolve
 
-    if not prepare(resolve(CONFIG.value).data, CHECK.value, OUT.value, WRITE.value):
+    recipe = resolve(CONFIG.value)
+    if not prepare(recipe.data, CHECK.value, OUT.value, WRITE.value, [recipe.describe_cam()]):
         sys.exit("error: the data can't be trained on; solve the problems listed above")
 
 

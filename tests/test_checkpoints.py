@@ -45,6 +45,17 @@ def workdir(pristine, tmp_path):
     return shutil.copytree(pristine, tmp_path / "run")
 
 
+def test_saving_tells_whether_it_is_the_best_so_far(tmp_path):
+    """The later of two equal ones is; also after a start from what was kept."""
+    for scores, best in (
+        ({1: 0.5, 2: 0.9, 3: 0.4, 4: 0.9}, [True, True, False, True]),
+        ({5: 0.8, 6: 1.0}, [False, True]),
+    ):
+        with Checkpoints(tmp_path) as kept:
+            kept.restore_latest(LIKE)
+            assert [kept.save(step, state(step), {"epoch": step}, score) for step, score in scores.items()] == best
+
+
 def latest(workdir):
     with Checkpoints(workdir) as kept:
         return kept.restore_latest(LIKE)

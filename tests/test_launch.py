@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+import shlex
 import subprocess
 import sys
 
@@ -46,7 +47,13 @@ def test_train_evaluate_explain(tmp_path, other_frameworks):
         path=other_frameworks,
     )
     assert trained.returncode == 0, trained.stderr
-    assert [line.split()[0] for line in trained.stdout.splitlines()[1:5]] == ["set", "val", "closed", "open"]
+    said = trained.stdout.splitlines()
+    assert [line.split()[0] for line in said[:3]] == ["CAM", "epoch", "epoch"]
+    assert [line.split()[0] for line in said[4:8]] == ["set", "val", "closed", "open"]
+    scripts = [str(REPO / "launch" / name) for name in ("evaluate.py", "explain.py")]
+    assert [shlex.split(line) for line in said[-2:]] == [
+        [sys.executable, each, f"--workdir={workdir}"] for each in scripts
+    ]
     evaluated = launch(
         "evaluate.py",
         f"--workdir={workdir}",

@@ -1,5 +1,6 @@
 """The contract that every model of the table keeps, and BatchNorm against PyTorch's arithmetic in NumPy."""
 
+import re
 from functools import cache, partial
 
 import flax.linen as nn
@@ -13,9 +14,10 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from tfcam_jax import cams
-from tfcam_jax.models import MODELS, ModelOutput, PooledLinearHead
+from tfcam_jax.models import MODEL_CARDS, MODELS, ModelOutput, PooledLinearHead, cam_size
 from tfcam_jax.models.head import dropout_factors
 from tfcam_jax.models.norm import BatchNorm
+from tfcam_jax.models.resolution import describe_cam
 
 AXIS = "devices"
 # The whole table is in test_backbones.py, at sizes that compile fast.
@@ -352,3 +354,19 @@ def test_batch_norm_agrees_with_flax_but_for_the_running_variance():
     ours = BatchNorm(momentum=0.9).init_with_output(jax.random.key(0), x, train=True)[0]
     theirs = nn.BatchNorm(use_running_average=False, momentum=0.9).init_with_output(jax.random.key(0), x)[0]
     np.testing.assert_allclose(ours, theirs, atol=1e-5)
+
+
+@over_models
+@pytest.mark.parametrize("image_size", [32, 64, 100, 224, 300])
+def test_a_cam_is_described_and_what_would_make_it_finer_does(name, image_size):
+    side = cam_size(MODELS[name](num_classes=2), image_size)[0]
+    text = describe_cam(name, image_size, side)
+    assert text.startswith(f"CAM {side}x{side}, ") and ("coarse" in text) == (2 <= side < 4)
+    assert f"{side * side} places" in text or side == 1
+    suggested = re.findall(r"--config\.(data\.image_size|model\.name)=(\w+) \((about )?(\d+)x", text)
+    assert ("small_cnn" in text) == (name != "small_cnn" and side < MODEL_CARDS[name].cam_size)
+    for key, value, about, places in suggested:
+        finer = (name, int(value)) if key == "data.image_size" else (value, image_size)
+        then = cam_size(MODELS[finer[0]](num_classes=2), finer[1])[0]
+        assert then > side and abs(then - int(places)) <= (1 if about else 0)
+    assert suggested

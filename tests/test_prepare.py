@@ -74,7 +74,7 @@ def test_one_command_and_then_training(name, tmp_path, capsys):
 
 def test_report_counts_what_is_there(tmp_path, capsys):
     manifest = write_manifest(tmp_path / "data")
-    assert prepare(recipe(manifest_config(manifest)), check=True, out=tmp_path / "check")
+    assert prepare(recipe(manifest_config(manifest)), check=True, out=tmp_path / "check", notes=["CAM 4x4"])
     text = capsys.readouterr().out
     lines = [line.split() for line in text.splitlines()]
     assert ["train", "bright", "old", "6", "3"] in lines and ["test", "dark", "new", "3", "3"] in lines
@@ -83,6 +83,7 @@ def test_report_counts_what_is_there(tmp_path, capsys):
     assert "open set: test alone has the domains new" in text
     assert "32 images are 32 x 32" in text
     report = json.loads((tmp_path / "check/report.json").read_text())
+    assert report["notes"][0] == "CAM 4x4" and "\n  CAM 4x4\n" in text
     assert report["rows"] == 32 and report["maps"] == {"usable": 24, "absent": 8} and report["problems"] == []
     assert (tmp_path / "check/report.txt").read_text().strip() in text
     with Image.open(tmp_path / "check/contact_sheet.png") as sheet:
@@ -138,14 +139,15 @@ def test_without_check_faults_stop_as_in_training(tmp_path):
         prepare(recipe(demo.get_config()), check=True)
 
 
-def test_skipped_rows_are_counted_in_the_results(tmp_path):
+def test_skipped_rows_are_counted_in_the_results(tmp_path, capsys):
     manifest = write_manifest(tmp_path / "data")
     (manifest.parent / "images/train5.png").write_bytes(b"nothing")
     (manifest.parent / "maps/train2.png").write_bytes(b"nothing")
     with pytest.raises(DataError, match="2 problems"):
         build_experiment(resolve(manifest_config(manifest)))
     config = manifest_config(manifest, **{"data.skip_unreadable": True, "epochs": 1})
-    assert prepare(recipe(config), check=True)
+    assert prepare(recipe(config), check=False, notes=["CAM 4x4"])
+    assert capsys.readouterr().out.endswith("\nCAM 4x4\n")
     results = train(config, tmp_path / "run")
     assert results["skipped"] == 2
     assert len(open_dataset(resolve(config)).splits["train"]) == 10
@@ -370,6 +372,7 @@ def test_launch(tmp_path):
     run = lambda: subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
     done = run()
     assert done.returncode == 0 and "Problems: 0" in done.stdout, done.stderr
+    assert "CAM 4x4, 16 places, each 32 px of the 128 px image. Finer: " in done.stdout
     edit(manifest, 3, image="images/gone.png")
     done = run()
     assert done.returncode == 1 and "row 3" in done.stdout

@@ -1,5 +1,6 @@
 """Whole runs in this process: files, figures, continuing, refusing."""
 
+import functools
 import json
 
 import jax
@@ -40,7 +41,9 @@ def make_config(manifest, **overrides) -> ConfigDict:
     config.optimizer.learning_rate = 0.05
     config.augment.flip = 0.5
     config.strategy = "opposed"
-    config.update_from_flattened_dict(overrides)
+    for key, value in overrides.items():
+        *sections, name = key.split(".")
+        functools.reduce(getattr, sections, config)[name] = value  # a key that is not there is added, as Python may
     return config
 
 
@@ -138,12 +141,39 @@ def test_folder_that_is_no_run_is_refused(manifest, tmp_path):
         ({"accumulate_steps": 0}, "config.accumulate_steps is 0"),
         ({"accumulate_steps": 6}, "a batch of 5 examples"),
         ({"model.name": "inception_v3"}, "32x32 px are too small for InceptionV3"),
+        (
+            {"optimizer.learning_rate": -0.1},
+            r"optimizer.learning_rate is -0\.1; it must be a finite number, at least 0\.",
+        ),
+        ({"optimizer.weight_decay": float("nan")}, "optimizer.weight_decay is nan"),
+        ({"optimizer.clip_norm": float("inf")}, "optimizer.clip_norm is inf; .*; 0: no clipping"),
+        ({"optimizer.warmup_epochs": -1.0}, r"optimizer.warmup_epochs is -1\.0"),
+        ({"optimizer.momentum": -0.9}, r"optimizer.momentum is -0\.9"),
+        ({"optimizer.step_epochs": 0}, "config.optimizer.step_epochs is 0; it must be at least 1"),
+        ({"data.image_size": 0}, "config.data.image_size is 0; it must be at least 1"),
+        ({"epoch": 3}, "config has no key 'epoch'. Did you mean 'epochs'"),
+        ({"optimizer.lerning_rate": 0.1}, "config.optimizer has no key 'lerning_rate'. Did you mean 'learning_rate'"),
+        ({"augment.flp": 0.5}, "config.augment has no key 'flp'. Did you mean 'flip'"),
+        ({"guidance.divergance": "l1"}, "config.guidance has no key 'divergance'. Did you mean 'divergence'"),
+        ({"data.maps.blurr": 0.1}, "config.data.maps has no key 'blurr'. Did you mean 'blur'"),
+        ({"data.protocol.nam": "open"}, "config.data.protocol has no key 'nam'. Did you mean 'name'"),
+        ({"model.nam": "resnet18"}, "config.model has no key 'nam'"),
+        (
+            {"model.name": "resnet18"},
+            "data.image_size is 32: strategy 'opposed' compares the places of a CAM, and here it has one: .* "
+            r"Take --config.data.image_size=224 \(7x7\) or --config.model.name=small_cnn \(4x4, from scratch\)",
+        ),
     ],
 )
 def test_bad_values_are_refused_before_anything_is_written(manifest, tmp_path, overrides, message):
     with pytest.raises(ConfigError, match=message):
         train.train(make_config(manifest, **overrides), tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("overrides", [{"strategy": "hard_negative"}, {"guidance.alpha": 1.0}, {"data.image_size": 33}])
+def test_one_place_is_refused_only_where_places_are_compared(manifest, overrides):
+    resolve(make_config(manifest, **{"model.name": "resnet18"} | overrides))
 
 
 def test_bad_data_are_refused_before_anything_is_written(tmp_path):

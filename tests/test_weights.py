@@ -1,6 +1,10 @@
 """Weights come into the model with every array in its place, or with an error that says which is not and why."""
 
+import http.server
 import re
+import socket
+import threading
+import time
 from functools import partial
 from pathlib import Path
 
@@ -12,8 +16,8 @@ import safetensors.numpy
 from flax import traverse_util
 from huggingface_hub import constants as hub_constants
 
-from tfcam_jax.models import MODEL_CARDS, MODELS, ResNet
-from tfcam_jax.models.weights import WeightsError, convert, load_pretrained, merge
+from tfcam_jax.models import MODEL_CARDS, MODELS, ResNet, hub, weights
+from tfcam_jax.models.weights import WeightsError, convert, find_weights, load_pretrained, merge
 
 TINY = partial(ResNet, depths=(1,))
 
@@ -261,10 +265,140 @@ def test_weights_in_the_hubs_own_cache_are_found(tmp_path, offline_hub):
     [
         ("small_cnn", "imagenet", WeightsError, "no ImageNet weights are published"),
         ("resnet19", "imagenet", WeightsError, r"no model 'resnet19'; models are .*resnet18"),
-        ("tiny", "nowhere/weights.pth", WeightsError, r"nowhere/weights\.pth does not exist"),
-        ("tiny", "not a repository!", WeightsError, "could not get"),
+        ("tiny", "nowhere/weights.pth", WeightsError, r"nowhere/weights\.pth does not exist.* no folder nowhere"),
+        ("tiny", "not a repository!", WeightsError, "no name of a Hugging Face Hub repository"),
+        ("tiny", "imagnet", WeightsError, "Did you mean 'imagenet'"),
+        ("tiny", "an/other/one", WeightsError, "no name of a Hugging Face Hub repository"),
     ],
 )
 def test_sources_that_cannot_be(offline_hub, name, source, error, message):
     with pytest.raises(error, match=message):
         load_pretrained(name, source, variables_of(TINY, 3))
+
+
+@pytest.mark.parametrize(
+    "source", ["some/dir", "./absent", "../absent", "/absent/file", "~/absent", "dir/odd.safetensors"]
+)
+def test_a_path_is_never_looked_up_on_the_hub(tmp_path, monkeypatch, source):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    (tmp_path / "some/dir").mkdir(parents=True)
+    (tmp_path / "some/dir/net.pth").touch()
+    monkeypatch.setattr(weights, "get_hub_file", lambda *_: pytest.fail("asked the hub"))
+    message = "is a folder.*net.pth" if source == "some/dir" else f"weights file {re.escape(source)} does not exist"
+    with pytest.raises(WeightsError, match=message):
+        load_pretrained("tiny", source, variables_of(TINY, 3))
+
+
+def test_a_file_wins_over_a_repository_of_its_name_and_home_is_expanded(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "some").mkdir()
+    (tmp_path / "some/net").touch()
+    for source in ("some/net", "~/some/net"):
+        assert find_weights(MODEL_CARDS["tiny"], source).samefile(tmp_path / "some/net")
+
+
+class StandIn(http.server.BaseHTTPRequestHandler):
+    """A hub with one file, sent in two halves with a pause between them."""
+
+    content, pause, asked = b"", 0.0, []
+
+    def do_HEAD(self):
+        self.asked.append((self.command, self.path))
+        known = self.path == "/someone/tiny/resolve/main/model.safetensors"
+        self.send_response(200 if known else 404)
+        self.send_header("ETag", '"0123456789abcdef"')
+        self.send_header("X-Repo-Commit", "0" * 40)
+        self.send_header("Content-Length", str(len(self.content) if known else 0))
+        self.end_headers()
+
+    def do_GET(self):
+        self.do_HEAD()
+        half = len(self.content) // 2
+        self.wfile.write(self.content[:half])
+        time.sleep(self.pause)
+        self.wfile.write(self.content[half:])
+
+    def log_message(self, format, *args):
+        pass
+
+
+@pytest.fixture
+def reach(tmp_path, monkeypatch):
+    """Makes the client ask the server at a port of this machine, with empty caches and without a proxy."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "own"))
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    monkeypatch.setattr(hub_constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr(hub_constants, "HF_HUB_DISABLE_TELEMETRY", True)
+
+    def ask(port: int) -> None:
+        monkeypatch.setattr(hub_constants, "ENDPOINT", f"http://127.0.0.1:{port}")
+        template = f"http://127.0.0.1:{port}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
+        monkeypatch.setattr(hub_constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+
+    return ask
+
+
+@pytest.fixture
+def listening():
+    """A socket that takes connections, and never answers."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        yield server
+
+
+def told_in(seconds: float, *arguments) -> str:
+    start = time.monotonic()
+    with pytest.raises(WeightsError) as caught:
+        load_pretrained(*arguments)
+    assert time.monotonic() - start < seconds
+    return str(caught.value)
+
+
+def test_no_connection_is_told_at_once_without_retries(reach, listening, caplog, monkeypatch):
+    variables = variables_of(TINY, 3)
+    port = listening.getsockname()[1]
+    reach(port)
+    monkeypatch.setattr(hub, "ANSWER_SECONDS", 0.5)
+    assert "timed out" in told_in(2, "tiny", "imagenet", variables)
+    listening.close()
+    message = told_in(1, "tiny", "imagenet", variables)
+    assert f"no connection to 127.0.0.1:{port}: " in message and "place it at " in message
+    assert not caplog.records
+
+
+def test_a_resolver_that_hangs_is_not_waited_for(reach, monkeypatch):
+    reach(1)
+    monkeypatch.setattr(hub, "CONNECT_SECONDS", 0.2)
+    released, resolve = threading.Event(), socket.getaddrinfo
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *name, **options: released.wait() and resolve(*name, **options))
+    assert "no answer in 0.2 s" in told_in(1, "tiny", "imagenet", variables_of(TINY, 3))
+    released.set()
+
+
+def test_the_proxy_is_what_is_connected_to(listening, monkeypatch):
+    port = listening.getsockname()[1]
+    monkeypatch.setenv("https_proxy", f"127.0.0.1:{port}")
+    hub.check_connection("https://hub.invalid", 1)
+    monkeypatch.setenv("no_proxy", "hub.invalid")
+    with pytest.raises(ConnectionError, match=r"no connection to hub\.invalid:443"):
+        hub.check_connection("https://hub.invalid", 1)
+
+
+def test_a_slow_download_is_finished_and_then_kept(tmp_path, reach, monkeypatch):
+    file, state_dict = tiny_file(tmp_path)
+    monkeypatch.setattr(StandIn, "content", file.read_bytes())
+    monkeypatch.setattr(StandIn, "pause", 1.0)
+    monkeypatch.setattr(StandIn, "asked", [])
+    monkeypatch.setattr(hub, "CONNECT_SECONDS", 0.5)
+    monkeypatch.setattr(hub, "ANSWER_SECONDS", 0.5)
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), StandIn) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        reach(server.server_port)
+        loaded = load_pretrained("tiny", "imagenet", variables_of(TINY, 3))
+        np.testing.assert_array_equal(loaded["params"]["bn1"]["scale"], state_dict["bn1.weight"])
+        assert "404" in told_in(1, "tiny", "an/other", variables_of(TINY, 3))
+        asked = len(StandIn.asked)
+        load_pretrained("tiny", "imagenet", variables_of(TINY, 3))
+        assert len(StandIn.asked) == asked
+        server.shutdown()

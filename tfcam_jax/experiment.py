@@ -8,8 +8,9 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
+import math
 import operator
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,21 +20,24 @@ import optax
 from absl import logging
 
 from . import steps
+from .data import SOURCES
 from .data.checks.outcomes import Outcome, load_outcomes, outcomes_json
 from .data.pipeline import BALANCES, Batch, eval_batches, train_batches, watch_workers
+from .data.protocol import ProtocolOptions
 from .data.recipe import DataRecipe
 from .data.source import Dataset, Source
 from .data.transforms import Augment, Resize
 from .devices.distributed import is_first
 from .devices.placement import Placement, make_placement
-from .errors import ConfigError, check_known
+from .errors import ConfigError, check_known, did_you_mean
 from .metrics.attacks import MODES as ATTACK_DETECTION
 from .metrics.classification import BETTER
 from .models import HEAD_INITS, MODEL_CARDS, MODELS, Backbone, cam_size
+from .models.resolution import describe_cam, finer
 from .models.weights import load_pretrained
 from .optimizers import make_optimizer, make_schedule
 from .run.files import WorkdirError, write_text
-from .strategies import make_strategy
+from .strategies import STRATEGIES, check_places, default_alpha, make_strategy, strategy_options
 from .terms import Strategy
 
 if TYPE_CHECKING:
@@ -54,9 +58,14 @@ _KNOWN = {
 }
 _LOOP = ("seed", "epochs", "batch_size", "accumulate_steps")
 _LOOP += ("log_every_steps", "checkpoint_every_steps", "grace_seconds")
-_AT_LEAST_ONE = (*_LOOP[1:], "evaluation.batch_size")
+_AT_LEAST_ONE = (*_LOOP[1:], "evaluation.batch_size", "optimizer.step_epochs")
 _SHARES = ("model.dropout", "model.batch_norm_momentum")
 _OF_MODEL = ("freeze_batch_norm", "batch_norm_momentum", "head_init", "dropout", "rematerialize")
+_OF_SCHEDULE = ("learning_rate", "step_epochs", "step_factor", "warmup_epochs")
+_OF_OPTIMIZER = ("name", "momentum", "weight_decay", "clip_norm")
+_AT_LEAST_ZERO = tuple(f"optimizer.{name}" for name in (*_OF_SCHEDULE, *_OF_OPTIMIZER[1:]) if name != "step_epochs")
+# A study's own keys, and those of the sources that a run does not use.
+_NOT_READ = {"config.compare", "config.data.labels", *(f"config.data.{name}" for name in SOURCES)}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,8 +75,10 @@ class Recipe:
     Attributes:
       stored: the whole config as JSON has it, kept with a run and compared with it.
       make_model: from `num_classes` and further fields of `models.Backbone`.
+      alpha: the weight of cross-entropy in the loss; None where there is nothing else in it.
       image_size: pixels a side.
       map_size: places a side that training's maps are resized to alone; None: with the image. See `Resize`.
+      cam_side: places a side of the CAM at that size.
       preprocess: from uint8 images to the model's float32 input.
       make_optimizer: from the number of steps in an epoch.
       local_batch_norm: batch statistics are those of each device's part.
@@ -89,6 +100,7 @@ class Recipe:
     balance: str
     strategy_name: str
     strategy: Strategy
+    alpha: float | None
     model_name: str
     make_model: Callable[..., Backbone]
     weights: str
@@ -96,12 +108,17 @@ class Recipe:
     image_size: int
     resize_through: tuple[int, ...]
     map_size: int | None
+    cam_side: int
     preprocess: Callable[[jax.Array], jax.Array]
     make_optimizer: Callable[[int], optax.GradientTransformation]
     augment: Augment
     data: DataRecipe
     placement: Placement
     local_batch_norm: bool
+
+    def describe_cam(self) -> str:
+        """How fine the CAM is, and what would make it finer, in a line."""
+        return describe_cam(self.model_name, self.image_size, self.cam_side)
 
     def abstract_state(self, num_classes: int) -> steps.TrainState:
         """Shapes and dtypes of the state that a run saves; needs no data."""
@@ -138,23 +155,30 @@ def resolve(config: ConfigDict, placement: Placement | None = None) -> Recipe:
       placement: devices to use in place of those that the config asks for.
 
     Raises:
-      ConfigError: a value that would fail late or do nothing sensible; names the key and what is allowed.
+      ConfigError: a key that nothing reads, or a value that would fail late or do nothing sensible; names the key and
+        what is allowed.
     """
+    stored, config = config_json(config), _Reading(config)
     check_known("config.model.name", config.model.name, MODELS)
     card = MODEL_CARDS[config.model.name]
     image_size = card.image_size if config.data.image_size is None else config.data.image_size
     _check_values(config, image_size)
     mean, std = tuple(config.data.mean or card.mean), tuple(config.data.std or card.std)
     cam_side = _cam_side(MODELS[config.model.name], image_size)
+    strategy = make_strategy(config.strategy, **config.guidance.take(_guidance_options()))
+    alpha = default_alpha(config.strategy) if config.guidance.alpha is None else config.guidance.alpha
+    _check_places(config, image_size, cam_side, alpha)
+    devices = config.parallel.take(("mode", "devices", "shard_state"))
     recipe = Recipe(
         **{name: config[name] for name in _LOOP},
         **{name: config.data[name] for name in ("num_threads", "num_workers", "balance")},
-        stored=config_json(config),
+        stored=stored,
         select_by=config.evaluation.select_by,
         attack_detection=config.evaluation.attack_detection,
         eval_batch_size=config.evaluation.batch_size,
         strategy_name=config.strategy,
-        strategy=make_strategy(config.strategy, **config.guidance),
+        strategy=strategy,
+        alpha=alpha,
         model_name=config.model.name,
         make_model=functools.partial(
             MODELS[config.model.name],
@@ -166,22 +190,71 @@ def resolve(config: ConfigDict, placement: Placement | None = None) -> Recipe:
         image_size=image_size,
         resize_through=Resize(image_size, tuple(config.data.resize_through)).through,
         map_size=cam_side if config.data.maps.resize == "straight" else None,
+        cam_side=cam_side,
         preprocess=functools.partial(steps.standardize, mean=mean, std=std),
         make_optimizer=_optimizer(config),
-        augment=Augment(**config.augment),
+        augment=Augment(**config.augment.take(_fields(Augment))),
         data=_data_recipe(config),
-        placement=placement
-        or make_placement(**{key: config.parallel[key] for key in ("mode", "devices", "shard_state")}),
+        placement=placement or make_placement(**devices),
         local_batch_norm=config.parallel.batch_norm == "local",
     )
     recipe.make_optimizer(1)  # made again once the data are known; here for what it says of its options
+    config.check_all_read()
     return recipe
+
+
+class _Reading:
+    """A config, or a section of one, that notes which of its keys are asked for.
+
+    What nothing asks for is misspelt. A command line's config is locked against that, one made in Python is not.
+    """
+
+    def __init__(self, config: ConfigDict, section: str = "config"):
+        self._config, self._section = config, section
+        self._read: dict[str, Any] = {}
+
+    def __getitem__(self, key: str) -> Any:
+        return self._note(key, self._config[key])
+
+    def __getattr__(self, key: str) -> Any:
+        return self._note(key, getattr(self._config, key))
+
+    def _note(self, key: str, value: Any) -> Any:
+        if isinstance(value, ConfigDict):
+            value = self._read.get(key) or _Reading(value, f"{self._section}.{key}")
+        return self._read.setdefault(key, value)
+
+    def keys(self) -> list[str]:
+        return list(self._config)
+
+    def take(self, names: Iterable[str]) -> dict[str, Any]:
+        """The keys of this section that are among the names."""
+        return {name: self[name] for name in names if name in self._config}
+
+    def check_all_read(self) -> None:
+        """Raises ConfigError for a key that was not asked for, with the nearest that was."""
+        for key in self._config:
+            if f"{self._section}.{key}" in _NOT_READ:
+                continue
+            if key not in self._read:
+                near = did_you_mean(key, self._read)
+                raise ConfigError(f"{self._section} has no key {key!r}.{near} Its keys: {', '.join(self._read)}.")
+            if isinstance(self._read[key], _Reading):
+                self._read[key].check_all_read()
 
 
 @functools.cache  # a deep network is traced for seconds, and a study resolves hundreds of configs
 def _cam_side(model: Callable[..., Any], image_size: int) -> int:
-    """Places a side; ConfigError for images that leave none."""
     return cam_size(model(num_classes=2), image_size)[0]
+
+
+def _guidance_options() -> list[str]:
+    """Those of all strategies, each once."""
+    return list(dict.fromkeys(option for name in STRATEGIES for option in strategy_options(name)))
+
+
+def _fields(owner: type) -> list[str]:
+    return [field.name for field in dataclasses.fields(owner)]
 
 
 def config_json(config: ConfigDict) -> dict[str, Any]:
@@ -189,7 +262,7 @@ def config_json(config: ConfigDict) -> dict[str, Any]:
     return json.loads(config.to_json())
 
 
-def _check_values(config: ConfigDict, image_size: int) -> None:
+def _check_values(config: _Reading, image_size: int) -> None:
     for key, known in _KNOWN.items():
         check_known(f"config.{key}", operator.attrgetter(key)(config), known)
     numbers = {key: operator.attrgetter(key)(config) for key in _AT_LEAST_ONE} | {"data.image_size": image_size}
@@ -204,6 +277,11 @@ def _check_values(config: ConfigDict, image_size: int) -> None:
             "config.data.maps.resize=straight gives maps of the CAM's size, and strategy input_gradient needs them at "
             "the image's: set config.data.maps.resize=with_image."
         )
+    for key in _AT_LEAST_ZERO:
+        value = operator.attrgetter(key)(config)
+        if value is not None and not 0 <= value < math.inf:
+            none = "; 0: no clipping" if key.endswith("clip_norm") else ""
+            raise ConfigError(f"config.{key} is {value}; it must be a finite number, at least 0{none}.")
     for key in ("mean", "std"):
         values = config.data[key]
         if values and (len(values) != 3 or not all(isinstance(value, int | float) for value in values)):
@@ -217,14 +295,21 @@ def _check_values(config: ConfigDict, image_size: int) -> None:
         )
 
 
-def _optimizer(config: ConfigDict) -> Callable[[int], optax.GradientTransformation]:
-    options = config.optimizer.to_dict()
-    of_schedule = {key: options.pop(key) for key in ("learning_rate", "step_epochs", "step_factor", "warmup_epochs")}
-    schedule = functools.partial(make_schedule, options.pop("schedule"), epochs=config.epochs, **of_schedule)
+def _check_places(config: _Reading, image_size: int, cam_side: int, alpha: float | None) -> None:
+    try:
+        check_places(config.strategy, alpha, cam_side**2)
+    except ConfigError as error:
+        remedy = finer(config.model.name, image_size, cam_side)
+        raise ConfigError(f"config.data.image_size is {image_size}: {error} Take {remedy}.") from error
+
+
+def _optimizer(config: _Reading) -> Callable[[int], optax.GradientTransformation]:
+    options, of_schedule = config.optimizer.take(_OF_OPTIMIZER), config.optimizer.take(_OF_SCHEDULE)
+    schedule = functools.partial(make_schedule, config.optimizer.schedule, epochs=config.epochs, **of_schedule)
     return lambda steps_per_epoch: make_optimizer(schedule=schedule(steps_per_epoch=steps_per_epoch), **options)
 
 
-def _data_recipe(config: ConfigDict) -> DataRecipe:
+def _data_recipe(config: _Reading) -> DataRecipe:
     data, maps = config.data, config.data.maps
     if data.source == "manifest" and not data.manifest:
         raise ConfigError("config.data.manifest is empty: give --config.data.manifest=PATH of the CSV.")
@@ -234,15 +319,16 @@ def _data_recipe(config: ConfigDict) -> DataRecipe:
     options = {"manifest": data.manifest} if data.source == "manifest" else data[data.source]
     if data.source in ("manifest", "folders"):
         options = {**options, "labels": data.labels or ()}
+    reading = {key: maps[key] for key in ("combine", "sigma", "pixels_per_degree")}
+    reading["skip_unreadable"] = data.skip_unreadable
     if data.source != "demo":
-        reading = {key: maps[key] for key in ("combine", "sigma", "pixels_per_degree")}
-        options = {**options, **reading, "skip_unreadable": data.skip_unreadable}
+        options = {**options, **reading}
     return DataRecipe(
         source=data.source,
         # A config that was stored as JSON has lists where it had tuples.
-        options={key: tuple(value) if isinstance(value, list) else value for key, value in options.items()},
+        options={key: tuple(value) if isinstance(value, list) else value for key, value in dict(options).items()},
         channels=data.channels,
-        protocol=data.protocol.to_dict(),
+        protocol=data.protocol.take(_fields(ProtocolOptions)),
         **{key: maps[key] for key in ("blur", "threshold", "placebo")},
         seed=config.seed,
     )

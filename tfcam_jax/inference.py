@@ -136,7 +136,7 @@ def restore(workdir: str | Path) -> Trained:
     except AttributeError as error:
         raise WorkdirError(f"{workdir / 'config.json'} is of another version of this project: {error}") from error
     except ConfigError as error:
-        raise WorkdirError(f"{workdir / 'config.json'} is damaged: {error}") from error
+        raise WorkdirError(f"{workdir / 'config.json'} is damaged, or of another version: {error}") from error
 
     def like(record: dict[str, Any]) -> steps.TrainState:
         _check_config(workdir, record["config"], recipe.stored)

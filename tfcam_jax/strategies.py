@@ -177,12 +177,29 @@ STRATEGIES: dict[str, Callable[..., Terms]] = {
     "sham": sham,
 }
 
+# These need no second place in a map: the size of U alone counts, or the gradient by the image's own pixels.
+_ON_ONE_PLACE = frozenset({"cross_entropy", "hard_negative", "input_gradient"})
+
 
 def strategy_options(name: str) -> list[str]:
     """Names of the options that a strategy of the table has."""
     check_known("strategy", name, STRATEGIES)
     parameters = inspect.signature(STRATEGIES[name]).parameters.values()
     return [parameter.name for parameter in parameters if parameter.kind is parameter.KEYWORD_ONLY]
+
+
+def default_alpha(name: str) -> float | None:
+    """The `alpha` of a strategy that is given none; None for one without, as `cross_entropy`."""
+    parameters = inspect.signature(STRATEGIES[name]).parameters
+    return parameters["alpha"].default if "alpha" in strategy_options(name) else None
+
+
+def check_places(name: str, alpha: float | None, places: int) -> None:
+    """Raises ConfigError for a CAM of one place where a strategy compares places: no example would be guided."""
+    if places == 1 and name not in _ON_ONE_PLACE and alpha != 1:
+        raise ConfigError(
+            f"strategy {name!r} compares the places of a CAM, and here it has one: guidance would be void."
+        )
 
 
 def make_strategy(name: str, **options: Any) -> Strategy:

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 from absl import logging
-from tqdm import tqdm
 
 from .data.pipeline import WorkerError, prefetch_to_device
 from .data.source import DataError, Dataset
@@ -23,6 +22,7 @@ from .run.fingerprints import checksum_json
 from .run.interruption import Interruption, StoppedError
 from .run.metric_window import MetricWindow
 from .run.metrics_log import START, MetricWriter, open_writer
+from .run.progress import Progress, next_steps
 from .run.workdir import CHECKS, check_workdir, hold_workdir
 from .steps import TrainState
 
@@ -54,10 +54,12 @@ def train(config: ConfigDict, workdir: str | Path) -> dict[str, Any]:
 def train_recipe(
     recipe: Recipe, workdir: str | Path, experiment: Experiment | None = None, quiet: bool = False
 ) -> dict[str, Any]:
-    """As `train`, of a config that is resolved, and an experiment that is built, already; `quiet`: no bar, no table."""
+    """As `train`, of a config that is resolved, and an experiment that is built, already; `quiet`: prints nothing."""
     workdir = Path(workdir)
     continued = check_workdir(workdir, recipe.stored)
     wait_for_all("checked the workdir")  # before the first process writes into it
+    progress = Progress(recipe.strategy_name, recipe.epochs, recipe.alpha, recipe.select_by, quiet)
+    progress.say(recipe.describe_cam())
     experiment = experiment or build_experiment(recipe, open_dataset(recipe, workdir / CHECKS))
     initial = None if continued else experiment.initial_state()  # before a folder is made: weights may not load
     with (
@@ -70,8 +72,10 @@ def train_recipe(
         experiment = dataclasses.replace(experiment, eval_epoch=lambda source: stop.watch(sets(source)))
         state, record = _start(experiment, checkpoints, initial)
         step = int(state.step)
-        with open_writer(workdir, record["metrics"], step) as writer, _progress(experiment, step, quiet) as bar:
-            run = _Run(experiment, checkpoints, writer, stop, bar)
+        with open_writer(workdir, record["metrics"], step) as writer, progress:
+            done = record["epoch"], record["batch"], len(record["pending"])
+            progress.start(step, experiment.steps_per_epoch, *done)
+            run = _Run(experiment, checkpoints, writer, stop, progress)
             for epoch in range(record["epoch"], recipe.epochs):
                 first, pending = (record["batch"], record["pending"]) if epoch == record["epoch"] else (0, [])
                 state = train_one_epoch(run, state, epoch, first, pending)
@@ -84,9 +88,8 @@ def train_recipe(
         if is_first():
             write_scores(workdir / "scores.csv", scores, experiment.dataset.class_names)
             write_json(workdir / "results.json", results)  # last: with it, the run is finished
-    if is_first() and not quiet:
-        title = f"{recipe.strategy_name}: best checkpoint, epoch {results['epoch']}"
-        tqdm.write(format_results(results, title))
+    progress.say(format_results(results, f"{recipe.strategy_name}: best checkpoint, epoch {results['epoch']}"))
+    progress.say(next_steps(workdir))
     return results
 
 
@@ -98,7 +101,7 @@ class _Run:
     checkpoints: Checkpoints
     writer: MetricWriter
     stop: Interruption
-    bar: tqdm
+    progress: Progress
 
     def save(
         self,
@@ -108,10 +111,10 @@ class _Run:
         batch: int,
         window: MetricWindow | None = None,
         validation: dict[str, float | None] | None = None,
-    ) -> None:
+    ) -> bool:
         """Saves where training stands: `epoch` epochs and `batch` batches of the next one, and the metrics unwritten.
 
-        The lines that the checkpoint counts on are on the disk before it.
+        The lines that the checkpoint counts on are on the disk before it. Returns whether it is the best by validation.
         """
         record = {
             "epoch": epoch,
@@ -125,7 +128,7 @@ class _Run:
         select_by = self.experiment.recipe.select_by
         value = validation[select_by] if validation else None
         # The best checkpoint has the largest score, the later one of equals, as in the CYBORG recipe.
-        self.checkpoints.save(step, state, record, None if value is None else BETTER[select_by] * value)
+        return self.checkpoints.save(step, state, record, None if value is None else BETTER[select_by] * value)
 
     def leave(self, state: TrainState, step: int, epoch: int, batch: int, window: MetricWindow | None) -> StoppedError:
         """Saves a last checkpoint and returns the error to leave with."""
@@ -199,10 +202,9 @@ def train_one_epoch(run: _Run, state: TrainState, epoch: int, first_batch: int, 
         window.add(metrics, rows)
         run.checkpoints.check()
         if len(window) == recipe.log_every_steps or number == size:
-            run.bar.update(len(window))
             scalars = window.close()
             run.writer.write(step, scalars)
-            run.bar.set_postfix(epoch=epoch + 1, loss=f"{scalars['train/cross_entropy']:.3f}")
+            run.progress.advance(step, epoch + 1, scalars)
         if run.stop.requested(step):
             raise run.leave(state, step, epoch, number, window)
         if number < size and recipe.checkpoint_every_steps and step % recipe.checkpoint_every_steps == 0:
@@ -221,15 +223,5 @@ def validate(run: _Run, state: TrainState, epoch: int) -> None:
     run.writer.write(step, {"epoch": epoch + 1} | {f"val/{k}": v for k, v in validation.items()})
     if step in run.checkpoints.steps():
         run.checkpoints.delete(step)  # of a run that was stopped while it validated; the one before is still there
-    run.save(state, step, epoch + 1, 0, validation=validation)
-
-
-def _progress(experiment: Experiment, step: int, quiet: bool) -> tqdm:
-    return tqdm(
-        total=experiment.recipe.epochs * experiment.steps_per_epoch,
-        initial=step,
-        desc=experiment.recipe.strategy_name,
-        unit="step",
-        disable=quiet or not is_first() or None,
-        dynamic_ncols=True,
-    )
+    best = run.save(state, step, epoch + 1, 0, validation=validation)
+    run.progress.end_epoch(epoch + 1, step, validation, best)

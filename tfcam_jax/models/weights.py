@@ -12,20 +12,21 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import huggingface_hub
-import huggingface_hub.errors
 import jax.numpy as jnp
 import numpy as np
 from absl import logging
 from flax import traverse_util
 
-from ..errors import UserError
+from ..errors import UserError, did_you_mean
 from . import MODEL_CARDS, ModelCard
+from .hub import HUB_ERRORS, get_hub_file, hub_address
 from .state_dicts import read_state_dict
 
 FILE_SUFFIXES = (".safetensors", ".pth", ".pt", ".bin")
 IMAGENET = "imagenet"
 _HUB_FILE = "model.safetensors"
+_PATH_BEGINS = ("/", "./", "../", "~")
+_REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+")
 
 # Leaf names of PyTorch's modules that are the same for every rank -> collection and name here.
 _LEAVES = {"bias": ("params", "bias"), "running_mean": ("batch_stats", "mean"), "running_var": ("batch_stats", "var")}
@@ -46,7 +47,7 @@ def load_pretrained(
       name: the backbone, a key of `MODELS`.
       source: "imagenet" for the weights that the model's card names; a file (.safetensors, or .pth from `torch.save`);
         or a repository "owner/name" of the Hugging Face Hub that holds `model.safetensors`. One that was downloaded by
-        hand is looked for first, in `tfcam_jax/owner/name` of `$XDG_CACHE_HOME` or `~/.cache`.
+        hand is looked for first, in `tfcam_jax/owner/name` of `$XDG_CACHE_HOME` or `~/.cache`, then the Hub's cache.
       variables: what `model.init` gave: `params` and `batch_stats`. Not changed.
       keep_head: take the file's head too, which must have as many classes as the model, not that of `variables`.
 
@@ -54,9 +55,9 @@ def load_pretrained(
       New variables of the same tree, shapes and float32.
 
     Raises:
-      WeightsError: `source` is a file that does not exist, nothing is published for the model, the hub cannot be
-        reached (the message says which file to place where), or names or shapes differ from the model's: all of them
-        are listed.
+      WeightsError: `source` is a folder, or a file that does not exist, nothing is published for the model, the hub
+        cannot be reached (told within seconds; the message says which file to place where), or names or shapes differ
+        from the model's: all of them are listed.
       StateDictError: the file is damaged, or holds more than tensors.
     """
     if name not in MODEL_CARDS:
@@ -71,27 +72,57 @@ def load_pretrained(
 
 def find_weights(card: ModelCard, source: str | Path) -> Path:
     """The local file that `source` means (see `load_pretrained`), downloaded if need be."""
-    if Path(source).suffix in FILE_SUFFIXES or Path(source).is_file():
-        if not Path(source).is_file():
-            raise WeightsError(f"weights file {source} does not exist")
-        return Path(source)
-    repository = card.repository if source == IMAGENET else str(source)
-    if repository is None:
-        raise WeightsError("no ImageNet weights are published for this model; train it from scratch or give a file")
+    if source == IMAGENET:
+        repository = card.repository
+        if repository is None:
+            raise WeightsError("no ImageNet weights are published for this model; train it from scratch or give a file")
+    else:
+        if (file := _local_file(str(source))) is not None:
+            return file
+        repository = str(source)
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     placed = cache / "tfcam_jax" / repository / _HUB_FILE
     if placed.is_file():
         return placed
     try:
-        return Path(huggingface_hub.hf_hub_download(repository, _HUB_FILE))
-    # The hub's errors are of both kinds: no connection, no such repository or file, not a repository's name.
-    except (OSError, ValueError, huggingface_hub.errors.EntryNotFoundError) as error:
+        return get_hub_file(repository, _HUB_FILE)
+    except HUB_ERRORS as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise WeightsError(
-            f"could not get {_HUB_FILE} of {repository} from the Hugging Face Hub ({reason}). Download it where there "
-            f"is a connection and place it at {placed}, or give the path of a .safetensors or .pth file instead of "
-            f"{str(source)!r}"
+            f"could not get {_HUB_FILE} of {repository} from the Hugging Face Hub, {hub_address()} ({reason}). "
+            f"Download it where there is a connection and place it at {placed}, or give the path of a .safetensors or "
+            f".pth file instead of {str(source)!r}"
         ) from error
+
+
+def _local_file(source: str) -> Path | None:
+    """The file that a source is the path of; None for the name of a Hub repository.
+
+    What exists here, or is written as a path, is never taken for a repository. WeightsError if it is no file.
+    """
+    path = Path(source).expanduser()
+    if path.is_file():
+        return path
+    if path.is_dir():
+        held = ", ".join(_weights_in(path)) or f"none ({', '.join(FILE_SUFFIXES)})"
+        raise WeightsError(
+            f"model.weights={source} is a folder; give the path of a file. Weights in that folder: {held}."
+        )
+    if path.suffix in FILE_SUFFIXES or source.startswith(_PATH_BEGINS):
+        folder = path.parent
+        hint = did_you_mean(path.name, _weights_in(folder)) if folder.is_dir() else f" There is no folder {folder}."
+        raise WeightsError(f"weights file {source} does not exist.{hint}")
+    if not _REPOSITORY.fullmatch(source):
+        raise WeightsError(
+            f"model.weights={source!r} is no file, and no name of a Hugging Face Hub repository as 'owner/name'."
+            f"{did_you_mean(source, [IMAGENET])} Give '{IMAGENET}', the path of a .safetensors or .pth file, or such a "
+            "repository."
+        )
+    return None
+
+
+def _weights_in(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir() if path.suffix in FILE_SUFFIXES)
 
 
 def convert(state_dict: Mapping[str, np.ndarray], torch_names: tuple[tuple[str, str | None], ...]) -> dict:

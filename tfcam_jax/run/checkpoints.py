@@ -105,11 +105,12 @@ class Checkpoints:
         """The folder of a checkpoint."""
         return self.folder / str(step)
 
-    def save(self, step: int, state: Any, record: dict[str, Any], score: float | None = None) -> None:
+    def save(self, step: int, state: Any, record: dict[str, Any], score: float | None = None) -> bool:
         """Starts to save: takes the state, a pytree of arrays, off the device and leaves the rest to a thread.
 
-        `record` is JSON-able; `score`, of the validation, is larger for the better, None where there was none. Raises
-        CheckpointError if there is one of this step or a later one already, or the one before could not be written.
+        `record` is JSON-able; `score`, of the validation, is larger for the better, None where there was none. Returns
+        whether it is the best so far, the later of two equal ones. Raises CheckpointError if there is one of this step
+        or a later one already, or the one before could not be written.
         """
         self._remove(f"{_DELETED}/*")
         prints = fingerprint_tree(state)
@@ -121,6 +122,7 @@ class Checkpoints:
             self._scores[step] = score
         if not self._told(lambda: self._manager.save(step, args=arguments)):
             raise CheckpointError(f"{self.folder} holds a checkpoint of step {step} or later already")
+        return score is not None and score == max(self._scores.values())
 
     def check(self) -> None:
         """Raises CheckpointError if a save in the background has failed; does not wait."""

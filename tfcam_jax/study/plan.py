@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import inspect
 from collections.abc import Collection, Sequence
 from typing import Any, NamedTuple
 from urllib.parse import quote
@@ -15,7 +14,7 @@ from ..data.protocol import PROTOCOLS, apply_protocol, enumerate_folds
 from ..data.source import Dataset
 from ..errors import ConfigError, check_known
 from ..experiment import ConfigDict, resolve
-from ..strategies import STRATEGIES, strategy_options
+from ..strategies import STRATEGIES, default_alpha, strategy_options
 from .outcomes import Entry
 
 # Strategies whose guidance no human map enters: a placebo would change nothing in them.
@@ -141,11 +140,11 @@ def _make_run(arm: ConfigDict, name: str, alpha: float | None, protocol: dict[st
 
 def _alphas(arm: ConfigDict, alphas: Sequence[float]) -> Sequence[float | None]:
     """Those of the study, unless the arm has its own; the strategy's default without any; None without guidance."""
-    if "alpha" not in strategy_options(arm.strategy):
+    default = default_alpha(arm.strategy)
+    if default is None:
         return (None,)
     if arm.guidance.alpha is not None:
         return (arm.guidance.alpha,)
-    default = inspect.signature(STRATEGIES[arm.strategy]).parameters["alpha"].default
     return [float(alpha) for alpha in alphas or (default,)]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 from .. import written_manifest
@@ -16,7 +17,11 @@ from .report import Report, align, make_report
 
 
 def prepare(
-    recipe: DataRecipe, check: bool, out: str | Path | None = None, write_manifest: str | Path | None = None
+    recipe: DataRecipe,
+    check: bool,
+    out: str | Path | None = None,
+    write_manifest: str | Path | None = None,
+    remarks: Sequence[str] = (),
 ) -> bool:
     """Builds the data set that a recipe names, so that training finds it ready.
 
@@ -26,6 +31,7 @@ def prepare(
       out: folder for the report (`report.txt`, `report.json`) and a contact sheet (`contact_sheet.png`); None: none.
       write_manifest: CSV to write, which source `manifest` opens as the same data with the same splits; None: none. Its
         errors are those of `written_manifest`.
+      remarks: lines to tell besides, as of the model that is to see the images.
 
     Returns:
       True if the data can be trained on; False after a report of what can't. Without `check` DataError, as in training.
@@ -35,7 +41,7 @@ def prepare(
         written_manifest.check_target(Path(write_manifest), recipe.listing())
     if check:
         inspection = inspect(recipe.listing(), closely=True)
-        report = make_report(inspection, _protocol_problems(recipe, inspection))
+        report = make_report(inspection, _protocol_problems(recipe, inspection), remarks)
         print(report.text)
         if out is not None:
             _write(report, inspection, Path(out))
@@ -45,7 +51,7 @@ def prepare(
         known = inspection.checked
     dataset = recipe.arrange(recipe.open(known))
     name = recipe.protocol.get("name", "published")
-    notes = () if check else dataset.notes
+    notes = () if check else (*dataset.notes, *remarks)
     print("\n".join(["", *notes, f"Ready: {dataset.name}, protocol {name}", *describe(dataset)]))
     if write_manifest is not None:
         print("\n" + written_manifest.write_manifest(Path(write_manifest), recipe.listing(), dataset))

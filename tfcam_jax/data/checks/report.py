@@ -41,13 +41,13 @@ class Report:
     figures: Mapping[str, Any]
 
 
-def make_report(inspection: Inspection, extra_problems: Sequence[str] = ()) -> Report:
-    """Describes a data set that was inspected closely; tells problems found elsewhere, as by a protocol, too."""
+def make_report(inspection: Inspection, extra_problems: Sequence[str] = (), extra_notes: Sequence[str] = ()) -> Report:
+    """Describes a data set that was inspected closely; tells what was found elsewhere, as by a protocol, too."""
     listing, seen = inspection.listing, inspection.outcomes
     pairs, splits = list(zip(listing.rows, seen, strict=True)), list(by_split(listing.rows, seen))
     problems = (*inspection.problems, *extra_problems)
     near = _near_duplicates(pairs)
-    notes = [*listing.notes, *_map_notes(pairs), *_domain_notes(pairs), *_group_notes(splits)]
+    notes = [*extra_notes, *listing.notes, *_map_notes(pairs), *_domain_notes(pairs), *_group_notes(splits)]
     notes += _border_note(pairs, listing.class_names)
     sections = {
         "Images": align(_content_table(pairs)),
