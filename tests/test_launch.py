@@ -51,9 +51,9 @@ def test_train_evaluate_explain(tmp_path, other_frameworks):
     assert [line.split()[0] for line in said[:3]] == ["CAM", "epoch", "epoch"]
     assert [line.split()[0] for line in said[4:8]] == ["set", "val", "closed", "open"]
     scripts = [str(REPO / "launch" / name) for name in ("evaluate.py", "explain.py")]
-    assert [shlex.split(line) for line in said[-2:]] == [
-        [sys.executable, each, f"--workdir={workdir}"] for each in scripts
-    ]
+    commands = [shlex.split(line) for line in said[-2:]]
+    assert [words[1:] for words in commands] == [[each, f"--workdir={workdir}"] for each in scripts]
+    assert {str(REPO.parent / words[0]) for words in commands} == {sys.executable}
     evaluated = launch(
         "evaluate.py",
         f"--workdir={workdir}",

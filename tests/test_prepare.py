@@ -74,7 +74,7 @@ def test_one_command_and_then_training(name, tmp_path, capsys):
 
 def test_report_counts_what_is_there(tmp_path, capsys):
     manifest = write_manifest(tmp_path / "data")
-    assert prepare(recipe(manifest_config(manifest)), check=True, out=tmp_path / "check", notes=["CAM 4x4"])
+    assert prepare(recipe(manifest_config(manifest)), check=True, out=tmp_path / "check", remarks=["CAM 4x4"])
     text = capsys.readouterr().out
     lines = [line.split() for line in text.splitlines()]
     assert ["train", "bright", "old", "6", "3"] in lines and ["test", "dark", "new", "3", "3"] in lines
@@ -146,7 +146,7 @@ def test_skipped_rows_are_counted_in_the_results(tmp_path, capsys):
     with pytest.raises(DataError, match="2 problems"):
         build_experiment(resolve(manifest_config(manifest)))
     config = manifest_config(manifest, **{"data.skip_unreadable": True, "epochs": 1})
-    assert prepare(recipe(config), check=False, notes=["CAM 4x4"])
+    assert prepare(recipe(config), check=False, remarks=["CAM 4x4"])
     assert capsys.readouterr().out.endswith("\nCAM 4x4\n")
     results = train(config, tmp_path / "run")
     assert results["skipped"] == 2
