@@ -147,7 +147,7 @@ def test_skipped_rows_are_counted_in_the_results(tmp_path, capsys):
         build_experiment(resolve(manifest_config(manifest)))
     config = manifest_config(manifest, **{"data.skip_unreadable": True, "epochs": 1})
     assert prepare(recipe(config), check=False, remarks=["CAM 4x4"])
-    assert capsys.readouterr().out.endswith("\nCAM 4x4\n")
+    assert "\nCAM 4x4\nReady: data" in capsys.readouterr().out
     results = train(config, tmp_path / "run")
     assert results["skipped"] == 2
     assert len(open_dataset(resolve(config)).splits["train"]) == 10

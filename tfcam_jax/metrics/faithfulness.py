@@ -24,9 +24,9 @@ from ..models import ModelOutput
 from ..steps import initialize
 from .imputation import linear_imputation
 
-# Shares of the pixels that are replaced. ROAD needs some to impute from.
+# Shares of the pixels that are replaced. ROAD needs some to impute from; its shares are those of pytorch-grad-cam.
 SHARES = tuple(np.linspace(0, 1, 11).tolist())
-ROAD_SHARES = tuple(np.linspace(0.1, 0.9, 9).tolist())
+ROAD_SHARES = (0.2, 0.4, 0.6, 0.8)
 # ROAD adds noise of this standard deviation, in the images' unit, to what it fills in.
 NOISE = 0.01
 
