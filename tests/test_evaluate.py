@@ -118,7 +118,7 @@ def test_faithful_maps_beat_the_random_order(evaluation):
     assert set(maps) == {"T", "|U|", "D", "random"}
     for entry in maps.values():
         curves = entry["curves"]
-        assert len(curves["deletion"]) == 11 and len(curves["road_most"]) == 9
+        assert len(curves["deletion"]) == 11 and len(curves["road_most"]) == 4
         # At the ends nothing or everything was replaced, whatever the order.
         assert curves["deletion"][0] == pytest.approx(maps["D"]["curves"]["deletion"][0])
         assert curves["insertion"][-1] == pytest.approx(curves["deletion"][0], abs=1e-5)
