@@ -1,15 +1,17 @@
-"""Normal and abnormal chest X-rays with radiologists' boxes (NIH, RSNA) or gaze (MIMIC).
+"""Normal and abnormal chest X-rays with radiologists' boxes, masks or gaze: NIH, RSNA, MIMIC, VinDr, CheXpert, SIIM.
 
     python launch/prepare.py --config=configs/chest_xray.py --config.data.chest_xray.manual_dir=FOLDER --check \
         --out=runs/chest_check
     python launch/train.py --config=configs/chest_xray.py --config.data.chest_xray.manual_dir=FOLDER \
-        --config.data.chest_xray.collections="('mimic',)" --config.strategy=difference --workdir=runs/chest
+        --config.data.chest_xray.collections="('egd',)" --config.strategy=difference --workdir=runs/chest
 
-FOLDER holds subfolders nih, rsna, mimic as their owners lay them out; see tfcam_jax/data/builders/chest_xray.txt, which
-also says how to obtain them. Papers: Wang et al., CVPR 2017; Karargyris et al., Scientific Data 2021. What to expect:
-gaze maps exist for normal films too, boxes only for abnormal ones, where the placebo arms (data.maps.placebo) are
-needed to tell what a gain is owed to. rsna's films are among nih's: taking both is refused where they cross splits.
-This config has not been run on the real collections.
+FOLDER holds any of the collections as their owners lay them out; see tfcam_jax/data/builders/chest_xray.txt, which also
+says how to obtain them, and chest_xray.md for their classes and splits. Annotated films are drawn by patient into
+train, val and test with as many normal films beside them; EGD-CXR, REFLACX and lists keep their owners' splits. Papers:
+Wang et al., CVPR 2017; Karargyris et al., Scientific Data 2021. What to expect: on NIH 880 films with boxes, 616 of
+them in training; gaze maps exist for normal films too, boxes only for abnormal ones, where the placebo arms
+(data.maps.placebo) are needed to tell what a gain is owed to. rsna's and siim's films are among nih's: taking both is
+refused where they cross splits. This config has not been run on the real collections.
 """
 
 from ml_collections import ConfigDict

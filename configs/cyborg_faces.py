@@ -5,10 +5,11 @@
     python launch/train.py --config=configs/cyborg_faces.py --config.data.cyborg_faces.manual_dir=FOLDER \
         --config.strategy=difference --workdir=runs/faces
 
-FOLDER holds the collection "UND WACV 2023 CYBORG", which its owner gives out on request; how to unpack it stands in
-tfcam_jax/data/builders/cyborg_faces.txt. What to expect: training on 1,821 faces with human maps, 50 epochs of 92
-steps; validation on 20,000; the open set are the generators that training has not seen. This config has not been run
-on the real collection; the method's own figures are in the paper.
+FOLDER holds the collection "UND WACV 2023 CYBORG" with its owner's lists (csvs/original.csv: train and validation;
+csvs/gan_test_sets/*.csv: test); see tfcam_jax/data/builders/cyborg_faces.txt. Its owner gives it out on request. What
+to expect: training on 1,821 faces with human maps, 50 epochs of 92 steps; validation on 20,000; the open set are the
+generators that training has not seen. This config has not been run on the real collection; the method's own figures are
+in the paper.
 """
 
 from ml_collections import ConfigDict

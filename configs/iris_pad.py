@@ -8,10 +8,10 @@
         --config.data.protocol.name=leave_one_domain_out --config.data.protocol.domains="('printout',)" \
         --workdir=runs/iris_without_printout
 
-FOLDER holds collections that their owners give out on request; its layout stands in
-tfcam_jax/data/builders/iris_pad.txt. The last command leaves one attack type out. What to expect: attacks outnumber
-live eyes or the reverse, hence balanced sampling; figures per attack type. This config has not been run on the real
-collections. Paper of the task: Das et al., arXiv 2009.00749.
+FOLDER holds lists of D-NetPAD's, LivDet-Iris 2025's or VISER's form, or folders by type, and images that their owners
+give out on request; see tfcam_jax/data/builders/iris_pad.txt. The domain is the attack type. The last command leaves
+one attack type out. What to expect: attacks outnumber live eyes or the reverse, hence balanced sampling; figures per
+attack type. This config has not been run on the real collections. Paper of the task: Das et al., arXiv 2009.00749.
 """
 
 from ml_collections import ConfigDict

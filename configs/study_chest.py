@@ -4,11 +4,11 @@
         --workdir=runs/study_chest
 
 FOLDER as for configs/chest_xray.py. DenseNet-121 from ImageNet weights at 224 px, batch 20, 50 epochs, ten seeds, the
-recipe's lack of augmentation. Two protocols: the owners' splits, and each collection left out of training in turn
-(hospitals never seen; it needs two collections or more, so with one of them give
---config.compare.protocols="('published',)"). Boxes exist for abnormal films only, so that a map tells the class:
-the placebo arms decide what a gain is owed to. Every guided arm tries three weights of the guidance and takes the best
-by validation. Meant for GPUs. This study has not been run on the real collections.
+recipe's lack of augmentation. Two protocols: annotated films by patient or the owners' splits, and each collection left
+out of training in turn (hospitals never seen; it needs two collections or more, so with one of them give
+--config.compare.protocols="('published',)"). Boxes exist for abnormal films only, so that a map tells the class: the
+placebo arms decide what a gain is owed to. Every guided arm tries three weights of the guidance and takes the best by
+validation. Meant for GPUs. This study has not been run on the real collections.
 """
 
 from ml_collections import ConfigDict

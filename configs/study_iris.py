@@ -4,9 +4,9 @@
         --workdir=runs/study_iris
 
 FOLDER as for configs/iris_pad.py. DenseNet-121 from ImageNet weights at 224 px, batch 20, 50 epochs, ten seeds. Two
-protocols: the owner's splits (LivDet-Iris 2020 style, attack types that training lacks are the open set), and each
-attack type left out of training in turn. Classes are sampled evenly; every guided arm tries three weights of the
-guidance and takes the best by validation. Meant for GPUs. This study has not been run on the real collections.
+protocols: the lists' splits (attack types that training lacks are the open set), and each attack type left out of
+training in turn. Classes are sampled evenly; every guided arm tries three weights of the guidance and takes the best by
+validation. Meant for GPUs. This study has not been run on the real collections.
 """
 
 from ml_collections import ConfigDict

@@ -1,6 +1,7 @@
 """Tiny copies of the three tasks' layouts, as their owners give them out, with drawn images."""
 
 import csv
+import json
 from pathlib import Path
 
 import numpy as np
@@ -40,18 +41,18 @@ def write_cyborg_faces(folder: Path) -> Path:
         nonlocal number
         number += 1
         path = f"/{source}/{number // 3:06d}/{number:06d}.png"
-        write_picture(folder / f"images{path}", number, bright=label == "Synthetic")
+        write_picture(folder / path[1:], number, bright=label == "Synthetic")
         if split == "train" or number == 9:  # Maps of other images, as of this validating one, are not for training.
             write_map(folder / f"heatmaps/{number:06d}.png", number)
         return [split, label, path]
 
     pair = lambda split: [face(split, "Real", "0_real/frgc_subset"), face(split, "Synthetic", "1_fake/SREFI")]
-    write_csv(folder / "train.csv", [*(row for _ in range(4) for row in pair("train")), *pair("test"), *pair("test")])
-    write_csv(
-        folder / "test_stylegan2.csv", [face("test", "Synthetic", "1_fake/stylegan2-0.5_aligned") for _ in "abcd"]
-    )
-    write_csv(folder / "test_ada.csv", [face("test", "Synthetic", "1_fake/StyleGAN2-ADA") for _ in "abcd"])
-    write_csv(folder / "test_real.csv", [face("test", "Real", "0_real/FFHQ") for _ in "abcd"])
+    original = [*(row for _ in range(4) for row in pair("train")), *pair("test"), *pair("test")]
+    write_csv(folder / "csvs/original.csv", original)
+    tests = folder / "csvs/gan_test_sets"
+    write_csv(tests / "stylegan2.csv", [face("test", "Synthetic", "1_fake/stylegan2-0.5_aligned") for _ in "abcd"])
+    write_csv(tests / "ada.csv", [face("test", "Synthetic", "1_fake/StyleGAN2-ADA") for _ in "abcd"])
+    write_csv(tests / "ffhq.csv", [face("test", "Real", "0_real/ffhq_aligned") for _ in "abcd"])
     return folder
 
 
@@ -90,9 +91,9 @@ def hash_seed(kind, i):
     return 1000 * len(kind) + i
 
 
-def write_chest(folder: Path, collections=("nih", "rsna", "mimic"), films=16) -> Path:
+def write_chest(folder: Path, collections=("nih", "rsna", "egd"), films=16) -> Path:
     for name in collections:
-        {"nih": _write_nih, "rsna": _write_rsna, "mimic": _write_mimic}[name](folder / name, films)
+        CHEST[name](folder / name, films)
     return folder
 
 
@@ -140,14 +141,134 @@ def _write_rsna(folder: Path, films: int):
     write_csv(folder / "stage_2_detailed_class_info.csv", classes)
 
 
-def _write_mimic(folder: Path, films: int):
+def _write_egd(folder: Path, films: int):
+    """The films are another download, as JPEG, in a folder of its own."""
     sheet = [["dicom_id", "path", "patient_id", "Normal", "CHF", "pneumonia"]]
     gaze = [["SESSION_ID", "DICOM_ID", "FPOGX", "FPOGY", "FPOGD", "X_ORIGINAL", "Y_ORIGINAL"]]
     for i in range(films):
         name, path = f"film{i:03d}", f"files/p10/p{i:03d}/s1/film{i:03d}.dcm"
-        write_picture(folder / path.replace(".dcm", ".jpg"), 7000 + i, (60, 50), "L", bright=i % 2 == 1)
+        write_picture(folder.parent / f"mimic/{path.replace('.dcm', '.jpg')}", 7000 + i, (60, 50), "L", i % 2 == 1)
         sheet.append([name, path, str(i // 2 * 2), str(1 - i % 2), str(i % 2), "0"])
         gaze += [["1", name, "0.5", "0.5", "0.4", "30", "20"], ["1", name, "0.1", "0.1", "0.2", "10", "40"]]
-        gaze.append(["1", name, "0.0", "0.0", "9.0", "-1", "-1"])
+        gaze.append(["1", name, "0.0", "0.0", "0.02", "-1", "-1"])
     write_csv(folder / "master_sheet.csv", sheet)
     write_csv(folder / "fixations.csv", gaze)
+
+
+# Columns of findings, between `image_size_y` and the rest; two of the owner's.
+_FINDINGS = ["Consolidation", "Pneumothorax"]
+
+
+def _write_reflacx(folder: Path, films: int):
+    """Film 0 has three readings, of which the last one's gaze was discarded; the others have one."""
+    head = ["id", "split", "eye_tracking_data_discarded", "image", "dicom_id", "subject_id"]
+    head += ["image_size_x", "image_size_y", *_FINDINGS, "Support devices", "Other"]
+    phases = {1: [head], 3: [head]}
+    for i in range(films):
+        film = f"film{i:03d}"
+        image = f"physionet.org/files/mimic-cxr/2.0.0/files/p11/p{i}/s1/{film}.dcm"
+        write_picture(folder.parent / f"mimic/files/p11/p{i}/s1/{film}.jpg", 8000 + i, (60, 50), "L", i % 2 == 1)
+        for reader in range(3 if i == 0 else 1):
+            name, discarded = f"P{1 if i == 0 else 3}00R{reader}{i:03d}", i == 0 and reader == 2
+            split = "train" if i < films - 8 else "validate" if i < films - 4 else "test"
+            certainty = ["5" if i % 2 else "2", "0", "True", ""]
+            phases[1 if i == 0 else 3].append(
+                [name, split, str(discarded), image, film, str(i), "120", "100", *certainty]
+            )
+            ellipses = [["xmin", "ymin", "xmax", "ymax", "certainty", *_FINDINGS]]
+            ellipses += [["20", "20", "60", "40", "5", "True", "False"]] if i % 2 else []
+            write_csv(folder / f"main_data/{name}/anomaly_location_ellipses.csv", ellipses)
+            if not discarded:
+                _write_fixations(folder / f"main_data/{name}/fixations.csv", x=40 + 20 * reader)
+    for phase, rows in phases.items():
+        write_csv(folder / f"main_data/metadata_phase_{phase}.csv", rows)
+
+
+def _write_fixations(path: Path, x: int):
+    """One fixation of half a second, where ten pixels along x and twenty along y are a degree."""
+    head = ["timestamp_start_fixation", "timestamp_end_fixation", "x_position", "y_position", "pupil_area_normalized"]
+    head += ["angular_resolution_x_pixels_per_degree", "angular_resolution_y_pixels_per_degree"]
+    write_csv(path, [head, ["1.0", "1.5", str(x), "50", "1.1", "10", "20"]])
+
+
+def _write_vindr(folder: Path, films: int):
+    """Three radiologists; of every fourth film with findings two of them see nothing, and it is normal."""
+    head = ["image_id", "rad_id", "class_name", "x_min", "y_min", "x_max", "y_max"]
+    tables = {"train": [head], "test": [head]}
+    for i in range(films):
+        split = "test" if i >= films - 4 else "train"
+        film = f"vindr{i:03d}"
+        write_picture(folder / f"{split}/{film}.png", 9000 + i, mode="L", bright=i % 2 == 1)
+        seen = 0 if i % 2 == 0 else 1 if i % 4 == 3 and split == "train" else 3
+        for reader in range(3):
+            found = ["Nodule/Mass", "10", "12", "30", "24"] if reader < seen else ["No finding", "", "", "", ""]
+            tables[split].append([film, f"R{reader + 1}", *found])
+    for split, rows in tables.items():
+        write_csv(folder / f"annotations/annotations_{split}.csv", rows)
+
+
+def _write_siim(folder: Path, films: int):
+    """Every other film has pneumothorax: columns 256 to 511 of 1024 as one run, given in two parts."""
+    rows = [["ImageId", " EncodedPixels"]]
+    for i in range(films):
+        write_picture(folder / f"dicom-images-train/{i}/siim{i:03d}.png", 9500 + i, mode="L", bright=i % 2 == 1)
+        half = 128 * 1024
+        rows += [[f"siim{i:03d}", f" {256 * 1024} {half} 0 {half}"]] if i % 2 else [[f"siim{i:03d}", " -1"]]
+    write_csv(folder / "train-rle.csv", rows)
+
+
+def _write_chexlocalize(folder: Path, films: int):
+    """Two views of each patient; the left half of the frontal film of every other one is consolidated."""
+    findings = ["No Finding", "Cardiomegaly", "Consolidation", "Support Devices"]
+    labels = [["Path", "Sex", "Age", "Frontal/Lateral", "AP/PA", *findings]]
+    masks = {}
+    for i in range(films):
+        for view in ("view1_frontal", "view2_lateral"):
+            path = f"CheXpert-v1.0/valid/patient{i:05d}/study1/{view}.jpg"
+            write_picture(
+                folder / path.replace("-v1.0", ""), 9700 + i + 200 * (view[4] == "2"), mode="L", bright=i % 2 == 1
+            )
+            labels.append(
+                [
+                    path,
+                    "Male",
+                    "70",
+                    view[6:].title(),
+                    "AP",
+                    *(["0.0", "0.0", "1.0", "1.0"] if i % 2 else ["1.0", "0.0", "0.0", "1.0"]),
+                ]
+            )
+        if i % 2:
+            half = {"size": [SIZE, SIZE], "counts": [0, SIZE * SIZE // 2, SIZE * SIZE // 2]}
+            empty = {"size": [SIZE, SIZE], "counts": [SIZE * SIZE]}
+            masks[f"patient{i:05d}_study1_view1_frontal"] = {"Consolidation": half, "Cardiomegaly": empty}
+    write_csv(folder / "CheXpert/val_labels.csv", labels)
+    (folder / "CheXlocalize").mkdir()
+    (folder / "CheXlocalize/gt_segmentations_val.json").write_text(json.dumps(masks))
+
+
+def _write_lists(folder: Path, films: int):
+    """Training and its test in one list, another hospital in a second one, maps of training's abnormal films."""
+    rows = {"chest_train": [], "shenzhen": []}
+    for i in range(films):
+        name, label = f"cxr{i:03d}.png", "abnormal" if i % 2 else "normal"
+        write_picture(folder / f"pictures/{name}", 9900 + i, mode="L", bright=i % 2 == 1)
+        listed = "shenzhen" if i >= films - 4 else "chest_train"
+        split = "train" if i < films - 8 else "test"
+        rows[listed].append([split, label, f"/{name}"])
+        if split == "train" and i % 2:
+            write_map(folder.parent / f"maps/{name}", i)
+    for name, own in rows.items():
+        write_csv(folder / f"{name}.csv", own)
+
+
+CHEST = {
+    "nih": _write_nih,
+    "rsna": _write_rsna,
+    "egd": _write_egd,
+    "reflacx": _write_reflacx,
+    "vindr": _write_vindr,
+    "siim": _write_siim,
+    "chexlocalize": _write_chexlocalize,
+    "lists": _write_lists,
+}

@@ -123,13 +123,13 @@ SOUND = {"k": ["a" * 64, 3, 4, "usable"]}
     ("content", "said"),
     [
         ("", "damaged"),
-        ('{"version":1,"rows":{"k":["', "damaged"),
+        ('{"version":2,"rows":{"k":["', "damaged"),
         ("[]", "damaged"),
         ('{"rows":{}}', "damaged"),
-        (json.dumps({"version": 1, "rows": []}), "damaged"),
-        (json.dumps({"version": 1, "rows": {"k": ["ab", 3, 4, "usable"]}}), "damaged"),
-        (json.dumps({"version": 1, "rows": {"k": ["a" * 64, 3, "4", "usable"]}}), "damaged"),
-        (json.dumps({"version": 1, "rows": {"k": ["a" * 64, 3, 4, "fine"]}}), "damaged"),
+        (json.dumps({"version": 2, "rows": []}), "damaged"),
+        (json.dumps({"version": 2, "rows": {"k": ["ab", 3, 4, "usable"]}}), "damaged"),
+        (json.dumps({"version": 2, "rows": {"k": ["a" * 64, 3, "4", "usable"]}}), "damaged"),
+        (json.dumps({"version": 2, "rows": {"k": ["a" * 64, 3, 4, "fine"]}}), "damaged"),
         (json.dumps({"version": 0, "rows": SOUND}), "another version"),
     ],
 )
@@ -137,7 +137,7 @@ def test_a_damaged_file_is_told_and_counts_for_nothing(tmp_path, caplog, content
     logging.set_verbosity(logging.INFO)
     logging.get_absl_logger().propagate = True
     path = tmp_path / "checks.json"
-    path.write_text(json.dumps({"version": 1, "rows": SOUND}))
+    path.write_text(json.dumps({"version": 2, "rows": SOUND}))
     assert load_outcomes(path) == {"k": Outcome((), "a" * 64, (3, 4), "usable")} and not caplog.text
     path.write_text(content)
     assert load_outcomes(path) == {}

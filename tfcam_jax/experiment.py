@@ -319,7 +319,9 @@ def _data_recipe(config: _Reading) -> DataRecipe:
     options = {"manifest": data.manifest} if data.source == "manifest" else data[data.source]
     if data.source in ("manifest", "folders"):
         options = {**options, "labels": data.labels or ()}
-    reading = {key: maps[key] for key in ("combine", "sigma", "pixels_per_degree")}
+    reading = {key: maps[key] for key in ("combine", "sigma", "pixels_per_degree", "categories")}
+    columns = maps.columns.take(maps.columns.keys())
+    reading["columns"] = {meaning: name for meaning, name in columns.items() if name}
     reading["skip_unreadable"] = data.skip_unreadable
     if data.source != "demo":
         options = {**options, **reading}

@@ -13,13 +13,13 @@ from pathlib import Path
 from .source import DataError
 
 
-def read_lines(path: Path) -> list[tuple[int, list[str]]]:
+def read_lines(path: Path, delimiter: str = ",") -> list[tuple[int, list[str]]]:
     """Number and cells of all lines that hold something.
 
     Raises DataError, which says where, for what is not UTF-8 or not CSV, and OSError where there is no such file.
     """
     with path.open(encoding="utf-8-sig", newline="") as file:
-        reader = csv.reader(file, strict=True)
+        reader = csv.reader(file, strict=True, delimiter=delimiter)
         try:
             lines = [(reader.line_num, [cell.strip() for cell in cells]) for cells in reader]
         except UnicodeDecodeError as error:

@@ -7,7 +7,6 @@ folders is in the listing's notes.
 from __future__ import annotations
 
 import os
-import re
 import zipfile
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
@@ -16,9 +15,8 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from ..errors import ConfigError
-from .annotations import find_name, is_table
-from .annotations.marks import Table
-from .builders.owner_files import below, group_of
+from .annotations import is_table
+from .builders.owner_files import below, check_pattern, group_of
 from .checks.outcomes import Outcomes
 from .listing import Listing, MapReader, Row, SplitDraw, join_map_cell, read_tables
 from .maps_by_name import MAP_NAMES, find_below, find_beside, name_annotators
@@ -60,6 +58,8 @@ def list_folders(
     shares: Sequence[float] = (0.7, 0.15, 0.15),
     seed: int = 0,
     skip_unreadable: bool = False,
+    columns: Mapping[str, str] | None = None,
+    categories: Sequence[str] = (),
     **reading: Any,
 ) -> Listing:
     """The images below a folder, none opened.
@@ -80,6 +80,8 @@ def list_folders(
       shares: of train, val and test where they are drawn; test may be 0. Of two that are drawn, their proportion.
       seed: of the draw.
       skip_unreadable: makes no difference.
+      columns: of a table, as in `annotations.read_table`.
+      categories: the same.
       **reading: `combine`, `sigma` and `pixels_per_degree`, as in `listing.MapReader`.
 
     Raises ConfigError for options that can't be, and DataError where folders aren't there or not of this layout.
@@ -88,7 +90,7 @@ def list_folders(
     _check_draw(shares, seed)
     patterns = {"group": group_pattern, "domain": domain_pattern}
     for column, pattern in patterns.items():
-        _check_pattern(f"{column}_pattern", pattern)
+        check_pattern(f"data.folders.{column}_pattern", pattern)
     folder = _existing_folder(images, _IMAGES_KEY)
     place = _maps_place(maps, folder)
     found = _find_images(folder, place, map_names)
@@ -101,14 +103,12 @@ def list_folders(
     rows = _make_rows(found, folder, place or folder, root, table, patterns)
     drawn = _draw(found, shares, seed)
     rows = [replace(row, split="" if drawn and row.split in drawn.shares else row.split) for row in rows]
-    tables, problems = read_tables(root, rows)
-    if table:
-        _check_table(found, table, tables[table], rows)
+    tables = read_tables(root, rows, columns or {}, categories)
     trained = {row.label for row in rows if row.split in ("", "train")}
-    reader = MapReader(root, **reading, tables=tables)
-    problems = (*found.problems, *problems)
+    reader = MapReader(root, **reading, tables=tables.marks)
+    problems, notes = (*found.problems, *tables.problems), (*found.notes, *tables.remarks)
     class_names = tuple(labels) or tuple(sorted(trained))
-    return Listing(folder.resolve().name, tuple(rows), class_names, reader, problems, tuple(found.notes), drawn)
+    return Listing(folder.resolve().name, tuple(rows), class_names, reader, problems, notes, drawn)
 
 
 @dataclass
@@ -268,7 +268,7 @@ def _make_rows(
         except ValueError as error:
             found.problems.append(f"{folder / path}: map {error}")
             cell = ""
-        columns = {column: group_of(path, pattern) for column, pattern in patterns.items()}
+        columns: dict[str, Any] = {column: group_of(path, pattern) for column, pattern in patterns.items()}
         rows.append(Row(str(folder), 0, split, label, below(under(folder), path), cell, **columns))
     for column, pattern in patterns.items():
         lacking = [row.image for row in rows if not getattr(row, column)]
@@ -297,36 +297,9 @@ def _draw(found: _Found, shares: Sequence[float], seed: int) -> SplitDraw | None
     return SplitDraw(drawn, seed)
 
 
-def _check_table(found: _Found, path: str, table: Table, rows: Sequence[Row]) -> None:
-    """Tells of a table's entries without an image, and refuses those that are several images'."""
-    named = defaultdict(list)
-    for row in rows:
-        named[find_name(table, row.image)].append(row.image)
-    named.pop(None, None)
-    for name, images in named.items():
-        if len(images) > 1:
-            what = f"entry {name!r} could be that of {' or '.join(images[:_SHOWN])}"
-            found.problems.append(f"{path}: {what}; name images by their paths")
-    if table and not named:
-        found.problems.append(f"{path}: none of its {len(table)} entries names an image, such as {rows[0].image}")
-    found.notes += _told(
-        f"entries of {path} name no image and are left out", [name for name in table if name not in named]
-    )
-
-
 def _check_draw(shares: Sequence[float], seed: int) -> None:
     if len(shares) != len(SPLITS) or min(shares) < 0 or 0 in shares[:2] or abs(sum(shares) - 1) > 1e-6:
         wanted = "must be three numbers with the sum 1, of train, val (both above 0) and test"
         raise ConfigError(f"config.data.folders.shares {wanted}; got {tuple(shares)}")
     if seed < 0:
         raise ConfigError(f"config.data.folders.seed must not be negative; got {seed}")
-
-
-def _check_pattern(key: str, pattern: str) -> None:
-    try:
-        groups = re.compile(pattern).groups
-    except re.error as error:
-        raise ConfigError(f"config.data.folders.{key} is {pattern!r}, no regular expression: {error}") from error
-    if pattern and not groups:
-        wanted = "put what names it in parentheses, as in '(patient[0-9]+)_'"
-        raise ConfigError(f"config.data.folders.{key} is {pattern!r}, which has no group: {wanted}")

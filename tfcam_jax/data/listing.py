@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import zipfile
+from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,8 +13,11 @@ import numpy as np
 from jaxtyping import Float
 
 from ..errors import ConfigError
-from .annotations import find_marks, is_table, read_picture, read_table
-from .annotations.marks import Table, render
+from .annotations import is_table, read_picture, read_table
+from .annotations.columns import check_columns
+from .annotations.marks import Marks, render
+from .annotations.matching import assign
+from .annotations.table import Table, named
 from .checks.outcomes import USABLE, Outcome
 from .decode import decode_picture
 from .human_maps import combine
@@ -30,6 +34,7 @@ class Row:
       image: path below the listing's folder.
       map: what the annotators left: "" or nothing; a picture or table below the folder, or several, as in
         "anna=maps/anna/1.png|ben=maps/ben/1.png". Without names annotators are "1", "2", ...
+      looked: the places where an image that isn't there was looked for; empty where it was found, or nobody looked.
     """
 
     list: str
@@ -40,6 +45,7 @@ class Row:
     map: str = ""
     domain: str = ""
     group: str = ""
+    looked: tuple[str, ...] = field(default=(), kw_only=True)
 
     @property
     def place(self) -> str:
@@ -54,15 +60,17 @@ class MapReader:
       folder: what paths are relative to.
       combine: "mean", "majority" or an annotator's name, see `human_maps.combine`.
       sigma: of fixations, pixels of the image; in degrees of the visual field if `pixels_per_degree` is given.
-      pixels_per_degree: of the image as it was shown; 0 means that sigma is in pixels.
-      tables: path below the folder to what is in it, see `read_tables`.
+      pixels_per_degree: of the image as it was shown, where its table doesn't say; 0 means that sigma is in pixels.
+      tables: path below the folder to image to annotator to marks, see `assign_tables`.
+      degrees: in place of sigma, for fixations whose table says how many pixels made a degree; 0: as sigma says.
     """
 
     folder: Path
     combine: str = "mean"
     sigma: float = 50.0
     pixels_per_degree: float = 0.0
-    tables: Mapping[str, Table] = field(default_factory=dict)
+    tables: Mapping[str, Mapping[str, Mapping[str, Marks]]] = field(default_factory=dict)
+    degrees: float = 0.0
 
     def __post_init__(self):
         if not (self.sigma > 0 and self.pixels_per_degree >= 0):
@@ -81,11 +89,15 @@ class MapReader:
         """
         maps: dict[str, np.ndarray] = {}
         sigma = self.sigma * (self.pixels_per_degree or 1)
+        degrees = self.sigma if self.pixels_per_degree else self.degrees
         for name, path in split_map_cell(row.map):
             if path in self.tables:
-                marks = find_marks(self.tables[path], row.image)
+                marks = self.tables[path].get(row.image, {})
                 marks = {name: next(iter(marks.values()))} if name and len(marks) == 1 else marks
-                found = {annotator: render(own, height, width, sigma) for annotator, own in marks.items()}
+                try:
+                    found = {annotator: render(own, height, width, sigma, degrees) for annotator, own in marks.items()}
+                except ValueError as error:
+                    raise ValueError(f"{row.image}: {error}") from error
             else:
                 found = {name or str(len(maps) + 1): read_picture(self.open(path), os.path.splitext(path)[1])}
             for annotator, saliency in found.items():
@@ -136,6 +148,21 @@ class Listing:
     draw: SplitDraw | None = None
 
 
+@dataclass(frozen=True)
+class AssignedTables:
+    """What tables say of the images of a list.
+
+    Attributes:
+      marks: path of a table to image to annotator to marks, for `MapReader`.
+      problems: of the tables, and of entries that can't be told apart or belong to no image.
+      remarks: what was guessed or left out.
+    """
+
+    marks: Mapping[str, Mapping[str, Mapping[str, Marks]]]
+    problems: tuple[str, ...] = ()
+    remarks: tuple[str, ...] = ()
+
+
 def split_map_cell(cell: str) -> list[tuple[str, str]]:
     """Annotator's name ("" if not given) and path of each part of a map cell."""
     parts = [part.strip() for part in cell.split("|") if part.strip()]
@@ -162,19 +189,70 @@ def check_below(path: str) -> str:
     return path
 
 
-def read_tables(folder: Path, rows: Sequence[Row]) -> tuple[dict[str, Table], list[str]]:
-    """Reads the tables that map cells name, each once. Returns them by path, and the problems found."""
+def read_tables(
+    folder: Path, rows: Sequence[Row], columns: Mapping[str, str], categories: Sequence[str]
+) -> AssignedTables:
+    """Reads the tables that map cells name, each once, and assigns their marks to the rows' images.
+
+    `columns` and `categories` as of `annotations.read_table`; raises ConfigError for a column's meaning that is none.
+    """
+    check_columns(columns)
     tables: dict[str, Table] = {}
     problems: list[str] = []
     first = {path: row for row in reversed(rows) for _, path in split_map_cell(row.map) if is_table(path)}
-    for path, row in first.items():
+    for path, row in reversed(first.items()):
         try:
-            tables[path] = read_table(folder / check_below(path))
+            tables[path] = read_table(folder / check_below(path), columns, categories)
         except (OSError, ValueError) as error:
-            tables[path] = {}  # Once told, not again for every row.
             found = error.problems if isinstance(error, DataError) else [reason(folder / path, error)]
             problems += [f"{row.place}: map {path}: {each}" for each in found]
-    return tables, problems
+    assigned = assign_tables(tables, rows, columns, categories)
+    broken = {path: {} for path in first if path not in tables}  # Once told, not again for every row.
+    return AssignedTables({**assigned.marks, **broken}, (*problems, *assigned.problems), assigned.remarks)
+
+
+def assign_tables(
+    tables: Mapping[str, Table], rows: Sequence[Row], columns: Mapping[str, str], categories: Sequence[str]
+) -> AssignedTables:
+    """Gives each table's marks to the images of the rows that name it.
+
+    The tables were read with these `columns` and `categories`; where none has them, that is told: of categories as a
+    problem.
+    """
+    problems, remarks = check_chosen(tables, columns, categories)
+    images: dict[str, dict[str, None]] = defaultdict(dict)
+    for row in rows:
+        for _, path in split_map_cell(row.map):
+            images[path][row.image] = None
+    marks = {}
+    for path, table in tables.items():
+        found = assign(table, list(images.get(path, ())), path)
+        marks[path] = found.marks
+        problems += found.problems
+        remarks += found.remarks
+    return AssignedTables(marks, tuple(problems), tuple(remarks))
+
+
+def check_chosen(
+    tables: Mapping[str, Table], columns: Mapping[str, str], categories: Sequence[str]
+) -> tuple[list[str], list[str]]:
+    """Problems and remarks of the columns and categories that tables were read with."""
+    known = frozenset(name for table in tables.values() for name in table.categories)
+    problems = [
+        f"data.maps.categories: no table has {name!r}; known are {', '.join(sorted(known)) or 'none'}"
+        for name in categories
+        if tables and name not in known
+    ]
+    remarks = []
+    if columns and not any(table.renamed for table in tables.values()):
+        what = f"{named(list(tables))}: their formats have columns of their own" if tables else "no map is a table"
+        remarks.append(f"data.maps.columns makes no difference: {what}")
+    if categories and not tables:
+        remarks.append("data.maps.categories makes no difference: no map is a table")
+    if len(known) > 1 and not categories:
+        what = f"marks of {len(known)} categories count alike ({named(sorted(known))})"
+        remarks.append(f"{what}; to choose, set data.maps.categories")
+    return problems, remarks
 
 
 def reason(path: Path, error: Exception) -> str:

@@ -7,11 +7,13 @@ or stops with the full list of what to put right.
 from __future__ import annotations
 
 import zipfile
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from .checks.inspection import check_files
+from .checks.declared_sizes import check_sizes
+from .checks.inspection import check_files, log_remarks
 from .checks.outcomes import Outcomes
 from .csv_files import read_table
 from .listing import Listing, MapReader, Row, listed_sources, read_tables
@@ -53,7 +55,8 @@ def open_manifest(
       progress: show a bar if checking takes more than a few seconds.
       skip_unreadable: leave out rows whose files can't be read; `Dataset.skipped` lists them.
       known: outcomes of an earlier opening (`Dataset.checked`): unchanged files are not decoded again.
-      **reading: `combine`, `sigma` and `pixels_per_degree`, as in `listing.MapReader`.
+      **reading: `combine`, `sigma` and `pixels_per_degree`, as in `listing.MapReader`; `columns` and `categories`, as
+        in `listing.read_tables`.
 
     Raises:
       ConfigError: options that can't be.
@@ -91,13 +94,22 @@ def open_manifest_split(
         raise DataError(problems)
     listing = replace(listing, rows=rows)
     outcomes, checked = check_files(listing, known, progress)
-    if problems := [*listing.problems, *(problem for outcome in outcomes for problem in outcome.problems)]:
+    of_sizes = check_sizes(listing, outcomes)
+    unreadable = (problem for outcome in outcomes for problem in outcome.problems)
+    if problems := [*listing.problems, *unreadable, *of_sizes.problems]:
         raise DataError(problems)
+    log_remarks((*listing.notes, *of_sizes.remarks))
     return OpenedSplit(split, listed_sources(listing, outcomes, channels)[split], checked)
 
 
 def list_manifest(
-    manifest: str, *, labels: tuple[str, ...] = (), skip_unreadable: bool = False, **reading: Any
+    manifest: str,
+    *,
+    labels: tuple[str, ...] = (),
+    skip_unreadable: bool = False,
+    columns: Mapping[str, str] | None = None,
+    categories: Sequence[str] = (),
+    **reading: Any,
 ) -> Listing:
     """The manifest's rows, no image opened; arguments as in `open_manifest` (`skip_unreadable` makes no difference).
 
@@ -106,12 +118,12 @@ def list_manifest(
     check_labels(labels)
     path = Path(manifest)
     rows = _read_rows(path)
-    tables, problems = read_tables(path.parent, rows)
-    reader = MapReader(path.parent, **reading, tables=tables)
+    tables = read_tables(path.parent, rows, columns or {}, categories)
+    reader, problems = MapReader(path.parent, **reading, tables=tables.marks), list(tables.problems)
     class_names = tuple(labels) or tuple(sorted({row.label for row in rows if row.split == "train" and row.label}))
     if not rows:
         problems.append(f"{path}: no rows; {_WANTED}")
-    return Listing(path.resolve().parent.name, tuple(rows), class_names, reader, tuple(problems))
+    return Listing(path.resolve().parent.name, tuple(rows), class_names, reader, tuple(problems), tables.remarks)
 
 
 def _read_rows(path: Path) -> list[Row]:

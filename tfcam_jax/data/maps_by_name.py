@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 
-from .annotations import TABLES
+from .annotations import is_table
 from .source import SPLIT_NAMES
 from .unlisted import image_suffixes
 
@@ -55,7 +55,7 @@ def find_beside(files: Iterable[str], map_names: Sequence[str]) -> tuple[list[st
             named[os.path.splitext(path)[0]].append(path)
     for path in files:
         is_image, stem = _suffix(path) in suffixes, os.path.splitext(path)[0]
-        if not (is_image or _suffix(path) == ".npy" or _suffix(path) in TABLES):
+        if not (is_image or _suffix(path) == ".npy" or is_table(path)):
             found.others.append(path)
             continue
         marked = list(_without_mark(stem, map_names))
@@ -84,7 +84,7 @@ def find_below(
       map_names: as of `find_beside`.
       place: the maps' folder, to tell of.
     """
-    suffixes, found = image_suffixes() | {".npy", *TABLES}, FoundMaps()
+    suffixes, found = image_suffixes() | {".npy"}, FoundMaps()
     classes = {label for _, label in images.values()}
     ends = defaultdict(list)
     for image in images:
@@ -97,7 +97,7 @@ def find_below(
         return (folder not in classes or folder == label) and (not split or named_split == split)
 
     for path in files:
-        if _suffix(path) not in suffixes:
+        if not (_suffix(path) in suffixes or is_table(path)):
             found.others.append(path)
             continue
         stem = os.path.splitext(path)[0]

@@ -39,7 +39,7 @@ def open_listing(
     _log_maps(usable)
     sources = listed_sources(usable.listing, usable.outcomes, channels)
     drawn = listing.draw is not None
-    return Dataset(listing.name, listing.class_names, sources, skipped, listing.notes, drawn, usable.checked)
+    return Dataset(listing.name, listing.class_names, sources, skipped, usable.remarks, drawn, usable.checked)
 
 
 def check_labels(labels: Sequence[str]) -> None:

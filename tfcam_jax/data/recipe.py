@@ -18,7 +18,7 @@ from .protocol import ProtocolOptions, apply_protocol
 from .source import Dataset
 
 # Options of a source that say how maps are read, whatever the list.
-_READING = ("combine", "sigma", "pixels_per_degree")
+_READING = ("combine", "sigma", "pixels_per_degree", "columns", "categories")
 
 
 @dataclass(frozen=True)

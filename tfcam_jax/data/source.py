@@ -20,6 +20,7 @@ SPLIT_NAMES = {name: name for name in SPLITS} | {
     "training": "train",
     "valid": "val",
     "validation": "val",
+    "validate": "val",
     "testing": "test",
 }
 

@@ -41,8 +41,8 @@ def walk_files(folder: Path) -> Iterator[str]:
 
 
 def image_suffixes() -> set[str]:
-    """Of files that are images by their name: of every kind that Pillow can open, and ".dcm"."""
-    return {suffix for suffix, kind in Image.registered_extensions().items() if kind in Image.OPEN} | {".dcm"}
+    """Of files that are images by their name: of every kind that Pillow can open, and DICOM."""
+    return {suffix for suffix, kind in Image.registered_extensions().items() if kind in Image.OPEN} | {".dcm", ".dicom"}
 
 
 def open_image_folder(folder: str | Path, channels: int, progress: bool = True) -> ListedSource:

@@ -10,7 +10,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from ..errors import ConfigError
-from .annotations import find_marks, read_table
+from .annotations import read_table
+from .annotations.matching import assign
 from .listing import Listing, Row, join_map_cell, split_map_cell
 from .manifest import OPTIONAL_COLUMNS, REQUIRED_COLUMNS, list_manifest
 from .source import DataError, Dataset
@@ -36,7 +37,8 @@ def check_target(path: Path, listing: Listing) -> None:
 def _is_plain(listing: Listing, table: str) -> bool:
     """Whether a table of marks has a form that every manifest may name."""
     try:
-        return read_table(listing.reader.folder / table) == listing.reader.tables[table]
+        own = listing.reader.tables[table]
+        return assign(read_table(listing.reader.folder / table), list(own), table).marks == own
     except (OSError, DataError, KeyError):  # an owner's form is whatever isn't ours
         return False
 
@@ -114,7 +116,7 @@ def _check_read_back(
             problems.append(f"{row.image}: not read back as it is; rename what begins or ends with a space")
         for (_, table), (_, before) in zip(split_map_cell(row.map), split_map_cell(source.map), strict=True):
             old, new = listing.reader.tables, written.reader.tables
-            if before in old and find_marks(old[before], source.image) != find_marks(new[table], row.image):
+            if before in old and old[before].get(source.image) != new[table].get(row.image):
                 problems.append(f"{row.image}: {table} calls it otherwise; write the manifest into the images' folder")
     if problems:
         raise DataError(problems)

@@ -1,40 +1,66 @@
-"""CSV with a row per box, polygon or fixation."""
+"""CSV with a row per box, polygon or fixation, in people's own columns."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from pathlib import Path
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
-from ..csv_files import read_table
-from .marks import Marks, Table, gather, to_number
+from .columns import find_columns, has_marks, to_entry
+from .table import Format
+
+Lines = Sequence[tuple[int, Sequence[str]]]
 
 
-def read(path: Path, renamed: Mapping[str, str] | None = None) -> Table:
-    """Reads a CSV of marks.
+def header_of(lines: Lines) -> Sequence[str]:
+    """The cells of the first line."""
+    return lines[0][1] if lines else ()
 
-    Column `image`, then `x, y, width, height` or `x_min, y_min, x_max, y_max` for a box, `polygon` ("x y x y ...")
-    for a polygon, or `x, y` and, if wanted, `duration` for a fixation; `annotator` is optional. Rows without any of
-    the numbers say that the image was looked at and nothing marked. `renamed` maps names in this file to those above,
-    for owners' tables. Raises DataError, with a line per problem, each with its row, and OSError: no such file.
+
+def with_columns(*names: str) -> Any:
+    """Whether lines have these columns, as a `Format` asks."""
+    return lambda lines: set(names) <= set(header_of(lines))
+
+
+def cells_of(lines: Lines) -> Iterator[tuple[str, dict[str, str]]]:
+    """Place and cells by column of each row below the header. Raises ValueError for rows that are longer."""
+    header = header_of(lines)
+    wrong = [number for number, cells in lines[1:] if any(cells[len(header) :])]
+    if wrong:
+        told = ", ".join(map(str, wrong[:5]))
+        raise ValueError(f"row {told}: more cells than the header has columns ({len(header)}); quote those with commas")
+    for number, cells in lines[1:]:
+        yield f"row {number}", dict(zip(header, cells, strict=False))
+
+
+def own_columns(columns: Mapping[str, str]) -> Format:
+    """The format, with other names of columns by their meaning (`columns.NAMES`).
+
+    A row has `image` and one of: `x, y, width, height`; `x_min, y_min, x_max, y_max`; `x_center, y_center, width,
+    height`; `box` ("x y width height"); `polygon` ("x y x y ..."); `x, y` and, if wanted, `duration` for a fixation.
+    `annotator`, `category`, `unit` (pixels, shares, percent), `image_width` and `image_height` are optional. Rows
+    without any of the numbers say that the image was looked at and nothing marked. Without the column `image` a table
+    is about the one image whose manifest row names it.
     """
-    parse = lambda cells: (cells.get("image", ""), cells.get("annotator", ""), _marks(cells))
-    return gather(path, ((f"row {number}", cells) for number, cells in read_table(path, renamed=renamed)), parse)
 
+    def recognises(lines: Lines) -> bool:
+        return has_marks(find_columns(header_of(lines), columns)[0].values()) or bool(columns)
 
-def _marks(cells: Mapping[str, str]) -> Marks:
-    given = lambda *names: all(cells.get(name) for name in names)
-    numbers = lambda *names: tuple(to_number(cells[name], name) for name in names)
-    if given("polygon"):
-        return Marks(polygons=(tuple(to_number(text, "polygon") for text in cells["polygon"].split()),))
-    if given("x", "y", "width", "height"):
-        return Marks(boxes=(numbers("x", "y", "width", "height"),))
-    if given("x_min", "y_min", "x_max", "y_max"):
-        left, top, right, bottom = numbers("x_min", "y_min", "x_max", "y_max")
-        return Marks(boxes=((left, top, right - left, bottom - top),))
-    if given("x", "y") and not {"width", "height"} & cells.keys():
-        duration = to_number(cells["duration"], "duration") if given("duration") else 1.0
-        return Marks(fixations=((*numbers("x", "y"), duration),))
-    partly = [name for name in ("x", "y", "width", "height", "x_min", "y_min", "x_max", "y_max") if given(name)]
-    if partly:
-        raise ValueError(f"incomplete: only {', '.join(partly)} given")
-    return Marks()
+    def entries(lines: Lines) -> Iterator[tuple[str, Any]]:
+        meanings, faults = find_columns(header_of(lines), columns)
+        if not has_marks(meanings.values()):
+            faults.append("no columns that say where a mark is")
+        if faults:
+            raise ValueError("row 1: " + "; ".join(faults))
+        for place, cells in cells_of(lines):
+            own = {meanings[name]: cell for name, cell in cells.items() if name in meanings}
+            yield place, (own, "image" in meanings.values())
+
+    def parse(part: Any) -> Any:
+        cells, names_image = part
+        entry = to_entry(cells)
+        if names_image and not entry.image:
+            raise ValueError("no image named")
+        return entry
+
+    looks_like = "columns such as image,x,y,width,height or x_min,y_min,x_max,y_max or polygon or x,y,duration"
+    return Format("a CSV of marks", looks_like, recognises, entries, parse, one_image=True, renamed=True)

@@ -1,80 +1,129 @@
-"""JSON with an object per image and annotator, and COCO's, whose objects say the same by other names."""
+"""JSON with an object per image and annotator, in people's own keys."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
-from ..source import DataError
-from .marks import Marks, Table, gather, to_number
+from ...errors import did_you_mean
+from .columns import IGNORED, NAMES, find_columns, plain, to_entry
+from .marks import Marks
 from .rle import read_runs
+from .table import Entry, Format, is_records, to_number, to_numbers
+
+# Lists of marks, by the names they go by.
+_LISTS: Mapping[str, tuple[str, ...]] = {
+    "boxes": ("boxes", "bboxes", "bbox", "box"),
+    "polygons": ("polygons", "polygon", "segmentation"),
+    "masks": ("masks", "mask", "rle", "rles"),
+    "fixations": ("fixations", "fixation"),
+}
+_LIST = {name: kind for kind, names in _LISTS.items() for name in names}
 
 
-def read(path: Path) -> Table:
-    """Reads a list of objects, or COCO's `images` and `annotations` with boxes, polygons or run-length encodings.
+def own_keys(columns: Mapping[str, str]) -> Format:
+    """The format, with other names of keys by their meaning (`columns.NAMES`).
 
-    An object has `image`, optionally `annotator`, and any of `boxes` ([[x, y, width, height], ...]), `polygons`
-    ([[x, y, x, y, ...], ...]), `masks` (COCO RLEs) and `fixations` ([[x, y, duration], ...]).
-
-    Raises DataError, with a line per problem, each with its entry, and OSError where there is no such file.
+    A list of objects, each with `image` and any of `boxes` ([[x, y, width, height], ...]), `polygons`
+    ([[x, y, x, y, ...], ...]), `masks` (COCO RLEs), `fixations` ([[x, y, duration], ...]), or the columns of
+    `csv_table`; one mark may stand without its list. `annotator`, `category`, `unit`, `image_width` and `image_height`
+    are optional. Instead of a list also an object of such objects by their images' names.
     """
-    try:
-        content = json.loads(path.read_text(encoding="utf-8-sig"))
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise DataError([f"{path}: not JSON ({error})"]) from error
-    if isinstance(content, list):
-        return gather(path, ((f"entry {number}", entry) for number, entry in enumerate(content)), _parse)
-    objects = lambda part: isinstance(part, list) and all(isinstance(each, dict) for each in part)
-    if isinstance(content, dict) and objects(content.get("images")) and objects(content.get("annotations")):
-        return gather(path, _coco_entries(content), _parse_coco)
-    raise DataError([f"{path}: must be COCO or a list of objects with `image`"])
+
+    def recognises(content: Any) -> bool:
+        objects = _objects(content)
+        return is_records([each for _, each in objects]) and any(_knows(each, columns) for _, each in objects)
+
+    def entries(content: Any) -> Iterator[tuple[str, Any]]:
+        return ((place, (each, columns)) for place, each in _objects(content))
+
+    return Format(
+        "a JSON list of marks", "a list of objects with `image`, and boxes, polygons, masks or fixations",
+        recognises, entries, _parse, renamed=True,
+    )  # fmt: skip
 
 
-def _parse(entry: Any) -> tuple[str, str, Marks]:
-    """Image, annotator ("" if not named) and marks of an object. Raises ValueError or TypeError for anything else."""
-    if not (isinstance(entry, dict) and isinstance(entry.get("image"), str)):
+def _objects(content: Any) -> list[tuple[str, Any]]:
+    """Place and object of each entry."""
+    if isinstance(content, dict):
+        if content and all(isinstance(each, dict) and not _image(each) for each in content.values()):
+            return [(f"entry {name!r}", {"image": name, **each}) for name, each in content.items()]
+        return [("entry 0", content)]
+    return [(f"entry {number}", entry) for number, entry in enumerate(content)] if isinstance(content, list) else []
+
+
+def _image(entry: Mapping[str, Any]) -> bool:
+    return any(plain(str(name)) in NAMES["image"] for name in entry)
+
+
+def _knows(entry: Mapping[str, Any], columns: Mapping[str, str]) -> bool:
+    names = {plain(name) for name in entry}
+    return _image(entry) or bool(columns) or any(_list_kind(name) for name in names)
+
+
+def _list_kind(name: str) -> str | None:
+    return _LIST.get(plain(name))
+
+
+def _parse(part: Any) -> Entry:
+    """What an object says. Raises ValueError or TypeError where it can't be used."""
+    entry, columns = part
+    if not isinstance(entry, dict):
+        raise ValueError("must be an object with `image`")
+    if isinstance(entry.get("objects"), dict):  # metadata.jsonl of Hugging Face's image folders
+        own = entry["objects"]
+        entry = {key: value for key, value in entry.items() if key != "objects"} | {"boxes": own.get("bbox", [])}
+    lists = {name: kind for name in entry if (kind := _list_kind(name)) and name not in columns.values()}
+    meanings, faults = find_columns([name for name in entry if name not in lists], columns)
+    unknown = [name for name in entry if name not in lists and name not in meanings and plain(name) not in IGNORED]
+    if faults:
+        known = (*_LIST, *NAMES)
+        hints = [hint for name in unknown if (hint := did_you_mean(plain(name), known))]
+        raise ValueError("; ".join(faults) + "".join(hints[:1]))
+    own = {meanings[name]: value for name, value in entry.items() if name in meanings}
+    if not isinstance(own.get("image"), str) or not own["image"]:
         raise ValueError("no image named")
-    masks = tuple(entry.get("masks", ()))
-    for mask in masks:
-        read_runs(mask)
-    marks = Marks(
-        boxes=tuple(_numbers(box, "boxes", 4) for box in entry.get("boxes", ())),
-        polygons=tuple(_numbers(corners, "polygons") for corners in entry.get("polygons", ())),
-        masks=masks,
-        fixations=tuple(_numbers(point, "fixations", 3) for point in entry.get("fixations", ())),
-    )
-    return entry["image"], str(entry.get("annotator") or ""), marks
+    category = own.pop("category", None)
+    categories = category if isinstance(category, list) else [category] if category not in (None, "") else []
+    row = to_entry(own)
+    marks = Marks(size=row.marks.size)
+    for name, kind in lists.items():
+        marks += _listed(kind, entry[name], own, row)
+    return Entry(row.image, marks + row.marks, row.annotator, tuple(map(str, categories)))
 
 
-def _numbers(values: Any, name: str, count: int | None = None) -> tuple[float, ...]:
-    if not isinstance(values, list | tuple) or (count is not None and len(values) != count):
-        raise ValueError(f"{name}: {values!r} must be a list of {count or 'x, y, x, y, ...'} numbers")
-    return tuple(to_number(value, name) for value in values)
+def _listed(kind: str, value: Any, own: Mapping[str, Any], row: Entry) -> Marks:
+    """Marks of one list, in the unit that the object declares."""
+    if value is None:
+        return Marks()
+    if not isinstance(value, list | dict):
+        raise ValueError(f"{kind}: {value!r} must be a list")
+    if kind == "masks" or (isinstance(value, dict) and "counts" in value):
+        masks = [value] if isinstance(value, dict) else value
+        for mask in masks:
+            read_runs(mask)
+        return Marks(masks=tuple(masks))
+    if isinstance(value, dict) or (value and not isinstance(value[0], list | tuple | dict)):
+        value = [value]  # one mark without its list
+    if kind == "polygons" and value and all(_is_point(each) for each in value):
+        value = [value]  # one polygon of points
+    meaning = "box" if kind == "boxes" else "polygon"
+    shared = {name: own[name] for name in ("unit", "image_width", "image_height") if name in own}
+    marks = Marks()
+    for each in value:
+        if kind == "fixations":
+            x, y, *duration = to_numbers(list(each) + [1.0] * (len(each) == 2), "fixations", 3)
+            marks += to_entry({"x": x, "y": y, "duration": duration[0], **shared}).marks
+        elif isinstance(each, dict):
+            named_values, faults = find_columns(each, {})
+            if faults:
+                raise ValueError(f"{kind}: {'; '.join(faults)}")
+            marks += to_entry({named_values[k]: to_number(v, k) for k, v in each.items()} | shared).marks
+        else:
+            numbers = to_numbers(each, kind, 4) if kind == "boxes" else each
+            marks += to_entry({meaning: numbers, **shared}).marks
+    return marks
 
 
-def _coco_entries(content: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
-    """Annotations, each with its place and its image's name; and images without any: somebody looked at them."""
-    names = {image.get("id"): image.get("file_name") for image in content["images"]}
-    marked = {entry.get("image_id") for entry in content["annotations"]}
-    for identity, name in names.items():
-        if identity not in marked:
-            yield f"image {identity}", {"image": name}
-    for number, entry in enumerate(content["annotations"]):
-        yield f"annotation {number}", entry | {"image": names.get(entry.get("image_id"))}
-
-
-def _parse_coco(entry: Mapping[str, Any]) -> tuple[str, str, Marks]:
-    """As `_parse`. A box counts where there is no outline."""
-    if entry["image"] is None and "image_id" in entry:
-        raise ValueError(f"image_id {entry['image_id']!r} is not among its images")
-    marks: dict[str, Any] = {}
-    outline = entry.get("segmentation")
-    if isinstance(outline, dict):
-        marks["masks"] = [outline]
-    elif outline:
-        marks["polygons"] = outline
-    elif entry.get("bbox"):
-        marks["boxes"] = [entry["bbox"]]
-    return _parse({"image": entry["image"], "annotator": entry.get("annotator"), **marks})
+def _is_point(value: Any) -> bool:
+    return isinstance(value, list | tuple) and len(value) == 2 and not isinstance(value[0], list | tuple)

@@ -1,98 +1,158 @@
 """What annotators mark, drawn as maps.
 
-Coordinates are pixels of the image, (0, 0) being the outer corner of the first pixel.
+Coordinates are pixels of the image, (0, 0) being the outer corner of the first pixel, unless the marks say otherwise.
 """
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields
-from pathlib import Path
-from typing import Any, TypeVar
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float
 from PIL import Image, ImageDraw
 
-from ..source import DataError
 from .rle import decode_rle, read_runs
-
-Entry = TypeVar("Entry")
 
 Size = tuple[int, int]  # height, width
 
+# The size that coordinates count in where they are shares of the image.
+SHARES = (1.0, 1.0)
+
 # Of a rendered map, pixels: far above any CAM's resolution, far below a radiograph's.
 LONGER_SIDE = 512
-_OVERSAMPLING = 4
+# Of polygons, in each direction: Pillow fills the pixels on their edges too, which must stay thin on small maps.
+_LEAST_OVERSAMPLING, _MOST_OVERSAMPLING = 4, 16
+_CORNERS = 72  # of an ellipse
 
 
 @dataclass(frozen=True)
 class Marks:
-    """What one annotator marked in one image, in the image's pixels.
+    """What one annotator marked in one image.
 
     Attributes:
       boxes: x and y of the corner nearest to the origin, width, height.
       polygons: x, y of the corners one after the other.
-      masks: COCO run-length encodings, `{"size": [height, width], "counts": ...}`.
-      fixations: x, y, duration in any unit.
+      masks: COCO run-length encodings, `{"size": [height, width], "counts": ...}`, which have sizes of their own.
+      fixations: x, y, duration in any unit; and, where it is known, pixels in a degree of the visual field along x and
+        along y.
+      size: width and height of the picture that coordinates count in; `SHARES` for shares of the image; None for the
+        image as it is.
     """
 
     boxes: tuple[tuple[float, ...], ...] = ()
     polygons: tuple[tuple[float, ...], ...] = ()
     masks: tuple[Mapping[str, Any], ...] = ()
     fixations: tuple[tuple[float, ...], ...] = ()
+    size: tuple[float, float] | None = None
+
+    def __bool__(self) -> bool:
+        return bool(self.boxes or self.polygons or self.masks or self.fixations)
 
     def __add__(self, other: Marks) -> Marks:
-        return Marks(*(getattr(self, f.name) + getattr(other, f.name) for f in fields(self)))
+        """Both together; raises ValueError where they count in different sizes."""
+        counting = [each for each in (self, other) if each.boxes or each.polygons or each.fixations]
+        sizes = [each.size for each in counting or (self, other)]
+        if len(counting) == 2 and self.size != other.size:
+            raise ValueError(f"one image is declared {told_size(self.size)} and {told_size(other.size)}; correct one")
+        joined = {name: getattr(self, name) + getattr(other, name) for name in _KINDS}
+        return Marks(**joined, size=next((size for size in sizes if size), None))
+
+    def scaled(self, x: float, y: float, size: tuple[float, float] | None) -> Marks:
+        """Coordinates multiplied along x and y, to count in another size."""
+        by = lambda numbers: tuple(value * (y if i % 2 else x) for i, value in enumerate(numbers))
+        resolution = lambda numbers: by(numbers) if numbers else ()
+        return replace(
+            self,
+            boxes=tuple(map(by, self.boxes)),
+            polygons=tuple(map(by, self.polygons)),
+            fixations=tuple((*by(each[:2]), each[2], *resolution(each[3:])) for each in self.fixations),
+            size=size,
+        )
 
 
-# Image name to annotator to marks: many images' marks, as a table holds them.
-Table = Mapping[str, Mapping[str, Marks]]
+_KINDS = ("boxes", "polygons", "masks", "fixations")
 
 
-def gather(path: Path, entries: Iterable[tuple[str, Entry]], parse: Callable[[Entry], tuple[str, str, Marks]]) -> Table:
-    """Adds up what the entries of a file say, by image and annotator; the annotator is "1" where none is named.
+def told_size(size: Sequence[float] | None) -> str:
+    """Width and height in words."""
+    if size is None:
+        return "of no size"
+    return "in shares" if tuple(size) == SHARES else f"{size[0]:g} x {size[1]:g}"
 
-    Each entry comes with its place in the file. `parse` gives its image, annotator and marks, and raises ValueError or
-    TypeError where it can't be used; DataError then has a line per problem.
+
+def percent(marks: Marks) -> Marks:
+    """Marks in percent of the image as marks in shares."""
+    return marks.scaled(0.01, 0.01, SHARES)
+
+
+def ellipse(cx: float, cy: float, rx: float, ry: float, angle: float = 0.0) -> tuple[float, ...]:
+    """Corners of a polygon in place of an ellipse turned by an angle, radians, from the x axis towards the y axis."""
+    cos, sin = math.cos(angle), math.sin(angle)
+    # As large in area as the ellipse, not inscribed.
+    step = 2 * math.pi / _CORNERS
+    grown = math.sqrt(step / math.sin(step))
+    turn = [(rx * grown * math.cos(step * i), ry * grown * math.sin(step * i)) for i in range(_CORNERS)]
+    return tuple(value for x, y in turn for value in (cx + x * cos - y * sin, cy + x * sin + y * cos))
+
+
+def turned_box(
+    x: float, y: float, width: float, height: float, angle: float, pivot: tuple[float, float]
+) -> tuple[float, ...]:
+    """Corners of a box turned by an angle, radians, from the x axis towards the y axis, about a point."""
+    cos, sin = math.cos(angle), math.sin(angle)
+    corners = [(x, y), (x + width, y), (x + width, y + height), (x, y + height)]
+    away = [(cx - pivot[0], cy - pivot[1]) for cx, cy in corners]
+    return tuple(v for dx, dy in away for v in (pivot[0] + dx * cos - dy * sin, pivot[1] + dx * sin + dy * cos))
+
+
+def same_aspect(one: Sequence[float], other: Sequence[float]) -> bool:
+    """Whether two sizes are those of one picture, but for sides rounded to whole pixels."""
+    return abs(one[0] * other[1] - one[1] * other[0]) < max(*one, *other)
+
+
+def declared_sizes(marks: Marks) -> set[tuple[float, float]]:
+    """Widths and heights, pixels, that marks say their image has."""
+    own = set() if marks.size in (None, SHARES) else {marks.size}
+    return own | {(mask["size"][1], mask["size"][0]) for mask in marks.masks}
+
+
+def to_pixels(marks: Marks, height: int, width: int) -> Marks:
+    """Marks in the pixels of an image of that size. Raises ValueError if they were made on one of another aspect."""
+    if marks.size is None:
+        return marks
+    if marks.size != SHARES and not same_aspect(marks.size, (width, height)):
+        remedy = "give the image that was annotated, or correct the size"
+        raise ValueError(f"marks of an image of {told_size(marks.size)}, but it is {width} x {height}; {remedy}")
+    return marks.scaled(width / marks.size[0], height / marks.size[1], None)
+
+
+def time_outside(marks: Marks, height: int, width: int) -> tuple[float, float]:
+    """How long fixations rest outside an image of that size, and how long in all, in the unit of their durations.
+
+    Those at (-1, -1) count for neither: owners write it where gaze was not on the image, and say so themselves.
     """
-    table: dict[str, dict[str, Marks]] = defaultdict(dict)
-    problems = []
-    for place, entry in entries:
-        try:
-            image, annotator, marks = parse(entry)
-            if not image:
-                raise ValueError("no image named")
-        except (ValueError, TypeError) as error:
-            problems.append(f"{path}, {place}: {error}")
-            continue
-        own = table[image]
-        own[annotator or "1"] = own.get(annotator or "1", Marks()) + marks
-    if problems:
-        raise DataError(problems)
-    return dict(table)
+    placed = replace(marks, fixations=tuple(each for each in marks.fixations if tuple(each[:2]) != (-1, -1)))
+    if not placed.fixations:
+        return 0.0, 0.0
+    x, y, duration = np.asarray([each[:3] for each in to_pixels(placed, height, width).fixations], np.float64).T
+    return float(duration[~_inside(x, y, height, width)].sum()), float(duration.sum())
 
 
-def to_number(value: Any, name: str) -> float:
-    """A finite number; raises ValueError, with the name of what it is, for anything else."""
-    try:
-        number = float(value)
-    except (TypeError, ValueError):
-        number = float("nan")
-    if not np.isfinite(number):
-        raise ValueError(f"{name} is {value!r}, not a number")
-    return number
-
-
-def render(marks: Marks, height: int, width: int, sigma: float) -> Float[np.ndarray, "h w"]:
+def render(marks: Marks, height: int, width: int, sigma: float, degrees: float = 0.0) -> Float[np.ndarray, "h w"]:
     """Draws marks as a map of the image's shape, its longer side at most 512.
 
     Boxes, polygons and masks give the share of each map pixel that any of them covers; fixations give Gaussians,
     weighted by duration, added up and divided by their peak; those off the image are left out. Marks of both kinds are
     joined by the maximum. `sigma` is the standard deviation of a fixation's Gaussian; it, `height` and `width` are in
-    pixels of the image. Raises ValueError for marks outside the image or of no extent, and masks of another size.
+    pixels of the image. Where `degrees` is not 0, it holds in place of sigma for fixations that know their resolution.
+    Marks made on the same image of another size are scaled. Raises ValueError for marks outside the image or of no
+    extent, and where the other size is no other size of this image.
     """
+    _check_extent(marks)
+    marks = to_pixels(marks, height, width)
     scale = min(1.0, LONGER_SIDE / max(height, width))
     shape, size = (max(1, round(height * scale)), max(1, round(width * scale))), (height, width)
     _check_inside(marks, height, width)
@@ -101,8 +161,24 @@ def render(marks: Marks, height: int, width: int, sigma: float) -> Float[np.ndar
         layers.append(_polygon_coverage(marks.polygons, shape, size))
     layers += [_mask_coverage(mask, shape, size) for mask in marks.masks]
     if marks.fixations:
-        layers.append(_fixation_density(marks.fixations, shape, size, sigma))
+        layers.append(_fixation_density(marks.fixations, shape, size, sigma, degrees))
     return np.maximum.reduce(layers) if layers else np.zeros(shape, np.float32)
+
+
+def _check_extent(marks: Marks) -> None:
+    """Refuses what lies within one pixel: shares of the image that nobody declared as such."""
+    remedy = "shares of the image? Then say so: a column or key `unit` with shares (or percent)"
+    within = lambda x, y, w, h: (w < 1 and h < 1) or (x + w <= 1 and y + h <= 1)
+    if marks.size == SHARES:
+        return
+    for x, y, w, h in marks.boxes:
+        if w > 0 and h > 0 and within(x, y, w, h):
+            raise ValueError(f"box {x:g}, {y:g}, {w:g}, {h:g} is smaller than a pixel; {remedy}")
+    for corners in marks.polygons:
+        if len(corners) > 4 and max(corners) <= 1:
+            raise ValueError(f"a polygon lies within the first pixel; {remedy}")
+    if marks.fixations and 0 < max(value for each in marks.fixations for value in each[:2]) <= 1:
+        raise ValueError(f"all fixations lie within the first pixel; {remedy}")
 
 
 def _check_inside(marks: Marks, height: int, width: int) -> None:
@@ -119,9 +195,9 @@ def _check_inside(marks: Marks, height: int, width: int) -> None:
             raise ValueError(f"a polygon needs three corners or more, x and y each; got {len(corners)} numbers")
         if not all(inside(x, y) for x, y in zip(corners[::2], corners[1::2], strict=True)):
             raise ValueError(f"a polygon reaches {where}")
-    for _, _, duration in marks.fixations:
-        if duration < 0:
-            raise ValueError(f"a fixation lasts {duration:g}; durations are not negative")
+    for each in marks.fixations:
+        if each[2] < 0:
+            raise ValueError(f"a fixation lasts {each[2]:g}; durations are not negative")
 
 
 # Shapes are those of the map, sizes those of the image.
@@ -139,7 +215,8 @@ def _covered(start: float, stop: float, count: int) -> Float[np.ndarray, " count
 
 
 def _polygon_coverage(polygons: Sequence[Sequence[float]], shape: Size, size: Size) -> Float[np.ndarray, "h w"]:
-    fine = shape[0] * _OVERSAMPLING, shape[1] * _OVERSAMPLING
+    times = min(max(4 * LONGER_SIDE // max(shape), _LEAST_OVERSAMPLING), _MOST_OVERSAMPLING)
+    fine = shape[0] * times, shape[1] * times
     canvas = Image.new("L", (fine[1], fine[0]))
     draw = ImageDraw.Draw(canvas)
     for corners in polygons:
@@ -147,27 +224,33 @@ def _polygon_coverage(polygons: Sequence[Sequence[float]], shape: Size, size: Si
         xs = [x * fine[1] / size[1] - 0.5 for x in corners[::2]]
         ys = [y * fine[0] / size[0] - 0.5 for y in corners[1::2]]
         draw.polygon(list(zip(xs, ys, strict=True)), fill=255)
-    return np.asarray(canvas.reduce(_OVERSAMPLING), np.float32) / 255
+    return np.asarray(canvas.reduce(times), np.float32) / 255
 
 
 def _mask_coverage(mask: Mapping[str, Any], shape: Size, size: Size) -> Float[np.ndarray, "h w"]:
     (height, width), (rows, columns, _) = size, read_runs(mask)
     # Before it is decoded, as a file may claim any size.
-    if abs(rows * width - columns * height) >= max(height, width):
+    if not same_aspect((columns, rows), (width, height)):
         raise ValueError(f"a mask of {columns} x {rows} pixels in an image of {width} x {height}")
     picture = Image.fromarray(decode_rle(mask).astype(np.float32))
     return np.asarray(picture.resize((shape[1], shape[0]), Image.Resampling.BOX))
 
 
 def _fixation_density(
-    fixations: Sequence[Sequence[float]], shape: Size, size: Size, sigma: float
+    fixations: Sequence[Sequence[float]], shape: Size, size: Size, sigma: float, degrees: float
 ) -> Float[np.ndarray, "h w"]:
-    (height, width), (x, y, duration) = size, np.asarray(fixations, np.float64).T
+    (height, width) = size
+    x, y, duration = np.asarray([each[:3] for each in fixations], np.float64).T
+    known = lambda axis: np.array([degrees * each[axis] if degrees and len(each) > 3 else sigma for each in fixations])
     # Eyes also rest beside the image; owners then write -1.
-    kept = (x >= 0) & (x <= width) & (y >= 0) & (y <= height)
-    x, y, duration = x[kept], y[kept], duration[kept]
+    kept = _inside(x, y, height, width)
     distance = lambda at, count, side: (np.arange(count) + 0.5) * side / count - at[:, None]
-    along = lambda at, count, side: np.exp(-0.5 * (distance(at, count, side) / sigma) ** 2)
-    density = (duration[:, None] * along(y, shape[0], height)).T @ along(x, shape[1], width)
+    along = lambda at, count, side, width: np.exp(-0.5 * (distance(at, count, side) / width[:, None]) ** 2)
+    down = along(y[kept], shape[0], height, known(4)[kept])
+    density = (duration[kept][:, None] * down).T @ along(x[kept], shape[1], width, known(3)[kept])
     peak = density.max()
     return (density / peak if peak > 0 else density).astype(np.float32)
+
+
+def _inside(x: np.ndarray, y: np.ndarray, height: int, width: int) -> np.ndarray:
+    return (x >= 0) & (x <= width) & (y >= 0) & (y <= height)

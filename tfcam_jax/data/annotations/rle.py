@@ -66,3 +66,27 @@ def _decompress(counts: str | bytes) -> list[int]:
     if place:
         raise ValueError("a compressed RLE ends in the middle of a run")
     return runs
+
+
+def encode_rle(mask: Bool[np.ndarray, "h w"]) -> dict[str, Any]:
+    """A mask's encoding, its runs uncompressed."""
+    flat = np.asarray(mask, bool).T.ravel()
+    edges = np.flatnonzero(flat[1:] != flat[:-1]) + 1
+    runs = np.diff(edges, prepend=0, append=flat.size).tolist()
+    return {"size": list(mask.shape), "counts": [0, *runs] if flat.size and flat[0] else runs}
+
+
+def encode_part(part: Bool[np.ndarray, "h w"], left: int, top: int, width: float, height: float) -> dict[str, Any]:
+    """The encoding of a mask of `width` x `height` pixels from a part of it.
+
+    What the part has beyond the mask is cut off. Raises ValueError for a mask of no size or of more pixels than any
+    image has.
+    """
+    width, height = int(width), int(height)
+    if not (min(width, height) > 0 and width * height <= _LARGEST):
+        raise ValueError(f"a mask of {width} x {height} pixels can't be drawn; correct its size")
+    whole = np.zeros((height, width), bool)
+    rows, columns = slice(max(top, 0), top + part.shape[0]), slice(max(left, 0), left + part.shape[1])
+    place = whole[rows, columns]
+    place |= part[max(-top, 0) :, max(-left, 0) :][: place.shape[0], : place.shape[1]]
+    return encode_rle(whole)

@@ -1,29 +1,23 @@
-"""Normal and abnormal chest X-rays with boxes or gaze: NIH ChestX-ray14, RSNA, MIMIC with eye tracking."""
+"""Normal and abnormal chest X-rays with boxes, masks or gaze; each owner's layout is a file of `chest`."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
-from typing import ClassVar, TypeVar
+from typing import ClassVar
 
-from ..annotations import csv_table
-from ..annotations.marks import Table
-from ..csv_files import read_table
-from ..listing import Row
-from ..source import DataError
-from ..unlisted import walk_images
+from ...errors import ConfigError, check_known
+from ..listing import SplitDraw, check_chosen
+from ..source import SPLITS, DataError
+from ..unlisted import walk_files
 from . import read_text
+from .chest import COLLECTIONS
+from .chest.collection import ABNORMAL, NORMAL, Collection, Film, Reading, check_splits, choose_films, split_films
+from .file_search import FileSearch
 from .listed_builder import ListedBuilder, ListedConfig, no_rows
-from .owner_files import Found, below, split_by_share
+from .owner_files import Found, check_pattern, find_folder
 
-NORMAL, ABNORMAL = "normal", "abnormal"
-NIH_BOXES, RSNA_BOXES, FIXATIONS = "nih/BBox_List_2017.csv", "rsna/stage_2_train_labels.csv", "mimic/fixations.csv"
-_NIH_COLUMNS = {"Image Index": "image", "Bbox [x": "x", "y": "y", "w": "width", "h]": "height"}
-_RSNA_COLUMNS = {"patientId": "image"}
-_FIXATION_COLUMNS = {"DICOM_ID": "image", "X_ORIGINAL": "x", "Y_ORIGINAL": "y", "FPOGD": "duration"}
-
-Read = TypeVar("Read")
+GAZE = ("fixations", "ellipses")
 
 
 @dataclass(eq=False)
@@ -31,12 +25,28 @@ class ChestXrayConfig(ListedConfig):
     """What to take.
 
     Attributes:
-      collections: of "nih", "rsna" and "mimic"; those whose folder is missing are refused. Empty: those that are there.
-      annotated_only: leave out abnormal films that nobody annotated; normal films have nothing to annotate.
+      collections: keys of `COLLECTIONS`; those that aren't there are refused. Empty: all that are there.
+      owner_splits: those that are split as their owners do, with all films; the others are drawn by patient.
+      annotated_only: of films drawn by patient: leave out abnormal ones that nobody annotated.
+      normals: of films drawn by patient: normal ones without marks, for each annotated abnormal one; 0: all.
+      shares: of train, val and test, drawn by patient.
+      seed: of which normal films are used and of the splits.
+      degrees: standard deviation of fixations' Gaussians where the table says how many pixels made a degree (reflacx).
+      reflacx_maps: the radiologists' "fixations" or the "ellipses" that they drew.
+      maps: folder of the maps of collection `lists`.
+      group_pattern: regular expression whose first group, found in a path of collection `lists`, names the patient.
     """
 
     collections: tuple[str, ...] = ()
-    annotated_only: bool = False
+    owner_splits: tuple[str, ...] = ("egd", "reflacx", "lists")
+    annotated_only: bool = True
+    normals: float = 1.0
+    shares: tuple[float, ...] = (0.7, 0.1, 0.2)
+    seed: int = 0
+    degrees: float = 1.0
+    reflacx_maps: str = "fixations"
+    maps: str = "maps"
+    group_pattern: str = ""
 
 
 class ChestXray(ListedBuilder):
@@ -48,96 +58,90 @@ class ChestXray(ListedBuilder):
 
     @classmethod
     def find_rows(cls, folder: Path, config: ChestXrayConfig) -> Found:
-        chosen = config.collections or tuple(name for name in COLLECTIONS if (folder / name).is_dir())
-        unknown = [name for name in chosen if name not in COLLECTIONS]
-        if unknown:
-            known = f"known are {', '.join(COLLECTIONS)}"
-            raise DataError([f"data.chest_xray.collections: no collection {name!r}; {known}" for name in unknown])
+        _check(config)
+        files = [path for path in walk_files(folder) if not PurePosixPath(path).name.startswith(".")]
+        there = {name: own for name, each in COLLECTIONS.items() if (own := each.find(folder, files))}
+        chosen = config.collections or tuple(there)
         if not chosen:
-            raise no_rows(cls, folder, f"none of the folders {', '.join(COLLECTIONS)}")
-        found = Found()
+            signatures = (f"{' or '.join(each.signature)} ({name})" for name, each in COLLECTIONS.items())
+            raise no_rows(cls, folder, f"none of the files {', '.join(signatures)}")
+        if absent := [name for name in chosen if name not in there]:
+            lacks = "; ".join(f"{name} needs {' or '.join(COLLECTIONS[name].signature)}" for name in absent)
+            raise no_rows(cls, folder, f"data.chest_xray.collections names what is not there: {lacks}")
+        found, search = Found(), FileSearch(folder, without=[find_folder(folder, config.maps)])
+        tables = {}
         for name in chosen:
-            COLLECTIONS[name](folder, found)
-        if config.annotated_only:
-            found.rows = [row for row in found.rows if row.label == NORMAL or row.map]
+            reading = Reading(folder, there[name], config, search, found)
+            _add(COLLECTIONS[name], reading)
+            tables |= reading.tables
+        problems, notes = check_chosen(tables, config.columns, config.categories)
+        found.problems += problems
+        found.notes += notes
         return found
 
 
-def _list_nih(folder: Path, found: Found) -> None:
-    entries = next(iter(sorted((folder / "nih").glob("Data_Entry_2017*.csv"))), folder / "nih/Data_Entry_2017.csv")
-    # The header's last two names hold commas and aren't quoted; what is needed stands before them.
-    cells = _read(entries, ("Image Index", "Finding Labels", "Patient ID"), found)
-    boxes = _marks(folder, NIH_BOXES, _NIH_COLUMNS, found)
-    held_out = folder / "nih/test_list.txt"
-    test = set(held_out.read_text(encoding="utf-8").split()) if held_out.is_file() else set()
-    if not test:
-        found.problems.append(f"{held_out}: no such file or empty; it names the test images")
-    films = _films(folder, "nih")
-    for number, cell in cells:
-        image, patient = cell["Image Index"], cell["Patient ID"]
-        split = "test" if image in test else split_by_share(f"nih{patient}", val=0.1, test=0.0)
-        label = NORMAL if cell["Finding Labels"] == "No Finding" else ABNORMAL
-        path = films.get(PurePosixPath(image).stem, f"nih/images/{image}")
-        mark = NIH_BOXES if image in boxes else ""
-        found.rows.append(Row(str(entries), number, split, label, path, mark, "nih", f"nih{patient}"))
+def _check(config: ChestXrayConfig) -> None:
+    """Raises ConfigError or DataError for options that can't be."""
+    check_pattern("data.chest_xray.group_pattern", config.group_pattern)
+    check_known("data.chest_xray.reflacx_maps", config.reflacx_maps, GAZE)
+    known = f"known are {', '.join(COLLECTIONS)}"
+    for key in ("collections", "owner_splits"):
+        unknown = [name for name in getattr(config, key) if name not in COLLECTIONS]
+        if unknown:
+            raise DataError([f"data.chest_xray.{key}: no collection {name!r}; {known}" for name in unknown])
+    if without := [name for name in config.owner_splits if not COLLECTIONS[name].has_splits]:
+        what = f"the owner of {', '.join(without)} publishes no split"
+        raise ConfigError(f"data.chest_xray.owner_splits: {what}; leave it out, to draw one by patient")
+    if len(config.shares) != len(SPLITS) or min(config.shares) <= 0 or abs(sum(config.shares) - 1) > 1e-6:
+        wanted = "must be three numbers above 0 with the sum 1, of train, val and test"
+        raise ConfigError(f"data.chest_xray.shares {wanted}; got {tuple(config.shares)}")
+    if config.normals < 0 or config.seed < 0:
+        raise ConfigError(f"data.chest_xray.normals and seed can't be negative; got {config.normals}, {config.seed}")
 
 
-def _list_rsna(folder: Path, found: Found) -> None:
-    classes = folder / "rsna/stage_2_detailed_class_info.csv"
-    boxes = _marks(folder, RSNA_BOXES, _RSNA_COLUMNS, found)
-    films, seen = _films(folder, "rsna"), set()
-    for number, cell in _read(classes, ("patientId", "class"), found):
-        image = cell["patientId"]
-        if image in seen:  # One row per box.
-            continue
-        seen.add(image)
-        marked = any(marks.boxes for marks in boxes.get(image, {}).values())
-        label = NORMAL if cell["class"] == "Normal" else ABNORMAL
-        path, group = films.get(image, f"rsna/stage_2_train_images/{image}.dcm"), f"rsna{image}"
-        mark = RSNA_BOXES if marked else ""
-        found.rows.append(Row(str(classes), number, split_by_share(group), label, path, mark, "rsna", group))
+def _add(collection: Collection, reading: Reading) -> None:
+    """Reads a collection and adds the films of it that are used, with their splits, files and marks."""
+    name, options, found = collection.name, reading.options, reading.found
+    collection.read(reading)
+    films = reading.films
+    if not films:
+        return
+    own = name in options.owner_splits
+    if own:
+        films, note = _owners_films(films, name, options)
+    else:
+        films, note = choose_films(films, name, options)
+        found.draw = SplitDraw(dict(zip(SPLITS, options.shares, strict=True)), options.seed)
+        films = split_films(films, found.draw.shares, options.seed)
+        shares = "/".join(f"{share:.0%}" for share in options.shares)
+        note += f"; train, val and test {shares} by patient, drawn with seed {options.seed}"
+    found.notes.append(note)
+    found.problems += check_splits(films, name, own)
+    placed = Found([film.row for film in films])
+    if reading.images is not None:
+        placed.place_images(reading.search, reading.images)
+    found.problems += placed.problems
+    found.notes += [f"{name}: {each}" for each in placed.notes]
+    _add_marks(found, placed, films)
 
 
-def _list_mimic(folder: Path, found: Found) -> None:
-    sheet = folder / "mimic/master_sheet.csv"
-    gaze = _marks(folder, FIXATIONS, _FIXATION_COLUMNS, found)
-    films = _films(folder, "mimic")
-    for number, cell in _read(sheet, ("dicom_id", "path", "patient_id", "Normal"), found):
-        image, group = cell["dicom_id"], f"mimic{cell['patient_id']}"
-        label = NORMAL if cell["Normal"] in ("1", "1.0") else ABNORMAL
-        path = films.get(image, below("mimic", cell["path"]))
-        mark = FIXATIONS if image in gaze else ""
-        found.rows.append(Row(str(sheet), number, split_by_share(group), label, path, mark, "mimic", group))
+def _owners_films(films: list[Film], name: str, options: ChestXrayConfig) -> tuple[list[Film], str]:
+    """All films as their owner splits them; where nothing validates, a part of training by patient does."""
+    note = f"{name}: {len(films)} films, {sum(film.annotated for film in films)} annotated, split as their owner does"
+    if any(film.row.split == "val" for film in films):
+        return films, note
+    train, val, _ = options.shares
+    trained = [film for film in films if film.row.split == "train"]
+    drawn = split_films(trained, {"train": train, "val": val}, options.seed)
+    share = f"{val / (train + val):.0%}"
+    note += f", who has no validation: {share} of training, drawn by patient with seed {options.seed}, validate"
+    return [*drawn, *(film for film in films if film.row.split != "train")], note
 
 
-COLLECTIONS: Mapping[str, Callable[[Path, Found], None]] = {"nih": _list_nih, "rsna": _list_rsna, "mimic": _list_mimic}
-
-
-def _films(folder: Path, collection: str) -> dict[str, str]:
-    """File name without its suffix to path below the folder. The owners' names are unique."""
-    return {PurePosixPath(path).stem: f"{collection}/{path}" for path in walk_images(folder / collection)}
-
-
-def _read(path: Path, wanted: tuple[str, ...], found: Found) -> list[tuple[int, dict[str, str]]]:
-    """Rows of an owner's CSV by column; problems go to what is found."""
-    rows = _try(lambda: read_table(path, wanted, "is it the original?"), path, "it lists the films", found)
-    if rows == []:
-        found.problems.append(f"{path}, row 1: no rows; is it the original?")
-    return [(number, {name: cells.get(name, "") for name in wanted}) for number, cells in rows or []]
-
-
-def _marks(folder: Path, table: str, renamed: Mapping[str, str], found: Found) -> Table:
-    """An owner's table of marks, which what is found then holds; empty if it can't be read."""
-    read = lambda: csv_table.read(folder / table, renamed)
-    found.tables[table] = _try(read, folder / table, "it holds what the radiologists marked", found) or {}
-    return found.tables[table]
-
-
-def _try(read: Callable[[], Read], path: Path, purpose: str, found: Found) -> Read | None:
-    try:
-        return read()
-    except DataError as error:
-        found.problems += error.problems
-    except OSError:
-        found.problems.append(f"{path}: no such file; {purpose}")
-    return None
+def _add_marks(found: Found, placed: Found, films: list[Film]) -> None:
+    """Adds rows whose images were looked for, and the films' marks under the paths of their files."""
+    for row, film in zip(placed.rows, films, strict=True):
+        if film.marks and film.annotated:
+            found.tables.setdefault(film.table, {})[row.image] = film.marks
+            row = replace(row, map=film.table)
+        found.rows.append(row)

@@ -6,8 +6,8 @@ import hashlib
 import io
 import os
 import zipfile
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, fields, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ from ..source import DataError, Dataset
 from .owner_files import Found
 from .tfds_source import OrderedBuilder, columns_path, open_directory, open_prepared, pack, png, save_records
 
-_SKIPPED = "skipped.txt"
+_SKIPPED, _NOTES = "skipped.txt", "notes.txt"
 
 
 @dataclass(eq=False)
@@ -39,6 +39,9 @@ class ListedConfig(tfds.core.BuilderConfig):
     combine: str = "mean"
     sigma: float = 50.0
     pixels_per_degree: float = 0.0
+    degrees: float = 0.0
+    columns: Mapping[str, str] = field(default_factory=dict)
+    categories: tuple[str, ...] = ()
     skip_unreadable: bool = False
 
 
@@ -82,21 +85,23 @@ class ListedBuilder(OrderedBuilder, skip_registration=True):
         check_channels(channels)
         config = type(cls.BUILDER_CONFIGS[0])(**options)
         if manual_dir:
-            config.name = _fingerprint(find_listing(cls, manual_dir, config), config)
+            listing = find_listing(cls, manual_dir, config)
+            config.name = _fingerprint(listing, config)
             builder = cls(data_dir=data_dir or None, config=config, file_format="array_record")
             dataset, folder = open_prepared(builder, channels, manual_dir), builder.data_dir
+            dataset = replace(dataset, drawn=listing.draw is not None)
         else:
             folder = _only_prepared(cls, data_dir)
             dataset = open_directory(folder, channels)
-        skipped = (Path(folder) / _SKIPPED).read_text(encoding="utf-8").splitlines()
-        return replace(dataset, skipped=tuple(skipped))
+        return replace(dataset, skipped=_lines(Path(folder) / _SKIPPED), notes=_lines(Path(folder) / _NOTES))
 
     def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Iterator]:
         config: Any = self.builder_config
         listing = find_listing(type(self), dl_manager.manual_dir, config)
         usable, skipped = usable_rows(inspect(listing), config.skip_unreadable)
         folder = Path(self.data_path)
-        (folder / _SKIPPED).write_text("\n".join(skipped), encoding="utf-8")
+        for name, told in ((_SKIPPED, skipped), (_NOTES, usable.remarks)):
+            (folder / name).write_text("\n".join(told), encoding="utf-8")
         examples = {}
         for split, rows, found in by_split(usable.listing.rows, usable.outcomes):
             save_records(columns_path(folder, split), listed_records(rows, found, listing.class_names))
@@ -123,8 +128,9 @@ def find_listing(builder: type[ListedBuilder], manual_dir: str | os.PathLike, co
     if not str(manual_dir) or not folder.is_dir():
         raise DataError([f"data.{builder.name}.manual_dir: no folder {str(manual_dir)!r}; {_how(builder)}"])
     found = builder.find_rows(folder, config)
-    reader = MapReader(folder, config.combine, config.sigma, config.pixels_per_degree, found.tables)
-    return Listing(builder.name, tuple(found.rows), builder.CLASS_NAMES, reader, tuple(found.problems))
+    reader = MapReader(folder, config.combine, config.sigma, config.pixels_per_degree, found.tables, config.degrees)
+    told = tuple(found.problems), tuple(found.notes)
+    return Listing(builder.name, tuple(found.rows), builder.CLASS_NAMES, reader, *told, found.draw)
 
 
 def no_rows(builder: type[ListedBuilder], folder: Path, wanted: str) -> DataError:
@@ -136,6 +142,11 @@ def no_rows(builder: type[ListedBuilder], folder: Path, wanted: str) -> DataErro
 
 def _how(builder: type[ListedBuilder]) -> str:
     return f"how to obtain and unpack the data:\n\n{builder.MANUAL_DOWNLOAD_INSTRUCTIONS}"
+
+
+def _lines(path: Path) -> tuple[str, ...]:
+    """The lines of a file beside a prepared set; none where it is of an earlier version and has no such file."""
+    return tuple(path.read_text(encoding="utf-8").splitlines()) if path.is_file() else ()
 
 
 def _only_prepared(builder: type[ListedBuilder], data_dir: str) -> str:
@@ -152,7 +163,7 @@ def _fingerprint(listing: Listing, config: ListedConfig) -> str:
     ours = {field.name for field in fields(config)} - {field.name for field in fields(tfds.core.BuilderConfig)}
     digest = hashlib.sha256(repr([(name, getattr(config, name)) for name in sorted(ours)]).encode())
     tables = [(path, sorted(table.items())) for path, table in sorted(listing.reader.tables.items())]
-    digest.update(repr((listing.rows, listing.problems, tables)).encode())
+    digest.update(repr((listing.rows, listing.problems, listing.notes, listing.draw, tables)).encode())
     for row in listing.rows:
         for name in (row.image, *(path for _, path in split_map_cell(row.map))):
             path = listing.reader.folder / name

@@ -16,6 +16,7 @@ from functools import cache
 from pathlib import Path
 
 import numpy as np
+from absl import logging
 from tqdm import tqdm
 
 from ...errors import did_you_mean
@@ -23,11 +24,13 @@ from ..decode import decode_image
 from ..human_maps import agreement, combine
 from ..listing import Listing, MapReader, Row, reason, split_map_cell
 from ..protocol import draw_splits
-from ..source import SPLITS, DataError
+from ..source import SPLITS, DataError, shorten
+from .declared_sizes import check_sizes
 from .leakage import check_leakage
 from .outcomes import ABSENT, CONSTANT, EMPTY, USABLE, Outcome, Outcomes
 
 _MOST_THREADS = 8
+_MOST_REMARKS = 20  # that are logged; a report has all
 
 
 @dataclass(frozen=True)
@@ -40,6 +43,7 @@ class Inspection:
       problems: all that must be put right: of the lists, the rows, their files, and leakage between splits.
       unreadable: those of them that concern single rows' files, which `skip_unreadable` leaves out.
       checked: outcomes of sound rows, for the next opening.
+      remarks: what was guessed, scaled or left out, and is no problem.
     """
 
     listing: Listing
@@ -47,6 +51,7 @@ class Inspection:
     problems: tuple[str, ...]
     unreadable: tuple[str, ...]
     checked: Outcomes
+    remarks: tuple[str, ...] = ()
 
 
 def inspect(
@@ -79,8 +84,16 @@ def _with_drawn_splits(listing: Listing, outcomes: Sequence[Outcome]) -> Listing
 
 def _judge(listing: Listing, outcomes: Sequence[Outcome], checked: Outcomes) -> Inspection:
     unreadable = tuple(problem for outcome in outcomes for problem in outcome.problems)
-    problems = (*listing.problems, *check_table(listing), *unreadable, *check_leakage(listing.rows, outcomes))
-    return Inspection(listing, tuple(outcomes), problems, unreadable, checked)
+    sizes = check_sizes(listing, outcomes)
+    problems = (*listing.problems, *check_table(listing), *unreadable, *sizes.problems)
+    problems += tuple(check_leakage(listing.rows, outcomes))
+    return Inspection(listing, tuple(outcomes), problems, unreadable, checked, (*listing.notes, *sizes.remarks))
+
+
+def log_remarks(remarks: Sequence[str]) -> None:
+    """Tells a user of a run what was guessed, scaled or left out in reading its data."""
+    for remark in shorten(remarks, _MOST_REMARKS):
+        logging.warning("%s", remark)
 
 
 def usable_rows(inspection: Inspection, skip_unreadable: bool) -> tuple[Inspection, tuple[str, ...]]:
@@ -151,18 +164,21 @@ def check_files(
 
 
 def row_keys(listing: Listing) -> list[str]:
-    """What each row's outcome depends on, as a digest: names, sizes and times of its files, and how maps are read.
+    """What each row's outcome depends on, as a digest: its files by name, size and time, its marks, how maps are read.
 
-    "" for a row that lacks a file.
+    "" for a row that lacks a file. Of a table it is the row's own marks that count: what columns and categories made
+    of them, and nothing of its other rows.
     """
     reader = listing.reader
-    options = (os.path.realpath(reader.folder), reader.combine, reader.sigma, reader.pixels_per_degree)
+    options = (os.path.realpath(reader.folder), reader.combine, reader.sigma, reader.pixels_per_degree, reader.degrees)
     stat = cache(lambda path: _size_and_time(os.path.join(reader.folder, path)))
     keys = []
     for row in listing.rows:
-        files = [(name, stat(name)) for name in (row.image, *(path for _, path in split_map_cell(row.map)))]
+        maps = [path for _, path in split_map_cell(row.map)]
+        files = [(name, stat(name)) for name in (row.image, *(path for path in maps if path not in reader.tables))]
+        marks = [reader.tables[path].get(row.image) for path in maps if path in reader.tables]
         known = all(status for _, status in files)
-        keys.append(hashlib.sha256(repr((options, row.map, files)).encode()).hexdigest()[:32] if known else "")
+        keys.append(hashlib.sha256(repr((options, row.map, files, marks)).encode()).hexdigest()[:32] if known else "")
     return keys
 
 
@@ -178,10 +194,15 @@ def check_row(reader: MapReader, row: Row, closely: bool) -> Outcome:
     """Decodes a row's image and maps."""
     if not row.image:
         return Outcome((f"{row.place}: no image given; name a file or delete the row",))
+    if row.looked:
+        places = f"{', '.join(row.looked[:-1])} and {row.looked[-1]}"
+        told = f"{row.image} does not exist; {reader.folder} holds none of {places}"
+        return Outcome((f"{row.place}: image {told}; correct the path or delete the row",), missing=True)
     try:
         image = decode_image(reader.open(row.image), 3)
     except (OSError, ValueError) as error:
-        return Outcome((f"{row.place}: image {_told(reader.folder, row, row.image, error)}",))
+        told = f"{row.place}: image {_told(reader.folder, row, row.image, error)}"
+        return Outcome((told,), missing=isinstance(error, FileNotFoundError))
     digest = hashlib.sha256(repr(image.shape).encode() + image.tobytes()).hexdigest()
     seen = Outcome(digest=digest, size=image.shape[:2])
     if closely:

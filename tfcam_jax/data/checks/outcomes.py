@@ -14,7 +14,7 @@ from jaxtyping import UInt8
 ABSENT, EMPTY, CONSTANT, USABLE = "absent", "empty", "constant", "usable"
 
 # Of the file and of what is found: another number, and all is checked anew.
-_VERSION = 1
+_VERSION = 2
 
 
 @dataclass(frozen=True)
@@ -26,6 +26,7 @@ class Outcome:
       digest: identifies the image's pixels, "" if it can't be read.
       size: height and width, pixels.
       map: "absent", "empty" (all zero), "constant" or "usable".
+      missing: the problem is that there is no image of that name.
       hash, thumbnail, annotators, agreement: only after a closer look, and not kept: see `near_duplicates`; how many
         annotated the image, and `human_maps.agreement` between them.
     """
@@ -34,6 +35,7 @@ class Outcome:
     digest: str = ""
     size: tuple[int, int] = (0, 0)
     map: str = ABSENT
+    missing: bool = False
     hash: int = 0
     thumbnail: UInt8[np.ndarray, "16 16"] | None = None
     annotators: int = 0

@@ -13,7 +13,7 @@ from ..recipe import DataRecipe
 from ..source import SPLITS, DataError, Dataset
 from .contact_sheet import draw_contact_sheet
 from .inspection import Inspection, inspect
-from .report import Report, align, make_report
+from .report import Report, align, describe_listing, make_report
 
 
 def prepare(
@@ -40,7 +40,9 @@ def prepare(
     if write_manifest is not None:
         written_manifest.check_target(Path(write_manifest), recipe.listing())
     if check:
-        inspection = inspect(recipe.listing(), closely=True)
+        listing = recipe.listing()
+        print(describe_listing(listing), end="\n\n", flush=True)
+        inspection = inspect(listing, closely=True)
         report = make_report(inspection, _protocol_problems(recipe, inspection), remarks)
         print(report.text)
         if out is not None:

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from ..listing import Row, by_split
+from ..listing import Listing, Row, by_split
 from ..source import SPLITS, shorten
 from .inspection import Inspection
 from .near_duplicates import alike_pairs
@@ -20,6 +20,8 @@ _SHOWN = 10
 # With fewer groups than this share of the images, they are not independent observations.
 _FEW_GROUPS = 0.5
 _FOLDS = 5
+# Of files of one list that aren't there: with more, they are counted.
+_SHOWN_MISSING = 3
 
 
 Pairs = Sequence[tuple[Row, Outcome]]
@@ -47,7 +49,7 @@ def make_report(inspection: Inspection, extra_problems: Sequence[str] = (), extr
     pairs, splits = list(zip(listing.rows, seen, strict=True)), list(by_split(listing.rows, seen))
     problems = (*inspection.problems, *extra_problems)
     near = _near_duplicates(pairs)
-    notes = [*extra_notes, *listing.notes, *_map_notes(pairs), *_domain_notes(pairs), *_group_notes(splits)]
+    notes = [*extra_notes, *inspection.remarks, *_map_notes(pairs), *_domain_notes(pairs), *_group_notes(splits)]
     notes += _border_note(pairs, listing.class_names)
     sections = {
         "Images": align(_content_table(pairs)),
@@ -57,7 +59,7 @@ def make_report(inspection: Inspection, extra_problems: Sequence[str] = (), extr
         f"Duplicates: {_duplicates(pairs)}": (),
         f"Near-duplicates across splits: {len(near)}": shorten(near, _SHOWN),
         f"Notes: {len(notes)}": notes,
-        f"Problems: {len(problems)}": problems,
+        f"Problems: {len(problems)}": _compact(problems, pairs),
     }
     title = f"{listing.name}: {len(pairs)} rows, classes {', '.join(listing.class_names)}"
     body = [line for head, lines in sections.items() for line in ("", head, *(f"  {line}" for line in lines))]
@@ -70,6 +72,47 @@ def make_report(inspection: Inspection, extra_problems: Sequence[str] = (), extr
         "notes": [*notes, *near],
     }
     return Report("\n".join([title, *body]), problems, figures)
+
+
+def describe_listing(listing: Listing) -> str:
+    """What was understood of a data set's lists, no image opened: lists, classes, and what each split holds."""
+    title = f"{listing.name}, as listed below {listing.reader.folder}; classes {', '.join(listing.class_names)}"
+    lists = Counter(row.list for row in listing.rows)
+    table: list[tuple[str, ...]] = [("split", "class", "images", "with a map", "groups", "domains")]
+    members = defaultdict(list)
+    for row in listing.rows:
+        members[row.split, row.label].append(row)
+    order = {split: number for number, split in enumerate(("", *SPLITS))}
+    for split, label in sorted(members, key=lambda key: (order.get(key[0], len(order)), key)):
+        own = members[split, label]
+        groups = len({row.group for row in own} - {""})
+        domains = ", ".join(sorted({row.domain for row in own} - {""})) or "-"
+        counts = (len(own), sum(bool(row.map) for row in own), groups)
+        drawn = "+".join(listing.draw.shares) if listing.draw else "?"
+        table.append((split or drawn, label, *map(str, counts), domains))
+    if len(lists) > 2 * _SHOWN:
+        lists = dict(lists.most_common(_SHOWN)) | {f"... and {len(lists) - _SHOWN} more": None}
+    told = [f"{path}: {count} images" if count else path for path, count in lists.items()]
+    return "\n".join([title, *(f"  {line}" for line in (*told, *align(table)))])
+
+
+def _compact(problems: Sequence[str], pairs: Pairs) -> list[str]:
+    """The problems, but of many images of one list that aren't there their count, the first, and where they'd be."""
+    missing, counts = defaultdict(list), Counter(row.list for row, _ in pairs)
+    for row, seen in pairs:
+        if seen.missing:
+            missing[row.list].append((row, seen))
+    missing = {path: own for path, own in missing.items() if len(own) > _SHOWN_MISSING}
+    hidden = {problem for own in missing.values() for _, seen in own for problem in seen.problems}
+    lines = [problem for problem in problems if problem not in hidden]
+    for path, own in missing.items():
+        first = [f"row {row.number}: {row.image}" if row.number else row.image for row, _ in own]
+        lines.append(
+            f"{path}: {len(own)} of {counts[path]} images do not exist: {', '.join(shorten(first, _SHOWN_MISSING))}"
+        )
+        if places := own[0][0].looked:
+            lines += ["  the first was looked for at", *(f"    {place}" for place in places)]
+    return lines
 
 
 def align(rows: Sequence[Sequence[str]]) -> list[str]:
@@ -145,9 +188,9 @@ def _map_notes(pairs: Pairs) -> list[str]:
     maps = Counter(row.label for row, seen in train if seen.map == USABLE)
     classes = sorted({row.label for row, _ in train})
     notes = []
-    if not maps:
+    if not maps and any(seen.digest for _, seen in train):
         notes.append("training has no human maps: only strategies that use none will do anything")
-    elif without := [label for label in classes if not maps[label]]:
+    elif maps and (without := [label for label in classes if not maps[label]]):
         notes.append(
             f"training has maps of class {', '.join(sorted(maps))} only, none of {', '.join(without)}: what maps teach "
             "is then also where that class's objects lie; compare with placebo maps (data.maps.placebo)"

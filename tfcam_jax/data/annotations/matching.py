@@ -1,0 +1,200 @@
+"""Which entry of a table belongs to which image.
+
+Names are compared without what systems and tools change: separators, Unicode form, surrounding spaces, folders in
+front. What two images could claim goes to neither.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cache
+from urllib.parse import unquote, urlsplit
+
+from .marks import Marks
+from .table import Table, named
+
+# Before a name, from Label Studio's uploads; after it, from Roboflow.
+_UPLOADED = re.compile(r"[0-9a-f]{4,32}(?:-|__)(.+)")
+_ROBOFLOW = re.compile(r"(.+)_(png|jpe?g|tiff?|bmp|webp)\.rf\.\w+\.\w+", re.IGNORECASE)
+_SUFFIX = re.compile(r"\.(png|jpe?g|tiff?|bmp|gif|webp|dcm|dicom|jp2|pgm|ppm|npy)$", re.IGNORECASE)
+_MOST_JOINED = 4  # parts of a path in a name such as patient1_study1_view1
+_WHOLE = 10**6  # agreement of equal paths
+
+
+@dataclass
+class Found:
+    """What belongs together.
+
+    Attributes:
+      names: image to the name of its entry.
+      clashes: why some got none: images or entries that can't be told apart.
+      guessed: image and entry whose names differ in more than what systems change.
+    """
+
+    names: dict[str, str] = field(default_factory=dict)
+    clashes: list[str] = field(default_factory=list)
+    guessed: list[tuple[str, str]] = field(default_factory=list)
+
+
+@cache
+def path_parts(name: str) -> tuple[str, ...]:
+    """Folders and file name, as all systems would write them."""
+    name = unicodedata.normalize("NFC", name).strip().replace("\\", "/")
+    if "?d=" in name:  # Label Studio's local files
+        name = unquote(name.split("?d=", 1)[1])
+    elif "://" in name:
+        name = unquote(urlsplit(name).path)
+    return tuple(part for part in name.split("/") if part not in ("", ".")) or ("",)
+
+
+def _bare(name: str) -> str:
+    return _SUFFIX.sub("", name)
+
+
+def _original(name: str) -> str:
+    """A name without what tools put around it."""
+    if found := _ROBOFLOW.fullmatch(name):
+        return f"{found[1]}.{found[2]}"
+    found = _UPLOADED.fullmatch(name)
+    return found[1] if found else name
+
+
+# Forms that an entry's name and an image's path are compared in, from the strictest on.
+_LEVELS = (
+    (lambda name: {name[-1]}, lambda path: {path[-1]}),
+    (
+        lambda name: {name[-1]},
+        lambda path: {_bare("_".join(path[-count:])) for count in range(1, _MOST_JOINED + 1)},
+    ),
+    (lambda name: {_original(name[-1])} - {name[-1]}, lambda path: {path[-1], _bare(path[-1])}),
+    (
+        lambda name: {_bare(each).casefold() for each in (name[-1], _original(name[-1]))},
+        lambda path: {_bare(path[-1]).casefold()},
+    ),
+)
+_FIRST_GUESSED = 2
+_LOOSE = len(_LEVELS) - 1
+
+
+def match_names(names: Iterable[str], images: Sequence[str]) -> Found:
+    """Pairs names of a table with images' paths, both without repeats as `path_parts` sees them."""
+    found, open_images, free = Found(), dict.fromkeys(images), dict.fromkeys(names)
+    for level, (of_name, of_image) in enumerate(_LEVELS):
+        with_form = defaultdict(list)
+        for name in free:
+            for form in of_name(path_parts(name)):
+                with_form[form].append(name)
+        pairs = [
+            (image, name)
+            for image in open_images
+            for name in dict.fromkeys(each for form in of_image(path_parts(image)) for each in with_form[form])
+        ]
+        for image, name in _settle(pairs, found, tell=level < _LOOSE):
+            found.names[image] = name
+            if level >= _FIRST_GUESSED:
+                found.guessed.append((image, name))
+        taken = {*found.names.values()}
+        open_images = {image: None for image in open_images if image not in found.names}
+        free = {name: None for name in free if name not in taken}
+    return found
+
+
+def _settle(pairs: Sequence[tuple[str, str]], found: Found, tell: bool) -> list[tuple[str, str]]:
+    """Of pairs that may belong together those that do: the longest agreeing paths first, and only one to one."""
+    by_depth = defaultdict(list)
+    for image, name in pairs:
+        by_depth[_agreement(path_parts(image), path_parts(name))].append((image, name))
+    settled, gone = [], set()
+    for depth in sorted(by_depth, reverse=True):
+        rest = [(image, name) for image, name in by_depth[depth] if ("", image) not in gone and (name,) not in gone]
+        names, images = defaultdict(list), defaultdict(list)
+        for image, name in rest:
+            names[image].append(name)
+            images[name].append(image)
+        for image, name in rest:
+            if len(names[image]) == 1 and len(images[name]) == 1:
+                settled.append((image, name))
+            gone |= {("", image), (name,)}
+        if tell:
+            remedy = "write longer paths there that tell them apart"
+            found.clashes += [
+                f"entry {name!r} may be that of {named(own)}; {remedy}" for name, own in images.items() if len(own) > 1
+            ]
+            found.clashes += [
+                f"image {image} may be {named(own)}; {remedy}"
+                for image, own in names.items()
+                if len(own) > 1 and all(len(images[name]) == 1 for name in own)
+            ]
+    return settled
+
+
+def _agreement(one: Sequence[str], other: Sequence[str]) -> int:
+    """How many folders agree, from the last one on."""
+    if tuple(one) == tuple(other):
+        return _WHOLE
+    pairs = zip(reversed(one[:-1]), reversed(other[:-1]), strict=False)
+    return next((count for count, (a, b) in enumerate(pairs) if a != b), min(len(one), len(other)) - 1)
+
+
+@dataclass(frozen=True)
+class Assigned:
+    """A table's marks by image, problems, and remarks of what is no problem."""
+
+    marks: Mapping[str, Mapping[str, Marks]]
+    problems: tuple[str, ...] = ()
+    remarks: tuple[str, ...] = ()
+
+
+def assign(table: Table, images: Sequence[str], path: str) -> Assigned:
+    """Gives the images that name a table what it says of each.
+
+    Args:
+      table: as read.
+      images: their paths, each once.
+      path: of the table, for what is told.
+    """
+    if not table.marks:
+        return Assigned({}, (f"{path}: holds no entry; give the file that has the marks",), table.remarks)
+    if set(table.marks) == {""}:
+        if len(images) == 1:
+            return Assigned({images[0]: table.marks[""]}, (), table.remarks)
+        what = f"is about one image and doesn't say which, but {len(images)} rows name it: {named(images)}"
+        return Assigned({}, (f"{path}: {what}; give each its own, or a column `image`",), table.remarks)
+    entries, problems = _by_path(table, path)
+    found = match_names(entries, images)
+    if not found.names and not found.clashes:
+        has, want = named([*map(repr, entries)]), named([*map(repr, images)])
+        what = f"none of its {len(entries)} entries ({has}) is of the {len(images)} images that name it ({want})"
+        return Assigned({}, (*problems, f"{path}: {what}; correct the names, or data.maps.columns"), table.remarks)
+    problems += [f"{path}: {clash}" for clash in found.clashes]
+    remarks = [*table.remarks, *_tell(found, entries, images, path)]
+    return Assigned({image: entries[name] for image, name in found.names.items()}, tuple(problems), tuple(remarks))
+
+
+def _by_path(table: Table, path: str) -> tuple[dict[str, dict[str, Marks]], list[str]]:
+    """A table's marks with names that are one path joined, and a problem where they can't be."""
+    first, joined, problems = {}, {}, []
+    for name, annotators in table.marks.items():
+        own = joined.setdefault(first.setdefault(path_parts(name), name), {})
+        for annotator, marks in annotators.items():
+            try:
+                own[annotator] = own.get(annotator, Marks()) + marks
+            except ValueError as error:
+                problems.append(f"{path}, {name}: {error}")
+    return joined, problems
+
+
+def _tell(found: Found, entries: Mapping[str, object], images: Sequence[str], path: str) -> list[str]:
+    remarks = []
+    if found.guessed:
+        pairs = named([f"{name} for {image}" for image, name in found.guessed])
+        remarks.append(f"{path}: {len(found.guessed)} entries found by a name that is nearly the image's: {pairs}")
+    if without := [image for image in images if image not in found.names]:
+        remarks.append(f"{path}: {len(without)} of {len(images)} images that name it have no entry: {named(without)}")
+    if spare := [name for name in entries if name not in set(found.names.values())]:
+        remarks.append(f"{path}: {len(spare)} of {len(entries)} entries belong to no image: {named(spare)}")
+    return remarks
