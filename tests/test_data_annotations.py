@@ -695,6 +695,7 @@ def test_which_entry_belongs_to_which_image(names, images, expected):
     else:
         expected = {images[key] if isinstance(key, int) else key: value for key, value in expected.items()}
         assert {image: marks["1"].boxes[0][0] for image, marks in found.marks.items()} == expected
+        assert not found.problems or not expected
 
 
 def test_what_has_no_partner_is_counted_and_named(tmp_path):
@@ -726,12 +727,18 @@ def test_columns_and_categories_by_the_config(tmp_path):
     assert "no column 'top' (data.maps.columns.y); found file, left_edge" in tables.problems[0]
     _, tables = assigned(tmp_path, "t.json", [{"pic": "im01.png", "bbox": list(BOX)}], columns={"image": "pic"})
     assert tables.marks["t.json"][IMAGE]["1"].boxes == (BOX,)
+    own = [{"image": "im01.png", "boxes": [[0, 0, 80, 60], list(BOX)], "labels": ["b", "a"]}]
+    objects = {"file_name": "im01.png", "objects": {"bbox": [[0, 0, 80, 60], list(BOX)], "categories": [3, 7]}}
+    for name, content, chosen in (("t.json", own, "a"), ("t.jsonl", json.dumps(objects), "7")):
+        _, tables = assigned(tmp_path, name, content, categories=(chosen,))
+        assert tables.marks[name][IMAGE]["1"].boxes == (BOX,)
     _, tables = assigned(tmp_path, "t.json", coco(bbox=BOX), columns={"image": "pic"}, categories=("lesion",))
     assert not tables.problems and "data.maps.columns makes no difference" in tables.remarks[0]
     with pytest.raises(ConfigError, match="no such column"):
         read_tables(tmp_path, [], {"picture": "a"}, ())
 
 
+TWICE = [{"id": identity, "file_name": "im01.png"} for identity in (1, 2)]
 ENTITIES = '<!DOCTYPE a [<!ENTITY b "bb"><!ENTITY c "&b;&b;">]><annotations>&c;</annotations>'
 
 
@@ -750,6 +757,8 @@ ENTITIES = '<!DOCTYPE a [<!ENTITY b "bb"><!ENTITY c "&b;&b;">]><annotations>&c;<
         ("t.csv", "image,x,y,w,h,image_width,image_height\na,1,1,9,9,80,60\na,1,1,9,9,90,60\n", "80 x 60 and 90 x 60"),
         ("t.json", [{"image": "a", "boxs": [[1, 2, 3, 4]]}], "Did you mean 'boxes'"),
         ("t.json", coco(keypoints=[1, 2, 2]), "annotation 5: marks nothing"),
+        ("t.json", coco(bbox=BOX) | {"images": TWICE}, "1 images share their file_name with another, as 'im01.png'"),
+        ("t.json", via(**VIA_POLYGON) | {"im01.png9": {"filename": "im01.png", "regions": []}}, "of several images"),
         ("t.json", coco(segmentation=[[1.0, 2.0]]), "annotation 5 (a polygon of 1 points): encloses nothing"),
         ("t.json", labelme("linestrip", CORNERS), "shape 0 (lesion) (a linestrip): encloses nothing"),
         ("t.json", labelme("cube", CORNERS), "'cube' is none that LabelMe has"),
@@ -763,6 +772,7 @@ ENTITIES = '<!DOCTYPE a [<!ENTITY b "bb"><!ENTITY c "&b;&b;">]><annotations>&c;<
         ("t.xml", "<svg>", "not XML"),
         ("t.xml", cvat('<mask rle="0,9" left="0" top="0" width="9999" height="9999"/>'), "must fill"),
         ("t.txt", "0 12 10 30 20\n", "shares of the image, 0 to 1; got 10 to 30"),
+        ("t.txt", "0 12 10 30 20 15 30\n", "shares of the image, 0 to 1; got 10 to 30"),
         ("t.txt", "0 .1 .1 .2 .2 .3 .3 .4\n", "8 numbers; a box has 5"),
     ],
 )  # fmt: skip
@@ -788,7 +798,8 @@ def test_units_and_sizes_that_do_not_fit(tmp_path, text, size, message):
 
 
 def test_gaze_beside_images_and_other_sizes_are_told(tmp_path):
-    rows = [f"{name},{x},20,{duration}" for name in "ab" for x, duration in ((30, 95), (99, 2.5), (-1, 2.5))]
+    gaze = ("30,20,95", "99,20,2.5", "-1,20,2.5", "-1,-1,500")  # the last one says itself that it was elsewhere
+    rows = [f"{name},{fixation}" for name in "ab" for fixation in gaze]
     rows, tables = assigned(tmp_path, "t.csv", "image,x,y,duration\n" + "\n".join(rows), ("a.png", "b.png"))
     seen = [Outcome(digest="d", size=(HEIGHT, WIDTH))] * 2
     listing = lambda tables: Listing("l", tuple(rows), ("x",), MapReader(tmp_path, tables=tables.marks))

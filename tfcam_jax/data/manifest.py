@@ -48,7 +48,7 @@ def open_manifest(
     Args:
       manifest: path of a UTF-8 CSV file with a header. Columns `split` (train, val, test), `label` and `image` are
         needed, `map`, `domain` and `group` may be empty or absent, others are ignored. Paths are relative to the
-        manifest's folder. A map is a picture, an NPY array, or a table that holds the marks of many images
+        manifest's folder. A map is a picture, an NPY array, or a table of marks, for one image or many
         (`annotations`); several annotators are separated by "|" (`listing.Row`).
       labels: class names in the order of their indices; empty takes those of the train split, sorted.
       channels: 3 for RGB, 1 for grey.

@@ -35,7 +35,9 @@ def own_keys(columns: Mapping[str, str]) -> Format:
         return is_records([each for _, each in objects]) and any(_knows(each, columns) for _, each in objects)
 
     def entries(content: Any) -> Iterator[tuple[str, Any]]:
-        return ((place, (each, columns)) for place, each in _objects(content))
+        for place, each in _objects(content):
+            for part in _by_category(each, columns) if isinstance(each, dict) else [each]:
+                yield place, (part, columns)
 
     return Format(
         "a JSON list of marks", "a list of objects with `image`, and boxes, polygons, masks or fixations",
@@ -61,6 +63,23 @@ def _knows(entry: Mapping[str, Any], columns: Mapping[str, str]) -> bool:
     return _image(entry) or bool(columns) or any(_list_kind(name) for name in names)
 
 
+def _by_category(entry: Mapping[str, Any], columns: Mapping[str, str]) -> list[Mapping[str, Any]]:
+    """An object, or one for each of its marks where it names as many categories as it has marks."""
+    if isinstance(entry.get("objects"), dict):  # metadata.jsonl of Hugging Face's image folders
+        own = entry["objects"]
+        entry = {key: value for key, value in entry.items() if key != "objects"} | {"boxes": own.get("bbox") or []}
+        entry["categories"] = next((own[name] for name in ("categories", "category") if name in own), None)
+    is_category = lambda name: plain(name) in NAMES["category"] or name == columns.get("category")
+    categories = [name for name in entry if is_category(name)]
+    lists = [name for name in entry if _list_kind(name)]
+    if len(categories) == len(lists) == 1:
+        (name,), (kind,) = categories, lists
+        both = entry[name], entry[kind]
+        if all(isinstance(each, list) for each in both) and len(both[0]) == len(both[1]) > 1:
+            return [{**entry, name: category, kind: [mark]} for category, mark in zip(*both, strict=True)]
+    return [entry]
+
+
 def _list_kind(name: str) -> str | None:
     return _LIST.get(plain(name))
 
@@ -70,9 +89,6 @@ def _parse(part: Any) -> Entry:
     entry, columns = part
     if not isinstance(entry, dict):
         raise ValueError("must be an object with `image`")
-    if isinstance(entry.get("objects"), dict):  # metadata.jsonl of Hugging Face's image folders
-        own = entry["objects"]
-        entry = {key: value for key, value in entry.items() if key != "objects"} | {"boxes": own.get("bbox", [])}
     lists = {name: kind for name in entry if (kind := _list_kind(name)) and name not in columns.values()}
     meanings, faults = find_columns([name for name in entry if name not in lists], columns)
     unknown = [name for name in entry if name not in lists and name not in meanings and plain(name) not in IGNORED]

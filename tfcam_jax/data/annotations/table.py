@@ -93,7 +93,8 @@ def read_format(form: Format, path: Path, content: Any, chosen: Sequence[str]) -
             except _MALFORMED as error:
                 problems.append(f"{path}, {place}: {_reason(error)}")
     except _MALFORMED as error:
-        problems.append(f"{path}: not as {form.name} has it: {_reason(error)}")
+        of_format = "" if isinstance(error, ValueError) else f"not as {form.name} has it: "
+        problems.append(f"{path}: {of_format}{_reason(error)}")
     if problems:
         raise DataError(problems)
     table = gather(path, entries, chosen)
