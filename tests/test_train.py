@@ -1,7 +1,9 @@
 """Whole runs in this process: files, figures, continuing, refusing."""
 
+import csv
 import functools
 import json
+import shutil
 
 import jax
 import numpy as np
@@ -13,10 +15,11 @@ from tiny_manifest import write_manifest
 
 from configs import default
 from tfcam_jax import training as train
+from tfcam_jax.data.human_maps import describe_maps
 from tfcam_jax.data.source import DataError, choose_rows
 from tfcam_jax.errors import ConfigError
 from tfcam_jax.evaluation import evaluate, evaluate_source
-from tfcam_jax.experiment import build_experiment, resolve
+from tfcam_jax.experiment import build_experiment, open_dataset, resolve
 from tfcam_jax.metrics.scores import read_scores
 from tfcam_jax.models.weights import WeightsError
 from tfcam_jax.run.checkpoints import Checkpoints
@@ -24,6 +27,7 @@ from tfcam_jax.run.files import WorkdirError
 from tfcam_jax.run.metric_window import NonFiniteError
 from tfcam_jax.run.workdir import load_config
 from tfcam_jax.steps import EvalOutput
+from tfcam_jax.study.compare import compare
 
 
 @pytest.fixture(scope="module")
@@ -252,3 +256,51 @@ def test_rows_to_look_at_alternate_classes_and_prefer_maps(finished):
     np.testing.assert_array_equal(records.labels[rows], [0, 1, 0, 1, 0, 1])
     assert records.has_map[rows].all()
     assert len(choose_rows(records, 100)) == len(records)
+
+
+def with_maps_of(manifest, folder, keep):
+    """The manifest's data again, in another folder, whose training rows have a map where `keep` says so."""
+    shutil.copytree(manifest.parent, folder)
+    rows = list(csv.DictReader((folder / "manifest.csv").read_text().splitlines()))
+    for number, row in enumerate(rows):
+        row["map"] = row["map"] if row["split"] != "train" or keep(number, row) else ""
+    with (folder / "manifest.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, rows[0])
+        writer.writeheader()
+        writer.writerows(rows)
+    return folder / "manifest.csv"
+
+
+@pytest.mark.parametrize(
+    "overrides", [{"strategy": "cyborg"}, {"strategy": "cross_entropy", "data.maps.placebo": "mean_map"}], ids=str
+)
+def test_guidance_without_a_single_map_is_refused_before_anything_is_written(manifest, tmp_path, overrides):
+    bare = with_maps_of(manifest, tmp_path / "data", lambda number, row: False)
+    with pytest.raises(DataError, match=r"none of the \d+ training images has a usable human map.*--check"):
+        train.train(make_config(bare, **overrides), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+    config = make_config(bare, **{"compare.strategies": ("cross_entropy", "cyborg")})
+    with pytest.raises(DataError, match="guidance would be void"):
+        compare(config, tmp_path / "study")
+    assert not list((tmp_path / "study").glob("*/config.json"))
+
+
+def test_what_needs_no_maps_trains_without_any(manifest, tmp_path, capsys):
+    bare = with_maps_of(manifest, tmp_path / "data", lambda number, row: False)
+    for name, overrides in {"a": {"strategy": "entropy"}, "b": {"strategy": "cyborg", "guidance.alpha": 1.0}}.items():
+        results = train.train(make_config(bare, epochs=1, **overrides), tmp_path / name)
+        assert {each["maps"] for each in results["training_maps"].values()} == {0}
+    assert "Human maps in training" not in capsys.readouterr().out
+
+
+def test_maps_of_one_class_or_of_few_images_are_told(manifest, tmp_path, capsys):
+    one_class = with_maps_of(manifest, tmp_path / "one", lambda number, row: row["label"] == "bright")
+    results = train.train(make_config(one_class, epochs=1, strategy="cyborg"), tmp_path / "run")
+    out, counts = capsys.readouterr().out, results["training_maps"]
+    assert counts["dark"]["maps"] == 0 < counts["bright"]["maps"] <= counts["bright"]["images"]
+    shares = ", ".join(f"{name} {each['maps']} of {each['images']}" for name, each in counts.items())
+    assert f"Human maps in training: {shares}\n" in out and f"Training images with a human map: {shares}." in out
+    assert "No image of dark has a human map" in out and "Only" not in out
+    few = with_maps_of(write_manifest(tmp_path / "many", train=24), tmp_path / "few", lambda number, row: number < 2)
+    told = describe_maps(open_dataset(resolve(make_config(few))))
+    assert told[1:] == ["Only 2 of 24 training images have a human map: guidance will have little to say."]

@@ -16,6 +16,7 @@ from jaxtyping import Float
 from tqdm import tqdm
 
 from .cams import difference_salience, is_constant, largest_magnitude
+from .data.human_maps import count_maps
 from .data.protocol import split_by_protocol
 from .data.source import Records, Source, Subset, choose_rows
 from .devices.distributed import is_first
@@ -47,8 +48,9 @@ def evaluate_best(experiment: Experiment, checkpoints: Checkpoints) -> tuple[dic
 
     Returns:
       What `results.json` holds, and the scores of each image of validation and test. `skipped` counts unreadable rows
-      left out, `thresholds` are chosen on validation for all later data, and `sets` holds `describe_set` of `val` and,
-      where there is a test, of `closed` and `open` (`protocol.split_by_protocol`).
+      left out, `training_maps` is `human_maps.count_maps`, `thresholds` are chosen on validation for all later data,
+      and `sets` holds `describe_set` of `val` and, where there is a test, of `closed` and `open`
+      (`protocol.split_by_protocol`).
 
     Raises:
       CheckpointError: there is none.
@@ -72,6 +74,7 @@ def evaluate_best(experiment: Experiment, checkpoints: Checkpoints) -> tuple[dic
         "epoch": record["epoch"],
         "class_names": list(dataset.class_names),
         "skipped": len(dataset.skipped),
+        "training_maps": count_maps(dataset),
         "thresholds": choose_thresholds(["val"] * len(val.labels), val.labels, val.logits),
         "sets": sets,
     }
@@ -351,4 +354,6 @@ def format_results(results: dict[str, Any], title: str) -> str:
     metrics |= {f"map_agreement/{name}": f"CC {name}" for name in ("true", "false", "difference")}
     shown = [*columns(str, {"images": "images", "maps": "maps"}), *columns(decimal, metrics)]
     note = "CC: correlation of the model's maps with the human maps, over the images that have one."
-    return f"{tabulate(title, 'set', results['sets'].items(), shown).text()}\n{note}"
+    shares = ", ".join(f"{name} {each['maps']} of {each['images']}" for name, each in results["training_maps"].items())
+    table = tabulate(title, "set", results["sets"].items(), shown).text()
+    return f"{table}\n{note}\nTraining images with a human map: {shares}."

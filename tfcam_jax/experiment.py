@@ -37,7 +37,7 @@ from .models.resolution import describe_cam, finer
 from .models.weights import load_pretrained
 from .optimizers import make_optimizer, make_schedule
 from .run.files import WorkdirError, write_text
-from .strategies import STRATEGIES, check_places, default_alpha, make_strategy, strategy_options
+from .strategies import STRATEGIES, check_places, default_alpha, make_strategy, reads_human_maps, strategy_options
 from .terms import Strategy
 
 if TYPE_CHECKING:
@@ -76,6 +76,7 @@ class Recipe:
       stored: the whole config as JSON has it, kept with a run and compared with it.
       make_model: from `num_classes` and further fields of `models.Backbone`.
       alpha: the weight of cross-entropy in the loss; None where there is nothing else in it.
+      reads_maps: human maps, or placebos in their place, are to enter the loss.
       image_size: pixels a side.
       map_size: places a side that training's maps are resized to alone; None: with the image. See `Resize`.
       cam_side: places a side of the CAM at that size.
@@ -101,6 +102,7 @@ class Recipe:
     strategy_name: str
     strategy: Strategy
     alpha: float | None
+    reads_maps: bool
     model_name: str
     make_model: Callable[..., Backbone]
     weights: str
@@ -179,6 +181,7 @@ def resolve(config: ConfigDict, placement: Placement | None = None) -> Recipe:
         strategy_name=config.strategy,
         strategy=strategy,
         alpha=alpha,
+        reads_maps=reads_human_maps(config.strategy, alpha) or config.data.maps.placebo != "none",
         model_name=config.model.name,
         make_model=functools.partial(
             MODELS[config.model.name],

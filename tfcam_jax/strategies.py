@@ -181,6 +181,10 @@ STRATEGIES: dict[str, Callable[..., Terms]] = {
 _ON_ONE_PLACE = frozenset({"cross_entropy", "hard_negative", "input_gradient"})
 
 
+# No human map enters the guidance of these.
+_WITHOUT_HUMAN_MAPS = frozenset({"cross_entropy", "entropy", "hard_negative", "sham"})
+
+
 def strategy_options(name: str) -> list[str]:
     """Names of the options that a strategy of the table has."""
     check_known("strategy", name, STRATEGIES)
@@ -192,6 +196,11 @@ def default_alpha(name: str) -> float | None:
     """The `alpha` of a strategy that is given none; None for one without, as `cross_entropy`."""
     parameters = inspect.signature(STRATEGIES[name]).parameters
     return parameters["alpha"].default if "alpha" in strategy_options(name) else None
+
+
+def reads_human_maps(name: str, alpha: float | None = None) -> bool:
+    """Whether human maps enter the loss of a strategy of the table, with this weight of cross-entropy."""
+    return name not in _WITHOUT_HUMAN_MAPS and alpha != 1
 
 
 def check_places(name: str, alpha: float | None, places: int) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 from absl import logging
 
+from .data.human_maps import check_maps, describe_maps
 from .data.pipeline import WorkerError, prefetch_to_device
 from .data.source import DataError, Dataset
 from .devices.distributed import is_first, wait_for_all
@@ -41,7 +42,8 @@ def train(config: ConfigDict, workdir: str | Path) -> dict[str, Any]:
       The metrics that `results.json` holds, see `evaluation.evaluate_best`.
 
     Raises:
-      ConfigError, DataError, WeightsError, StateDictError: what can't be trained on or from; nothing was written.
+      ConfigError, DataError, WeightsError, StateDictError: what can't be trained on or from, also a strategy that reads
+        human maps where training has none; nothing was written.
       WorkdirError: the folder holds something else, or a run with another config, or another process trains in it.
       CheckpointError: a checkpoint can't be written, or is of another version of this project.
       NonFiniteError: the loss became NaN or infinite; the checkpoints are of steps before.
@@ -61,6 +63,9 @@ def train_recipe(
     progress = Progress(recipe.strategy_name, recipe.epochs, recipe.alpha, recipe.select_by, quiet)
     progress.say(recipe.describe_cam())
     experiment = experiment or build_experiment(recipe, open_dataset(recipe, workdir / CHECKS))
+    if recipe.reads_maps:
+        check_maps(experiment.dataset)
+        progress.say("\n".join(describe_maps(experiment.dataset)))
     initial = None if continued else experiment.initial_state()  # before a folder is made: weights may not load
     with (
         hold_workdir(workdir, recipe.stored),

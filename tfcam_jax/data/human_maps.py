@@ -22,6 +22,8 @@ from .source import DataError, Dataset, Example, Records, Source, WithRecords
 
 PLACEBOS = ("none", "other_image", "mean_map", "border_ring")
 
+# A smaller share of training with a map is told.
+_FEW = 0.1
 # Of a map that stands for a whole class: the places of the usual CAM, and pixels for each.
 _PLACES, _PLACE_SIDE = 7, 16
 _PLACEBO_SIDE = _PLACES * _PLACE_SIDE
@@ -98,6 +100,43 @@ def smooth_maps(source: Source, blur: float, threshold: float) -> Source:
     """The source with its maps blurred and thresholded; the same source if both are 0."""
     change = Smooth(blur, threshold)
     return WithMaps(source, change) if blur or threshold else source
+
+
+def count_maps(dataset: Dataset) -> dict[str, dict[str, int]]:
+    """Of training, by class: how many `images` there are and how many have a usable human map (`maps`)."""
+    records = dataset.splits["train"].records
+    of_class = lambda label: {
+        "images": int((records.labels == label).sum()),
+        "maps": int(records.has_map[records.labels == label].sum()),
+    }
+    return {name: of_class(label) for label, name in enumerate(dataset.class_names)}
+
+
+def describe_maps(dataset: Dataset) -> list[str]:
+    """Lines that tell how many images of each class of training have a human map, and where that is next to none."""
+    counts = count_maps(dataset)
+    shares = ", ".join(f"{name} {each['maps']} of {each['images']}" for name, each in counts.items())
+    lines, (maps, images) = [f"Human maps in training: {shares}"], _sum(counts)
+    if maps and maps < _FEW * images:
+        lines.append(f"Only {maps} of {images} training images have a human map: guidance will have little to say.")
+    lacking = [name for name, each in counts.items() if not each["maps"]] if maps else []
+    if lacking:
+        which = " and ".join(lacking)
+        lines.append(f"No image of {which} has a human map: guidance enters the loss for the other classes alone.")
+    return lines
+
+
+def check_maps(dataset: Dataset) -> None:
+    """Raises DataError if no training image has a usable map: guidance would be void, training plain cross-entropy."""
+    maps, images = _sum(count_maps(dataset))
+    if not maps:
+        what = f"none of the {images} training images has a usable human map, so that guidance would be void"
+        remedy = "launch/prepare.py --check says what became of each; or take --config.strategy=cross_entropy"
+        raise DataError([f"{dataset.name}: {what}; {remedy}"])
+
+
+def _sum(counts: Mapping[str, Mapping[str, int]]) -> tuple[int, int]:
+    return sum(each["maps"] for each in counts.values()), sum(each["images"] for each in counts.values())
 
 
 def process_maps(dataset: Dataset, *, blur: float, threshold: float, placebo: str, seed: int) -> Dataset:

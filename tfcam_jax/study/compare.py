@@ -10,7 +10,7 @@ from typing import Any
 import jax
 from tqdm import tqdm
 
-from ..data.human_maps import deal_maps
+from ..data.human_maps import check_maps, deal_maps
 from ..data.protocol import apply_protocol, split_by_protocol
 from ..data.source import Dataset, Subset, choose_rows
 from ..devices.compilation import available_cores
@@ -182,14 +182,18 @@ def _number_of_processes(config: ConfigDict) -> int:
 
 
 def _check_runs(workdir: Path, runs: Sequence[Run], dataset: Dataset) -> None:
-    """Finds what would fail in a later run: a folder of another run, maps that can't be dealt out."""
-    dealt = set()
+    """Finds what would fail in a later run: a folder of another run, no map in training, maps that can't be dealt."""
+    looked = set()
     for run in runs:
         check_workdir(workdir / run.entry.folder, config_json(run.config))
-        protocol = json.dumps(dict(run.config.data.protocol))
-        if run.config.data.maps.placebo == "other_image" and protocol not in dealt:
-            dealt.add(protocol)
-            arranged = apply_protocol(dataset, **run.config.data.protocol)
+        placebo, recipe = run.config.data.maps.placebo, resolve(run.config)
+        key = json.dumps([dict(run.config.data.protocol), placebo, recipe.reads_maps])
+        if not recipe.reads_maps or key in looked:
+            continue
+        looked.add(key)
+        arranged = apply_protocol(dataset, **run.config.data.protocol)
+        check_maps(arranged)
+        if placebo == "other_image":
             deal_maps(arranged.splits["train"].records, run.entry.seed)
 
 

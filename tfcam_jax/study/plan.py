@@ -14,11 +14,9 @@ from ..data.protocol import PROTOCOLS, apply_protocol, enumerate_folds
 from ..data.source import Dataset
 from ..errors import ConfigError, check_known
 from ..experiment import ConfigDict, resolve
-from ..strategies import STRATEGIES, default_alpha, strategy_options
+from ..strategies import STRATEGIES, default_alpha, reads_human_maps, strategy_options
 from .outcomes import Entry
 
-# Strategies whose guidance no human map enters: a placebo would change nothing in them.
-_WITHOUT_MAPS = frozenset({"cross_entropy", "entropy", "hard_negative", "sham"})
 # What a variant can't change: it would not be the same study any more.
 _FIXED_IN_VARIANTS = ("seed", "compare", "data.protocol")
 
@@ -46,7 +44,8 @@ def plan_arms(config: ConfigDict) -> dict[str, ConfigDict]:
     arms = {strategy: _arm_of(config, strategy) for strategy in compare.strategies}
     controlled = placebo_arms(config)
     if compare.placebos:
-        _check_names("compare.placebo_of", compare.placebo_of, sorted(set(STRATEGIES) - _WITHOUT_MAPS))
+        # In the others a placebo would change nothing.
+        _check_names("compare.placebo_of", compare.placebo_of, sorted(filter(reads_human_maps, STRATEGIES)))
         if not controlled:
             raise ConfigError("config.compare.placebo_of names none of config.compare.strategies: no arm to control.")
     for strategy, controls in controlled.items():

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from .. import written_manifest
+from ..human_maps import describe_maps
 from ..listing import listed_records
 from ..protocol import assign_splits
 from ..recipe import DataRecipe
@@ -69,7 +70,11 @@ def describe(dataset: Dataset) -> list[str]:
             domains = ", ".join(sorted(set(records.domains))) or "-"
             counts = len(records), records.has_map.sum(), len(set(records.groups) - {""})
             rows.append((split, *map(str, counts), domains))
-    return [*align(rows), *([f"left out as unreadable: {len(dataset.skipped)}"] if dataset.skipped else [])]
+    return [
+        *align(rows),
+        *describe_maps(dataset),
+        *([f"left out as unreadable: {len(dataset.skipped)}"] if dataset.skipped else []),
+    ]
 
 
 def _protocol_problems(recipe: DataRecipe, inspection: Inspection) -> list[str]:
