@@ -247,11 +247,13 @@ m = jnp.ones((4, 7, 6))
 calls = [
     lambda: cams.true_false_maps(f, w, y[:, None], z),
     lambda: cams.true_false_maps(f, w, y[:3], z),
+    lambda: cams.true_false_maps(f, w, y.astype(float), z),
     lambda: cams.true_false_maps(f, jnp.ones((8, 3)), y, z),
     lambda: cams.true_false_maps(f, w[:, :1], y, z[:, :1]),
     lambda: cams.true_false_maps(f, w.T, y, z),
     lambda: cams.true_false_maps(f, w[:, 0], y, z),
     lambda: cams.two_columns(w),
+    lambda: cams.check_decomposition(f, w, jnp.zeros(2), z),
     lambda: losses.cyborg_loss(m, jnp.ones((4, 14, 12))),
     lambda: losses.cyborg_loss(m, jnp.ones((7, 6))),
     lambda: losses.opposed_loss(m, m, jnp.ones((4, 7, 6, 1))),
@@ -270,6 +272,13 @@ for call in calls:
     except ValueError as error:
         print(error)
 losses.contrast_loss(m, m, m > 0)
+b = jnp.zeros(2)
+for arguments in [(f.swapaxes(1, 3), w, b, z), (f, w.T, b, z), (f, w, b[:1], z), (f, 0 * w, b, z)]:
+    try:
+        cams.check_decomposition(*arguments)
+        print("accepted")
+    except ValueError as error:
+        print(error)
 """
 
 
@@ -278,13 +287,15 @@ def test_what_only_broadcasts_by_chance_is_refused_under_jit_with_the_remedy():
     done = fresh(UNCHECKED_CALLS)
     assert done.returncode == 0, done.stderr
     expected = [
-        r"maps of shape \(4, 7, 6, 2\) need labels of shape \(4,\).*got \(4, 1\)",
-        r"need labels of shape \(4,\).*got \(3,\)",
+        r"maps of shape \(4, 7, 6, 2\) need labels of shape \(4,\).*got int32 \(4, 1\)",
+        r"need labels of shape \(4,\).*got int32 \(3,\)",
+        r"need labels of shape \(4,\), an integer.*got float32 \(4,\)",
         r"need logits of shape \(4, 3\); got \(4, 2\)",
         r"\(4, 7, 6, 1\).*two_columns",
         r"kernel \[8, classes\]; got one of shape \(2, 8\): take kernel.T",
         r"got one of shape \(8,\): take two_columns\(kernel\[:, None\]\)",
         r"got shape \(8, 2\)",
+        r"check_decomposition looks at values.*outside jit",
         r"got \(4, 7, 6\) and saliency \(4, 14, 12\).*to_cam_resolution",
         r"saliency \(7, 6\)",
         r"saliency \(4, 7, 6, 1\)",
@@ -295,6 +306,10 @@ def test_what_only_broadcasts_by_chance_is_refused_under_jit_with_the_remedy():
         r"saliency \(4, 7, 3\)",
         r"boolean mask.*float32 \(4,\)",
         r"boolean mask.*bool \(4, 1\)",
+        r"features of shape \(4, 8, 6, 7\) need a kernel \[7, classes\]; got one of shape \(8, 2\)",
+        r"take kernel.T",
+        r"need bias of shape \(2,\) .*got \(1,\)",
+        r"the kernel is zero.*after some steps",
     ]
     lines = done.stdout.splitlines()
     assert len(lines) == len(expected)

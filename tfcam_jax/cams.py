@@ -51,17 +51,21 @@ def class_activation_maps(
       ValueError: a kernel that does not take the features' channels.
     """
     features, kernel = at_least_float32(features), at_least_float32(kernel)
-    if kernel.ndim != 2 or kernel.shape[0] != features.shape[-1]:
-        wanted = f"features of shape {features.shape} need a kernel [{features.shape[-1]}, classes]"
-        turned = kernel.shape[-1:] == features.shape[-1:]
-        one_logit = "two_columns(kernel[:, None])" if kernel.ndim == 1 else "kernel.T"
-        raise ValueError(f"{wanted}; got one of shape {kernel.shape}" + (f": take {one_logit}" if turned else ""))
+    _check_kernel(features, kernel)
     if kernel.shape[-1] > _FEW_CLASSES:
         return jnp.einsum("...c,ck->...k", features, kernel, precision=jax.lax.Precision.HIGHEST)
     # One vector at a time: XLA fuses it with what comes before and after, in the backward pass too, whereas a matrix
     # product with so thin a matrix takes up to nine times as long on a CPU.
     of_class = lambda column: jnp.einsum("...c,c->...", features, column, precision=jax.lax.Precision.HIGHEST)
     return jnp.stack([of_class(column) for column in jnp.unstack(kernel, axis=-1)], axis=-1)
+
+
+def _check_kernel(features: Array, kernel: Array) -> None:
+    if kernel.ndim != 2 or kernel.shape[0] != features.shape[-1]:
+        wanted = f"features of shape {features.shape} need a kernel [{features.shape[-1]}, classes]"
+        turned = kernel.shape[-1:] == features.shape[-1:]
+        one_logit = "two_columns(kernel[:, None])" if kernel.ndim == 1 else "kernel.T"
+        raise ValueError(f"{wanted}; got one of shape {kernel.shape}" + (f": take {one_logit}" if turned else ""))
 
 
 def split_true_false(
@@ -88,9 +92,10 @@ def split_true_false(
         remedy = "a head of one logit becomes two by two_columns(kernel), two_columns(bias) and two_columns(logits)"
         raise ValueError(f"split_true_false needs maps of at least 2 classes; maps has shape {maps.shape}: {remedy}")
     maps, leading = at_least_float32(maps), maps.shape[:-3]
-    if jnp.shape(labels) != leading:
-        wanted = f"maps of shape {maps.shape} need labels of shape {leading}, a class index each"
-        raise ValueError(f"{wanted}; got {jnp.shape(labels)}")
+    labels = jnp.asarray(labels)
+    if labels.shape != leading or not jnp.issubdtype(labels.dtype, jnp.integer):
+        wanted = f"maps of shape {maps.shape} need labels of shape {leading}, an integer class index each"
+        raise ValueError(f"{wanted}; got {labels.dtype} {labels.shape}")
     if logits is not None and jnp.shape(logits) != (*leading, num_classes):
         wanted = f"maps of shape {maps.shape} need logits of shape {(*leading, num_classes)}"
         raise ValueError(f"{wanted}; got {jnp.shape(logits)}")
@@ -177,10 +182,21 @@ def check_decomposition(
 
     Raises:
       ValueError: beyond the tolerance or not finite; it names the error, where it is, and what to hand over instead.
+        Also arrays that don't fit together or are traced, and a kernel of zeros, which fits any head.
     """
+    _check_kernel(features, kernel)
+    shapes = (kernel.shape[-1:], (*features.shape[:-3], kernel.shape[-1]))
+    if (jnp.shape(bias), jnp.shape(logits)) != shapes:
+        wanted = f"bias of shape {shapes[0]} (zeros without one) and logits of shape {shapes[1]}"
+        raise ValueError(f"features and kernel need {wanted}; got {jnp.shape(bias)} and {jnp.shape(logits)}")
     is_half = any(jnp.finfo(each.dtype).bits < 32 for each in (features, logits))
     tolerance = (2e-2 if is_half else 1e-3) if tolerance is None else tolerance
-    pooled, weights, biases, said = (np.asarray(each, np.float64) for each in (features, kernel, bias, logits))
+    try:
+        pooled, weights, biases, said = (np.asarray(each, np.float64) for each in (features, kernel, bias, logits))
+    except jax.errors.TracerArrayConversionError as error:
+        raise ValueError("check_decomposition looks at values: call it on a batch outside jit and grad") from error
+    if not weights.any():
+        raise ValueError("the kernel is zero, as new heads may begin: any head would fit; check after some steps")
     errors = pooled.mean((-3, -2)) @ weights + biases - said
     largest = float(np.abs(errors).max())
     allowed = tolerance * float((np.abs(pooled).mean((-3, -2)) @ np.abs(weights) + np.abs(biases)).max())

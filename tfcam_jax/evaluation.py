@@ -354,6 +354,8 @@ def format_results(results: dict[str, Any], title: str) -> str:
     metrics |= {f"map_agreement/{name}": f"CC {name}" for name in ("true", "false", "difference")}
     shown = [*columns(str, {"images": "images", "maps": "maps"}), *columns(decimal, metrics)]
     note = "CC: correlation of the model's maps with the human maps, over the images that have one."
+    if "closed" in results["sets"]:
+        note += "\nclosed: test images of the domains that training saw; open: of others."
     shares = ", ".join(f"{name} {each['maps']} of {each['images']}" for name, each in results["training_maps"].items())
     table = tabulate(title, "set", results["sets"].items(), shown).text()
     return f"{table}\n{note}\nTraining images with a human map: {shares}."

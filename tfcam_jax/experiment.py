@@ -160,6 +160,9 @@ def resolve(config: ConfigDict, placement: Placement | None = None) -> Recipe:
       ConfigError: a key that nothing reads, or a value that would fail late or do nothing sensible; names the key and
         what is allowed.
     """
+    if not hasattr(config, "to_json"):
+        what = f"config is a {type(config).__name__}, not an ml_collections.ConfigDict"
+        raise ConfigError(f"{what}; configs/*.py make one: `from configs import manifest; manifest.get_config()`")
     stored, config = config_json(config), _Reading(config)
     check_known("config.model.name", config.model.name, MODELS)
     card = MODEL_CARDS[config.model.name]

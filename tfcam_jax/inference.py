@@ -44,7 +44,7 @@ class Prediction(NamedTuple):
     difference: Float[np.ndarray, "n h w"]
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class Trained:
     """The best checkpoint of a run, ready to be applied on all devices that are here now; see `restore`.
 
@@ -68,6 +68,10 @@ class Trained:
     state: steps.TrainState
     model: nn.Module
     eval_step: Callable[[Any, Any, steps.Batch], steps.EvalOutput]
+
+    def __repr__(self) -> str:
+        of = f"{self.recipe.model_name}, {self.recipe.strategy_name}, epoch {self.epoch}"
+        return f"Trained({of}; classes {', '.join(self.class_names)}; {self.recipe.image_size} px)"
 
     @property
     def variables(self) -> dict[str, Any]:

@@ -123,16 +123,22 @@ def _decimal(value: float | None, digits: int) -> str:
 
 
 def next_steps(workdir: Path) -> str:
-    """Where a finished run lies, and the commands that evaluate and explain it, ready for a shell."""
-    script = Path(sys.argv[0])
-    folder = script.parent if script.name == "train.py" else Path("launch")
-    flag = f"--workdir={shlex.quote(str(workdir))}"
-    command = lambda name: f"{shlex.quote(_shortest(sys.executable))} {shlex.quote(str(folder / name))} {flag}"
+    """Where the run is, and the commands that look at it, as a shell takes them."""
     return (
         f"\nRun: {workdir} (results.json, scores.csv, metrics.jsonl, tensorboard/, checkpoints/)\n"
         f"Next, the whole protocol, and a page of maps that shows where each decision comes from:\n"
-        f"  {command('evaluate.py')}\n  {command('explain.py')}"
+        f"  {launch_command('evaluate.py', workdir)}\n  {launch_command('explain.py', workdir)}"
     )
+
+
+def launch_command(name: str, workdir: Path) -> str:
+    """A launch script's command for a run, with this interpreter, beside the script that runs now if that is one."""
+    script = Path(sys.argv[0])
+    folder = script.parent if script.parent.name == "launch" else Path("launch")
+    interpreter, path, run = (
+        shlex.quote(word) for word in (_shortest(sys.executable), str(folder / name), str(workdir))
+    )
+    return f"{interpreter} {path} --workdir={run}"
 
 
 def _shortest(executable: str) -> str:

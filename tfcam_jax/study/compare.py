@@ -22,6 +22,7 @@ from ..inference import choose_split
 from ..report.map_grid import Panel, Row, draw_panels
 from ..run.checkpoints import Checkpoints
 from ..run.files import WorkdirError, write_text
+from ..run.progress import launch_command
 from ..run.provenance import collect_provenance
 from ..run.workdir import CHECKS, check_workdir
 from .outcomes import Entry, Outcome, read_outcomes, read_selection, write_entries
@@ -102,7 +103,7 @@ def _report(
     )
     best = workdir / best_run(outcomes, runs).folder
     paths = f"Page with maps, plots and all tables: {workdir / 'index.html'}\n"
-    paths += f"Where a run's decisions come from: python launch/explain.py --workdir={best}"
+    paths += f"Where a run's decisions come from: {launch_command('explain.py', best)}"
     tqdm.write(f"\n{screen(study)}\n\n{paths}")
     return study
 
