@@ -31,6 +31,9 @@ def get_config() -> ConfigDict:
     config.data.channels = 3  # 1 for grayscale: repeated to three on the device
     config.data.mean = placeholder(tuple)  # of RGB in [0, 1]; unset: the model's own
     config.data.std = placeholder(tuple)
+    config.data.bits = placeholder(
+        int
+    )  # in use in images of 16; unset: by the largest values, if all agree; 0: each by its own
     config.data.num_threads = 2  # that decode and augment
     config.data.num_workers = 0  # processes that decode and augment; 0: threads of this one
     config.data.skip_unreadable = False  # True: leave out rows whose files can't be read, and count them in the results
@@ -41,6 +44,8 @@ def get_config() -> ConfigDict:
     config.data.maps.combine = "mean"  # several annotators: mean, majority or an annotator's name
     config.data.maps.sigma = 50.0  # of fixations' Gaussians: pixels of the image, or degrees with the next key
     config.data.maps.pixels_per_degree = 0.0  # image pixels in a degree, if its table doesn't say; 0: sigma in pixels
+    config.data.maps.invert = False  # True: 1 - map, where the files are dark where people looked
+    config.data.maps.page = placeholder(int)  # of files of several pages, slices or frames, from 1; unset: refused
     config.data.maps.categories = ()  # of marks in tables, by name: those that count; empty: all
     # Columns of CSV tables and keys of JSON lists whose names are none of those that are known; "": as known.
     config.data.maps.columns = ConfigDict()
@@ -66,6 +71,9 @@ def get_config() -> ConfigDict:
     config.data.maps.blur = 0.0  # standard deviation of a Gaussian, as a share of the longer side
     config.data.maps.threshold = 0.0  # 1 where the map reaches this share of its peak, else 0; 0: as it is
     config.data.maps.resize = "with_image"  # straight: training's from file to CAM, in 8 bits, as in the CYBORG code
+    config.data.maps.predicted = "use"  # maps of launch/predict_maps.py: use, ignore, or other_image, a control
+    config.data.maps.share = 1.0  # of training's maps that people drew, to see what fewer would do
+    config.data.maps.share_seed = 0  # of which ones
     config.data.maps.placebo = "none"  # of training: other_image, mean_map or border_ring in place of the true maps
 
     # Which images train, validate and test.

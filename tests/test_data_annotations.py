@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from tfcam_jax.data.annotations import read_picture, read_table
+from tfcam_jax.data.annotations import read_table
 from tfcam_jax.data.annotations.marks import Marks, render
 from tfcam_jax.data.annotations.matching import assign
 from tfcam_jax.data.annotations.rle import decode_rle
@@ -20,7 +20,7 @@ from tfcam_jax.data.annotations.table import Table
 from tfcam_jax.data.checks.declared_sizes import check_sizes
 from tfcam_jax.data.checks.inspection import row_keys
 from tfcam_jax.data.checks.outcomes import Outcome
-from tfcam_jax.data.listing import Listing, MapReader, Row, read_tables, split_map_cell
+from tfcam_jax.data.listing import Listing, MapReader, Row, read_tables
 from tfcam_jax.data.source import DataError
 from tfcam_jax.errors import ConfigError
 
@@ -159,45 +159,6 @@ def test_marks_that_do_not_fit(marks, message):
         render(marks, 10, 20, 2.0)
 
 
-def save(array):
-    file = io.BytesIO()
-    np.save(file, array)
-    return file.getvalue()
-
-
-@pytest.mark.parametrize(
-    ("array", "expected"),
-    [
-        (np.array([[0, 255, 51]], np.uint8), [[0, 1, 0.2]]),
-        (np.array([[0, 1, 1]], np.uint8), [[0, 1, 1]]),
-        (np.array([[True, False]]), [[1, 0]]),
-        (np.array([[0, 65535]], np.uint16), [[0, 1]]),
-        (np.array([[0.25, 0.5]]), [[0.25, 0.5]]),
-        (np.array([[1.0, 4.0]], np.float16), [[0.25, 1]]),
-        (np.array([[[0.5], [1.0]]], np.float32), [[0.5, 1]]),
-    ],
-)
-def test_numpy_arrays(array, expected):
-    values = read_picture(save(array), ".npy")
-    assert values.dtype == np.float32
-    np.testing.assert_allclose(values, expected, rtol=1e-6)
-
-
-@pytest.mark.parametrize(
-    ("encoded", "message"),
-    [
-        (b"no array", "not a NumPy array"),
-        (save(np.zeros(3)), "must be"),
-        (save(np.array([[np.nan]])), "finite"),
-        (save(np.array([[-1.0]])), "non-negative"),
-        (save(np.array([[{}]], object)), "not a NumPy array"),
-    ],
-)
-def test_arrays_that_are_no_maps(encoded, message):
-    with pytest.raises(ValueError, match=message):
-        read_picture(encoded, ".npy")
-
-
 def write_csv(path, *lines, **options):
     with path.open("w", newline="", **options) as file:
         csv.writer(file).writerows(lines)
@@ -317,21 +278,6 @@ def test_faults_of_a_json(tmp_path, content, message):
     (tmp_path / "a.json").write_text(content)
     with pytest.raises(ValueError, match=message):
         read_table(tmp_path / "a.json")
-
-
-def test_map_cells_with_several_annotators(tmp_path):
-    assert split_map_cell("") == []
-    assert split_map_cell("a.png") == [("", "a.png")]
-    assert split_map_cell("anna=x/a.png | ben=b.npy") == [("anna", "x/a.png"), ("ben", "b.npy")]
-    Image.new("L", (4, 3), 51).save(tmp_path / "a.png")
-    np.save(tmp_path / "b.npy", np.full((3, 4), 0.6))
-    row = lambda cell: Row("list", 1, "train", "x", "a.png", cell)
-    maps = MapReader(tmp_path).annotators(row("a.png|ben=b.npy"), 3, 4)
-    assert list(maps) == ["1", "ben"]
-    np.testing.assert_allclose(MapReader(tmp_path).read(row("a.png|b.npy"), 3, 4), np.full((3, 4), 0.4), rtol=1e-6)
-    assert MapReader(tmp_path, "carl").read(row("a.png|ben=b.npy"), 3, 4) is None
-    with pytest.raises(ValueError, match="annotator anna has two maps"):
-        MapReader(tmp_path).read(row("anna=a.png|anna=b.npy"), 3, 4)
 
 
 # What tools export, for one picture of 80 x 60 pixels.

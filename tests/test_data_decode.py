@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tfcam_jax.data.decode import check_channels, decode_image, decode_map
+from tfcam_jax.data.decode import check_channels, decode_image, decode_picture, guessed_bits, turned_by
+from tfcam_jax.data.map_files import decode_map as decode_noted_map
 
 RNG = np.random.default_rng(0)
 GREY = RNG.integers(0, 256, (5, 7), np.uint8)
@@ -20,6 +21,10 @@ def encode(image, kind="PNG", **options):
     image = image if isinstance(image, Image.Image) else Image.fromarray(image)
     image.save(file, kind, **options)
     return file.getvalue()
+
+
+def decode_map(encoded):
+    return decode_noted_map(encoded).values
 
 
 def luma(rgb):
@@ -75,14 +80,59 @@ def test_a_faint_sixteen_bit_map_keeps_its_shape():
     assert len(np.unique(saliency)) == len(np.unique(faint))
 
 
-def test_float_maps_are_taken_as_they_are_and_must_be_in_range():
+def test_float_maps_are_taken_as_they_are_or_divided_by_their_peak():
     values = RNG.random((5, 7), np.float32)
     np.testing.assert_array_equal(decode_map(encode(values, "TIFF")), values)
-    for wrong in (values - 0.5, values * 300, values * np.nan):
-        with pytest.raises(ValueError, match="values outside 0 to 1"):
+    np.testing.assert_allclose(decode_map(encode(values * 300, "TIFF")), values / values.max(), rtol=1e-6)
+    for wrong in (values - 0.5, values * np.nan):
+        with pytest.raises(ValueError, match="finite and non-negative"):
             decode_map(encode(wrong.astype(np.float32), "TIFF"))
+    for wrong in (values - 0.5, values * 300, values * np.nan):
+        with pytest.raises(ValueError, match="values outside 0 to 1 "):
+            decode_image(encode(wrong.astype(np.float32), "TIFF"), 1)
     with pytest.raises(ValueError, match="values outside 0 to 65535"):
         decode_image(encode(np.array([[70000]], np.int32), "TIFF"), 3)
+
+
+FILM = np.arange(4096).reshape(64, 64)
+
+
+@pytest.mark.parametrize("kind", ["PNG", "TIFF"])
+@pytest.mark.parametrize(
+    ("film", "bits", "divisor", "guess"),
+    [
+        (FILM, None, 4095, 12),  # 4096 levels over the whole range of brightness
+        (FILM // 2, None, 4095, 12),  # a darker film of that scanner
+        (FILM // 16, None, 255, 8),
+        (FILM * 16, None, 65535, 16),
+        (FILM * 4, None, 65535, 16),
+        (FILM, 0, 4095, 12),
+        (FILM, 16, 65535, 12),
+        (FILM * 4, 14, 16383, 16),
+        (FILM * 0, None, 255, 0),
+    ],
+)
+def test_bits_in_use_of_sixteen(kind, film, bits, divisor, guess):
+    encoded = encode(film.astype(np.uint16), kind)
+    np.testing.assert_allclose(decode_image(encoded, 1, bits)[..., 0], 255 * film / divisor, atol=0.51)
+    assert guessed_bits(encoded) == guess
+    if film.max() > 1023:
+        with pytest.raises(ValueError, match=r"values outside 0 to 1023 .*data\.bits is too small"):
+            decode_image(encoded, 1, 10)
+
+
+def test_a_tiff_may_say_how_large_its_values_can_be():
+    encoded = encode(FILM.astype(np.uint16), "TIFF", tiffinfo={281: 65535})
+    assert guessed_bits(encoded) == 16 and guessed_bits(encode(GREY)) == 0
+    np.testing.assert_allclose(decode_image(encoded, 1)[..., 0], FILM / 257, atol=0.51)
+
+
+def test_an_image_of_several_pages_is_refused_but_not_a_photograph_with_its_by_products():
+    pages = [Image.fromarray(page) for page in (COLOUR, COLOUR[::-1].copy())]
+    for kind in ("TIFF", "GIF", "PNG", "WEBP"):
+        with pytest.raises(ValueError, match="2 pages, slices or frames in one file; keep the one that is meant"):
+            decode_picture(encode(pages[0], kind, save_all=True, append_images=pages[1:]), 3)
+    assert decode_picture(encode(pages[0], "MPO", save_all=True, append_images=pages[1:]), 3).size == (7, 5)
 
 
 def test_cmyk():
@@ -97,6 +147,7 @@ def test_exif_orientation_turns_image_and_map():
     exif[0x0112] = 6  # The viewer turns it a quarter clockwise.
     np.testing.assert_array_equal(decode_image(encode(COLOUR, exif=exif), 3), np.rot90(COLOUR, -1))
     np.testing.assert_allclose(decode_map(encode(GREY, exif=exif)), np.rot90(GREY, -1) / 255, rtol=1e-6)
+    assert (turned_by(encode(COLOUR, exif=exif)), turned_by(encode(COLOUR))) == (6, 1)
 
 
 @pytest.mark.parametrize("kind", ["PNG", "JPEG"])

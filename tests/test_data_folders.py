@@ -15,8 +15,9 @@ from configs import chest_xray
 from configs import folders as folders_config
 from tfcam_jax.data.checks.prepare import prepare
 from tfcam_jax.data.folders import list_folders, open_folders
-from tfcam_jax.data.listing import join_map_cell, split_map_cell
 from tfcam_jax.data.manifest import open_manifest
+from tfcam_jax.data.maps_by_name import MAP_NAMES, find_below, find_beside
+from tfcam_jax.data.paths import join_map_cell, split_map_cell
 from tfcam_jax.data.source import DataError
 from tfcam_jax.errors import ConfigError
 from tfcam_jax.experiment import open_dataset, resolve
@@ -220,7 +221,7 @@ FAULTS = {
         "two folders are split train; join them",
     ),
     "no image of a class": (only_other_files, "third: no image in it, but other files; convert them"),
-    "capitals": (lambda folder: wrap(folder, "Dark", "bright"), "classes Dark and dark differ in capitals only"),
+    "capitals": (lambda folder: wrap(folder, "Dark", "bright"), "labels 'Dark' .* and 'dark' .*differ in case"),
     "maps in a class": (nested_maps, r"dark/masks: a folder of maps by its name; give .*config.data.folders.maps"),
     "too few": (one_image_of_a_class, "class 'third' has too few images or whole groups for a part in each of train"),
     "no images": (lambda folder: (shutil.rmtree(folder), folder.mkdir()), "0 images, none of them in a folder of its"),
@@ -325,13 +326,18 @@ def test_maps_in_an_owners_own_tables_are_not_written(tmp_path):
         prepare(resolve(config).data, check=False, write_manifest=tmp_path / "own.csv")
 
 
+def test_arrays_of_any_kind_lie_beside_their_images_or_below_a_folder():
+    arrays = ["a/1.nii.gz", "a/2_map.npz", "a/3_mask_anna.mat"]
+    images, found = find_beside(["a/1.png", "a/2.png", "a/3.png", *arrays], MAP_NAMES)
+    assert images == ["a/1.png", "a/2.png", "a/3.png"] and not found.others
+    below = find_below(arrays, dict.fromkeys(images, ("", "a")), MAP_NAMES, "maps")
+    for each in (found, below):
+        assert [pair for image in images for pair in each.of[image]] == list(zip(["", "", "anna"], arrays, strict=True))
+
+
 def test_map_cells_are_read_back():
     for parts in ([("", "a=b/1.png")], [("anna", "a=b.png"), ("", "c.png"), ("", "d=e")], [("", "c.png")], []):
-        read = split_map_cell(join_map_cell(parts))
-        assert [path for _, path in read] == [path for _, path in parts]
-        assert all(
-            name in ("", own) or (own == "" and name.isdigit()) for (own, _), (name, _) in zip(parts, read, strict=True)
-        )
+        assert split_map_cell(join_map_cell(parts)) == parts
     for parts in ([("", "a|b.png")], [("", " a.png")], [("a=b", "c.png")]):
         with pytest.raises(ValueError, match="can't stand in a manifest"):
             join_map_cell(parts)

@@ -221,8 +221,8 @@ def test_faults_of_iris_lists_are_told_with_the_row(tmp_path):
 # Chest films.
 
 
-def marks_of(listing, row):
-    return listing.reader.annotators(row, 50, 60)
+def marks_of(listing, row, height=50, width=60):
+    return {name: each.values for name, each in listing.reader.annotators(row, height, width).items()}
 
 
 def test_boxed_patients_train_validate_and_test(tmp_path):
@@ -347,7 +347,7 @@ def test_vindr(tmp_path):
     assert not listing.problems
     (row,) = [row for row in listing.rows if row.image.endswith("vindr001.png")]
     assert row.label == "abnormal" and row.map == "vindr/annotations/annotations_train.csv" and row.domain == "vindr"
-    maps = listing.reader.annotators(row, 48, 48)
+    maps = marks_of(listing, row, 48, 48)
     assert set(maps) == {"R1", "R2", "R3"} and maps["R1"].sum() == 20 * 12
     # One of three saw something: normal, and its map counts.
     (row,) = [row for row in listing.rows if row.image.endswith("vindr003.png")]
@@ -366,7 +366,7 @@ def test_siim(tmp_path):
         and row.map == "siim/train-rle.csv"
         and row.image.startswith("siim/dicom-images-train/3/")
     )
-    (saliency,) = listing.reader.annotators(row, 48, 48).values()
+    (saliency,) = marks_of(listing, row, 48, 48).values()
     np.testing.assert_array_equal(saliency, np.tile(np.repeat([0, 1, 0, 0], 12), (48, 1)))
     assert all((row.label == "abnormal") == bool(row.map) for row in listing.rows)
 
@@ -377,7 +377,7 @@ def test_chexlocalize(tmp_path):
     assert not any("lateral" in row.image for row in listing.rows)
     row = row_of(listing, "patient00003/study1/view1_frontal.jpg")
     assert (row.label, row.domain, row.group) == ("abnormal", "chexpert", "chexpertpatient00003")
-    (saliency,) = listing.reader.annotators(row, 48, 48).values()
+    (saliency,) = marks_of(listing, row, 48, 48).values()
     assert saliency[:, :24].all() and not saliency[:, 24:].any()
     assert row_of(listing, "patient00002/study1/view1_frontal.jpg").label == "normal"
 

@@ -9,7 +9,9 @@ import subprocess
 
 import jax
 import numpy as np
+import pydicom
 import pytest
+from absl import logging
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
@@ -167,6 +169,41 @@ def test_images_of_any_mode_and_size_without_labels(workdir, tmp_path):
     for entry in found["images"]:
         assert entry["label"] is None and entry["right"] is None and entry["margin"] > 0
     assert found["summary"]["figures"]["accuracy"] is None
+
+
+def write_dicom(path, grey, frames=1):
+    """A film as a scanner writes it, 12 bits."""
+    file = pydicom.Dataset()
+    file.file_meta = pydicom.dataset.FileMetaDataset()
+    file.file_meta.TransferSyntaxUID = pydicom.uid.ExplicitVRLittleEndian
+    file.file_meta.MediaStorageSOPClassUID = file.SOPClassUID = pydicom.uid.DigitalXRayImageStorageForPresentation
+    file.file_meta.MediaStorageSOPInstanceUID = file.SOPInstanceUID = pydicom.uid.generate_uid()
+    file.Rows, file.Columns = grey.shape
+    file.BitsAllocated, file.BitsStored, file.HighBit, file.PixelRepresentation = 16, 12, 11, 0
+    file.SamplesPerPixel, file.PhotometricInterpretation = 1, "MONOCHROME2"
+    if frames > 1:
+        file.NumberOfFrames = frames
+    file.PixelData = grey.astype(np.uint16).tobytes() * frames
+    path.parent.mkdir(parents=True, exist_ok=True)
+    file.save_as(path, enforce_file_format=True)
+
+
+def test_a_folder_of_dicom_is_explained_whatever_its_files_are_called(workdir, tmp_path, caplog):
+    logging.get_absl_logger().propagate = True
+    folder = tmp_path / "disk"
+    rng = np.random.default_rng(0)
+    names = ["DICOM/1.2.840.113619.2.5", "DICOM/IM0001", "a.dcm", "b.IMA"]
+    for name in names:
+        write_dicom(folder / name, rng.integers(0, 4096, (40, 40)))
+    (folder / "DICOMDIR").write_bytes(bytes(128) + b"DICM" + bytes(9))
+    (folder / "readme").write_text("Films")
+    explain(workdir, tmp_path / "report", images=folder)
+    found = json.loads((tmp_path / "report/figures.json").read_text())
+    assert [entry["id"] for entry in found["images"]] == names
+    assert "2 files are no images and were left out: DICOMDIR, readme" in caplog.text
+    write_dicom(folder / "a.dcm", rng.integers(0, 4096, (40, 40)), frames=2)
+    with pytest.raises(DataError, match=r"a\.dcm: 2 pages, slices or frames in one file"):
+        explain(workdir, tmp_path / "other", images=folder)
 
 
 def test_what_can_not_be_explained_leaves_nothing_behind(workdir, tmp_path):

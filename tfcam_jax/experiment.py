@@ -22,6 +22,7 @@ from absl import logging
 from . import steps
 from .data import SOURCES
 from .data.checks.outcomes import Outcome, load_outcomes, outcomes_json
+from .data.listing import READING
 from .data.pipeline import BALANCES, Batch, eval_batches, train_batches, watch_workers
 from .data.protocol import ProtocolOptions
 from .data.recipe import DataRecipe
@@ -325,9 +326,9 @@ def _data_recipe(config: _Reading) -> DataRecipe:
     options = {"manifest": data.manifest} if data.source == "manifest" else data[data.source]
     if data.source in ("manifest", "folders"):
         options = {**options, "labels": data.labels or ()}
-    reading = {key: maps[key] for key in ("combine", "sigma", "pixels_per_degree", "categories")}
     columns = maps.columns.take(maps.columns.keys())
-    reading["columns"] = {meaning: name for meaning, name in columns.items() if name}
+    own = {"bits": data.bits, "columns": {meaning: name for meaning, name in columns.items() if name}}
+    reading = {key: own[key] if key in own else maps[key] for key in READING}
     reading["skip_unreadable"] = data.skip_unreadable
     if data.source != "demo":
         options = {**options, **reading}
@@ -337,7 +338,7 @@ def _data_recipe(config: _Reading) -> DataRecipe:
         options={key: tuple(value) if isinstance(value, list) else value for key, value in dict(options).items()},
         channels=data.channels,
         protocol=data.protocol.take(_fields(ProtocolOptions)),
-        **{key: maps[key] for key in ("blur", "threshold", "placebo")},
+        **{key: maps[key] for key in ("predicted", "share", "share_seed", "blur", "threshold", "placebo")},
         seed=config.seed,
     )
 

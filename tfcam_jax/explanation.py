@@ -134,7 +134,7 @@ def _open(
     trained: Trained, workdir: Path, images: str | Path | None, split: str | None, data: str | Path | None
 ) -> tuple[Source, str]:
     if images:
-        return open_image_folder(images, trained.recipe.data.channels), Path(images).name
+        return open_image_folder(images, trained.recipe.data.channels, trained.recipe.data.bits), Path(images).name
     if data:
         (opened,) = open_other_data(trained, workdir, data, [split])
         return opened.source, f"{Path(data).name}, {opened.split}"

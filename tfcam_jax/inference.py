@@ -92,7 +92,7 @@ class Trained:
         Raises:
           DataError: an image that can't be read, of another dtype or shape; or not a label for each image.
         """
-        source = open_images(images, self.recipe.data.channels, labels, len(self.class_names))
+        source = open_images(images, self.recipe.data.channels, labels, len(self.class_names), self.recipe.data.bits)
         output = join_outputs(output for output, _ in self.outputs(source))
         probabilities = softmax(output.logits, axis=-1)
         return Prediction(output.logits, probabilities, output.true_map, output.false_map, output.difference)

@@ -1,7 +1,7 @@
 """The one reader of CSV: manifests, owners' lists, tables of marks.
 
 Files are UTF-8, with or without a BOM, with any line end and with quoted commas; cells are stripped, and lines that
-hold nothing are left out. Lines have numbers, the first being 1.
+hold nothing but separators, as spreadsheets leave at the end, are left out. Lines have numbers, the first being 1.
 """
 
 from __future__ import annotations
@@ -11,6 +11,9 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 from .source import DataError
+
+# What a cell without content may hold: separators of other dialects, spaces that `str.strip` leaves.
+_EMPTY = ";|\t \ufeff\u200b"
 
 
 def read_lines(path: Path, delimiter: str = ",") -> list[tuple[int, list[str]]]:
@@ -26,7 +29,7 @@ def read_lines(path: Path, delimiter: str = ",") -> list[tuple[int, list[str]]]:
             raise DataError([f"{path}: not UTF-8 ({error.reason} at byte {error.start}); save it as UTF-8"]) from error
         except csv.Error as error:
             raise DataError([f"{path}, row {reader.line_num}: not CSV ({error}); correct the quotes"]) from error
-    return [(number, cells) for number, cells in lines if any(cells)]
+    return [(number, cells) for number, cells in lines if any(cell.strip(_EMPTY) for cell in cells)]
 
 
 def read_table(

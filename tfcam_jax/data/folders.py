@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import zipfile
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
@@ -18,9 +18,10 @@ from ..errors import ConfigError
 from .annotations import is_table
 from .builders.owner_files import below, check_pattern, group_of
 from .checks.outcomes import Outcomes
-from .listing import Listing, MapReader, Row, SplitDraw, join_map_cell, read_tables
+from .listing import Listing, MapReader, Row, SplitDraw, read_tables
 from .maps_by_name import MAP_NAMES, find_below, find_beside, name_annotators
 from .opening import check_labels, open_listing
+from .paths import join_map_cell
 from .source import SPLIT_NAMES, SPLITS, DataError, Dataset, shorten
 from .unlisted import walk_files
 
@@ -82,7 +83,7 @@ def list_folders(
       skip_unreadable: makes no difference.
       columns: of a table, as in `annotations.read_table`.
       categories: the same.
-      **reading: `combine`, `sigma` and `pixels_per_degree`, as in `listing.MapReader`.
+      **reading: by the names of `listing.OF_READER`, as in `listing.MapReader`.
 
     Raises ConfigError for options that can't be, and DataError where folders aren't there or not of this layout.
     """
@@ -216,11 +217,6 @@ def _check_classes(found: _Found, folder: Path, classes: Sequence[str], others: 
             found.problems.append(f"{folder / name}: no image in it, but other files; convert them to PNG or JPEG")
         elif name not in filled:
             found.notes.append(f"{name}/ holds no image and is left out")
-    spellings = defaultdict(set)
-    for _, label in found.images.values():
-        spellings[label.lower()].add(label)
-    for names in (sorted(names) for names in spellings.values() if len(names) > 1):
-        found.problems.append(f"{folder}: classes {' and '.join(names)} differ in capitals only; give them one name")
 
 
 def _alias_notes(splits: Mapping[str, str]) -> list[str]:

@@ -17,16 +17,19 @@ import numpy as np
 from jaxtyping import Float, Int
 from PIL import Image
 
-from ..errors import check_known, check_ranges
+from ..errors import ConfigError, check_known, check_ranges
 from .source import DataError, Dataset, Example, Records, Source, WithRecords
 
 PLACEBOS = ("none", "other_image", "mean_map", "border_ring")
+PREDICTED = ("use", "ignore", "other_image")
 
 # A smaller share of training with a map is told.
 _FEW = 0.1
 # Of a map that stands for a whole class: the places of the usual CAM, and pixels for each.
 _PLACES, _PLACE_SIDE = 7, 16
 _PLACEBO_SIDE = _PLACES * _PLACE_SIDE
+# Of `is_usable`: CAMs' sides, a multiple of most of them, and a share of the peak.
+_CAM_PLACES, _CHECKED_SIDE, _LEAST_RANGE = range(4, 15), 56, 1e-3
 
 
 def combine(maps: Mapping[str, Float[np.ndarray, "_ _"]], how: str) -> Float[np.ndarray, "h w"] | None:
@@ -56,6 +59,34 @@ def agreement(maps: Sequence[Float[np.ndarray, "_ _"]]) -> float | None:
     shape = varying[0].shape
     flat = [_resize(m, shape).ravel() for m in varying]
     return float(np.mean([np.corrcoef(one, other)[0, 1] for one, other in combinations(flat, 2)]))
+
+
+def mostly_marked(saliency: Float[np.ndarray, "h w"]) -> bool:
+    """Whether a map looks like a mask, nearly all of it at 0 or at its peak, with more than half of it marked.
+
+    A constant map marks nothing.
+    """
+    peak = saliency.max()
+    if not saliency.min() < peak:
+        return False
+    marked = saliency >= 0.9 * peak
+    return bool(marked.mean() > 0.5 and np.mean(marked | (saliency <= 0.1 * peak)) >= 0.95)
+
+
+def is_usable(saliency: Float[np.ndarray, "h w"]) -> bool:
+    """Whether a map says something at the resolution of a CAM, of 4 x 4 to 14 x 14 places.
+
+    Brought to that many places its range must be a thousandth of its peak. Training asks for a hundred-thousandth at
+    the CAM's own resolution (`saliency.to_cam_resolution`), and gets no map of those that fail here: what passes is
+    used, so that there is one definition. A mask that leaves out one pixel fails; one that marks one pixel passes.
+    """
+    # Every map is first brought to one size, as in training, so that the small ones cost nothing.
+    small = _resize(saliency, (_CHECKED_SIDE, _CHECKED_SIDE))
+    for places in _CAM_PLACES:
+        values = _resize(small, (places, places))
+        if not values.max() - values.min() > _LEAST_RANGE * values.max():
+            return False
+    return True
 
 
 class WithMaps(WithRecords):
@@ -102,6 +133,85 @@ def smooth_maps(source: Source, blur: float, threshold: float) -> Source:
     return WithMaps(source, change) if blur or threshold else source
 
 
+class WithoutMaps(WithRecords):
+    """A source without the maps of some rows, as if nobody had annotated them."""
+
+    def __init__(self, source: Source, rows: Int[np.ndarray, " m"]):
+        has_map = source.records.has_map.copy()
+        has_map[rows] = False
+        self.records, self._source = replace(source.records, has_map=has_map), source
+
+    def __getitem__(self, index: int) -> Example:
+        example = self._source[index]
+        return example if self.records.has_map[index] else replace(example, saliency=None)
+
+
+@dataclass(frozen=True)
+class MapChoice:
+    """Which of a data set's maps are taken.
+
+    Attributes:
+      predicted: of maps that a network predicted (column `predicted` of a manifest), in training: "use"; "ignore"; or
+        "other_image", a placebo: each is dealt to another image of its class, people's maps stay. Validation and test
+        never take them, as agreement is measured with people's.
+      share: of training's maps that people drew, so many are kept, whole groups of each class; above 0, at most 1. A
+        smaller share is part of a larger one.
+      share_seed: of the choice, and of the dealing.
+    """
+
+    predicted: str = "use"
+    share: float = 1.0
+    share_seed: int = 0
+
+    def __post_init__(self):
+        check_known("data.maps.predicted", self.predicted, PREDICTED)
+        if not (0 < self.share <= 1 and self.share_seed >= 0):
+            given = f"{self.share} and {self.share_seed}"
+            raise ConfigError(f"data.maps.share must be above 0 and at most 1, share_seed at least 0; got {given}")
+
+    def apply(self, dataset: Dataset) -> Dataset:
+        """The data set with these maps alone. Raises DataError where predicted maps can't be dealt."""
+        splits = dict(dataset.splits)
+        for split, source in splits.items():
+            if split != "train" or self.predicted == "ignore":
+                splits[split] = without_predicted(source)
+        train = splits["train"]
+        if self.predicted == "other_image":
+            train = _deal_predicted(train, self.share_seed)
+        if self.share < 1:
+            train = WithoutMaps(train, _left_out(train.records, self.share, self.share_seed))
+        return replace(dataset, splits={**splits, "train": train})
+
+
+def without_predicted(source: Source) -> Source:
+    """The source with the maps that people drew alone."""
+    predicted = source.records.predicted
+    return source if predicted is None or not predicted.any() else WithoutMaps(source, np.flatnonzero(predicted))
+
+
+def _deal_predicted(source: Source, seed: int) -> Source:
+    records = source.records
+    if records.predicted is None or not (records.predicted & records.has_map).any():
+        return source
+    donors = deal_maps(replace(records, has_map=records.has_map & records.predicted), seed)
+    return WithMaps(source, partial(_donors_map, source, np.where(donors < 0, np.arange(len(records)), donors)))
+
+
+def _left_out(records: Records, share: float, seed: int) -> Int[np.ndarray, " m"]:
+    """Rows of people's maps beyond the share: of each class, groups in a random order until the share is reached."""
+    drawn = records.has_map if records.predicted is None else records.has_map & ~records.predicted
+    left = []
+    for label in np.unique(records.labels[drawn]):
+        rows = np.flatnonzero(drawn & (records.labels == label))
+        names = np.array([records.groups[row] or f"\0{row}" for row in rows])  # Rows without a group stand alone.
+        _, group = np.unique(names, return_inverse=True)
+        order = np.random.default_rng([seed, int(label)]).permutation(group.max() + 1)
+        before = np.concatenate([[0], np.cumsum(np.bincount(group)[order])[:-1]])
+        beyond = order[before >= share * len(rows)]
+        left.append(rows[np.isin(group, beyond)])
+    return np.concatenate(left) if left else np.array([], int)
+
+
 def count_maps(dataset: Dataset) -> dict[str, dict[str, int]]:
     """Of training, by class: how many `images` there are and how many have a usable human map (`maps`)."""
     records = dataset.splits["train"].records
@@ -119,6 +229,9 @@ def describe_maps(dataset: Dataset) -> list[str]:
     lines, (maps, images) = [f"Human maps in training: {shares}"], _sum(counts)
     if maps and maps < _FEW * images:
         lines.append(f"Only {maps} of {images} training images have a human map: guidance will have little to say.")
+    records = dataset.splits["train"].records
+    if records.predicted is not None and (predicted := int((records.has_map & records.predicted).sum())):
+        lines.append(f"{predicted} of these maps were predicted by a network, the others are people's.")
     lacking = [name for name, each in counts.items() if not each["maps"]] if maps else []
     if lacking:
         which = " and ".join(lacking)

@@ -13,15 +13,22 @@ import numpy as np
 from jaxtyping import Float
 
 from ..errors import ConfigError
-from .annotations import is_table, read_picture, read_table
+from .annotations import is_table, read_table
 from .annotations.columns import check_columns
 from .annotations.marks import Marks, render
 from .annotations.matching import assign
 from .annotations.table import Table, named
 from .checks.outcomes import USABLE, Outcome
-from .decode import decode_picture
+from .decode import check_bits, decode_picture
 from .human_maps import combine
+from .map_files import MapFile, read_map_file
+from .paths import check_below, split_map_cell
 from .source import SPLITS, DataError, Example, Records, WithRecords
+
+# Options of a source that say how files are read, whatever the list: by `MapReader`, whose fields the first are, and by
+# `read_tables`.
+OF_READER = ("combine", "sigma", "pixels_per_degree", "invert", "page", "bits")
+READING = (*OF_READER, "columns", "categories")
 
 
 @dataclass(frozen=True)
@@ -34,6 +41,7 @@ class Row:
       image: path below the listing's folder.
       map: what the annotators left: "" or nothing; a picture or table below the folder, or several, as in
         "anna=maps/anna/1.png|ben=maps/ben/1.png". Without names annotators are "1", "2", ...
+      predicted: "yes" if the map is a network's prediction, else "".
       looked: the places where an image that isn't there was looked for; empty where it was found, or nobody looked.
     """
 
@@ -45,6 +53,7 @@ class Row:
     map: str = ""
     domain: str = ""
     group: str = ""
+    predicted: str = ""
     looked: tuple[str, ...] = field(default=(), kw_only=True)
 
     @property
@@ -54,13 +63,16 @@ class Row:
 
 @dataclass(frozen=True)
 class MapReader:
-    """Reads the human map of a row, whatever its form. Raises ConfigError for a sigma or resolution that can't be.
+    """Reads the files of a row, maps of whatever form. Raises ConfigError for an option that can't be.
 
     Attributes:
       folder: what paths are relative to.
       combine: "mean", "majority" or an annotator's name, see `human_maps.combine`.
       sigma: of fixations, pixels of the image; in degrees of the visual field if `pixels_per_degree` is given.
       pixels_per_degree: of the image as it was shown, where its table doesn't say; 0 means that sigma is in pixels.
+      invert: maps are turned around, 1 - map, before annotators are combined.
+      page: of map files of several pages, slices or frames, the first being 1; None: files of several are refused.
+      bits: in use in images of 16, see `decode.decode_picture`.
       tables: path below the folder to image to annotator to marks, see `assign_tables`.
       degrees: in place of sigma, for fixations whose table says how many pixels made a degree; 0: as sigma says.
     """
@@ -69,6 +81,9 @@ class MapReader:
     combine: str = "mean"
     sigma: float = 50.0
     pixels_per_degree: float = 0.0
+    invert: bool = False
+    page: int | None = None
+    bits: int | None = None
     tables: Mapping[str, Mapping[str, Mapping[str, Marks]]] = field(default_factory=dict)
     degrees: float = 0.0
 
@@ -76,18 +91,23 @@ class MapReader:
         if not (self.sigma > 0 and self.pixels_per_degree >= 0):
             wanted = "maps.sigma must be above 0 and maps.pixels_per_degree not negative"
             raise ConfigError(f"{wanted}; got {self.sigma} and {self.pixels_per_degree}")
+        if self.page is not None and self.page < 1:
+            raise ConfigError(f"maps.page counts from 1; got {self.page}")
+        check_bits(self.bits)
 
     def open(self, path: str) -> bytes:
         """A file below the folder. Raises ValueError or OSError where there is none."""
         with open(os.path.join(self.folder, check_below(path)), "rb") as file:
             return file.read()
 
-    def annotators(self, row: Row, height: int, width: int) -> dict[str, np.ndarray]:
-        """Each annotator's map of a row's image, [h, w] float32; empty if nobody annotated it.
+    def annotators(self, row: Row, height: int, width: int) -> dict[str, MapFile]:
+        """Each annotator's map of a row's image, and what was done to it; empty if nobody annotated the image.
+
+        A predicted map is read as it was written, whatever `page` and `invert` say of people's.
 
         Raises ValueError or OSError: a file that is broken, missing or outside the folder; marks outside the image.
         """
-        maps: dict[str, np.ndarray] = {}
+        maps: dict[str, MapFile] = {}
         sigma = self.sigma * (self.pixels_per_degree or 1)
         degrees = self.sigma if self.pixels_per_degree else self.degrees
         for name, path in split_map_cell(row.map):
@@ -95,11 +115,14 @@ class MapReader:
                 marks = self.tables[path].get(row.image, {})
                 marks = {name: next(iter(marks.values()))} if name and len(marks) == 1 else marks
                 try:
-                    found = {annotator: render(own, height, width, sigma, degrees) for annotator, own in marks.items()}
+                    drawn = {annotator: render(own, height, width, sigma, degrees) for annotator, own in marks.items()}
                 except ValueError as error:
                     raise ValueError(f"{row.image}: {error}") from error
+                found = {each: MapFile(1 - values if self.invert else values) for each, values in drawn.items()}
             else:
-                found = {name or str(len(maps) + 1): read_picture(self.open(path), os.path.splitext(path)[1])}
+                page, invert = (None, False) if row.predicted else (self.page, self.invert)
+                given = read_map_file(self.open(path), path, (height, width), page, invert)
+                found = {name or str(len(maps) + 1): given}
             for annotator, saliency in found.items():
                 if annotator in maps:
                     raise ValueError(f"annotator {annotator} has two maps of this image; keep one or name them apart")
@@ -108,8 +131,12 @@ class MapReader:
 
     def read(self, row: Row, height: int, width: int) -> Float[np.ndarray, "h w"] | None:
         """The combined map; None if nobody, or not the annotator asked for, annotated the image."""
-        maps = self.annotators(row, height, width)
-        return combine(maps, self.combine) if maps else None
+        return self.joined(row, self.annotators(row, height, width))
+
+    def joined(self, row: Row, maps: Mapping[str, MapFile]) -> Float[np.ndarray, "h w"] | None:
+        """The one map of `annotators`, as of `read`; a predicted map is that, whoever's maps are asked for."""
+        values = {name: each.values for name, each in maps.items()}
+        return combine(values, "mean" if row.predicted else self.combine) if values else None
 
 
 @dataclass(frozen=True)
@@ -161,32 +188,6 @@ class AssignedTables:
     marks: Mapping[str, Mapping[str, Mapping[str, Marks]]]
     problems: tuple[str, ...] = ()
     remarks: tuple[str, ...] = ()
-
-
-def split_map_cell(cell: str) -> list[tuple[str, str]]:
-    """Annotator's name ("" if not given) and path of each part of a map cell."""
-    parts = [part.strip() for part in cell.split("|") if part.strip()]
-    return [(name.strip(), path.strip()) if path else ("", name) for name, _, path in (p.partition("=") for p in parts)]
-
-
-def join_map_cell(parts: Sequence[tuple[str, str]]) -> str:
-    """The cell that `split_map_cell` reads as these annotators and paths; raises ValueError where there is none.
-
-    A path that holds a "=" needs an annotator's name before it, and gets the number that it would have without one.
-    """
-    named = [(name or (str(i + 1) if "=" in path else ""), path) for i, (name, path) in enumerate(parts)]
-    cell = "|".join(f"{name}={path}" if name else path for name, path in named)
-    if split_map_cell(cell) != named:
-        raise ValueError(f"{cell!r} can't stand in a manifest; rename what holds a '|', or a space at its end")
-    return cell
-
-
-def check_below(path: str) -> str:
-    """The path itself; raises ValueError if it leaves the folder that it is relative to."""
-    first, *others = path.replace("\\", "/").split("/")
-    if (not first and path) or ":" in first or ".." in (first, *others):
-        raise ValueError(f"{path} leaves the data folder; give a path below it")
-    return path
 
 
 def read_tables(
@@ -275,7 +276,7 @@ class ListedSource(WithRecords):
     def __getitem__(self, index: int) -> Example:
         row = self.rows[index]
         try:
-            picture = decode_picture(self.reader.open(row.image), self.channels)
+            picture = decode_picture(self.reader.open(row.image), self.channels, self.reader.bits)
             size = (picture.height, picture.width)
             return Example(picture, self.reader.read(row, *size) if self.records.has_map[index] else None)
         except (OSError, ValueError) as error:
@@ -311,4 +312,5 @@ def listed_records(rows: Sequence[Row], outcomes: Sequence[Outcome], class_names
         groups=tuple(row.group for row in rows),
         has_map=np.array([outcome.map == USABLE for outcome in outcomes]),
         digests=tuple(outcome.digest for outcome in outcomes),
+        predicted=np.array([row.predicted == "yes" for row in rows]),
     )

@@ -9,19 +9,20 @@ from __future__ import annotations
 import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from .checks.declared_sizes import check_sizes
-from .checks.inspection import check_files, log_remarks
+from .checks.inspection import check_files, judge_files, log_remarks
 from .checks.outcomes import Outcomes
 from .csv_files import read_table
 from .listing import Listing, MapReader, Row, listed_sources, read_tables
 from .opening import check_labels, open_listing
+from .paths import relative_cell, relative_path
 from .source import DataError, Dataset, Source
 
 REQUIRED_COLUMNS = ("split", "label", "image")
-OPTIONAL_COLUMNS = ("map", "domain", "group")
+OPTIONAL_COLUMNS = ("map", "domain", "group", "predicted")
 _WANTED = f"needed columns: {', '.join(REQUIRED_COLUMNS)}; optional: {', '.join(OPTIONAL_COLUMNS)}"
 
 
@@ -47,16 +48,17 @@ def open_manifest(
 
     Args:
       manifest: path of a UTF-8 CSV file with a header. Columns `split` (train, val, test), `label` and `image` are
-        needed, `map`, `domain` and `group` may be empty or absent, others are ignored. Paths are relative to the
-        manifest's folder. A map is a picture, an NPY array, or a table of marks, for one image or many
-        (`annotations`); several annotators are separated by "|" (`listing.Row`).
+        needed, `map`, `domain`, `group` and `predicted` (yes: the map is a network's) may be empty or absent, others
+        are ignored. Paths are relative to the manifest's folder, or absolute and in it. A map is a picture, an array,
+        or a table of marks, for one image or many (`annotations`); several annotators are separated by "|"
+        (`listing.Row`).
       labels: class names in the order of their indices; empty takes those of the train split, sorted.
       channels: 3 for RGB, 1 for grey.
       progress: show a bar if checking takes more than a few seconds.
       skip_unreadable: leave out rows whose files can't be read; `Dataset.skipped` lists them.
       known: outcomes of an earlier opening (`Dataset.checked`): unchanged files are not decoded again.
-      **reading: `combine`, `sigma` and `pixels_per_degree`, as in `listing.MapReader`; `columns` and `categories`, as
-        in `listing.read_tables`.
+      **reading: how maps and images are read, by the names of `listing.READING`: as in `listing.MapReader`; `columns`
+        and `categories` as in `listing.read_tables`.
 
     Raises:
       ConfigError: options that can't be.
@@ -94,11 +96,10 @@ def open_manifest_split(
         raise DataError(problems)
     listing = replace(listing, rows=rows)
     outcomes, checked = check_files(listing, known, progress)
-    of_sizes = check_sizes(listing, outcomes)
-    unreadable = (problem for outcome in outcomes for problem in outcome.problems)
-    if problems := [*listing.problems, *unreadable, *of_sizes.problems]:
+    found = judge_files(listing, outcomes)
+    if problems := [*listing.problems, *found.problems]:
         raise DataError(problems)
-    log_remarks((*listing.notes, *of_sizes.remarks))
+    log_remarks(str(path), (*listing.notes, *found.remarks))
     return OpenedSplit(split, listed_sources(listing, outcomes, channels)[split], checked)
 
 
@@ -123,6 +124,8 @@ def list_manifest(
     class_names = tuple(labels) or tuple(sorted({row.label for row in rows if row.split == "train" and row.label}))
     if not rows:
         problems.append(f"{path}: no rows; {_WANTED}")
+    told = "predicted is yes for a map that a network made, else empty"
+    problems += [f"{row.place}: {told}; got {row.predicted!r}" for row in rows if row.predicted not in ("", "yes")]
     return Listing(path.resolve().parent.name, tuple(rows), class_names, reader, tuple(problems), tables.remarks)
 
 
@@ -133,4 +136,6 @@ def _read_rows(path: Path) -> list[Row]:
         raise DataError([f"{path}: a zip archive; unpack it and give the path of the CSV file in it"])
     columns = (*REQUIRED_COLUMNS, *OPTIONAL_COLUMNS)
     table = read_table(path, REQUIRED_COLUMNS, _WANTED, exact=True)
-    return [Row(str(path), number, *(cells.get(name, "") for name in columns)) for number, cells in table]
+    paths = {"image": partial(relative_path, path.parent), "map": partial(relative_cell, path.parent)}
+    read = lambda cells: (paths.get(name, str)(cells.get(name, "")) for name in columns)
+    return [Row(str(path), number, *read(cells)) for number, cells in table]

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import PurePosixPath
 
 from .annotations import is_table
+from .array_files import ARRAYS, suffix_of
 from .source import SPLIT_NAMES
 from .unlisted import image_suffixes
 
@@ -51,11 +50,11 @@ def find_beside(files: Iterable[str], map_names: Sequence[str]) -> tuple[list[st
     files = list(files)
     named = defaultdict(list)
     for path in files:
-        if _suffix(path) in suffixes:
-            named[os.path.splitext(path)[0]].append(path)
+        if suffix_of(path) in suffixes:
+            named[_stem(path)].append(path)
     for path in files:
-        is_image, stem = _suffix(path) in suffixes, os.path.splitext(path)[0]
-        if not (is_image or _suffix(path) == ".npy" or is_table(path)):
+        is_image, stem = suffix_of(path) in suffixes, _stem(path)
+        if not (is_image or suffix_of(path) in ARRAYS or is_table(path)):
             found.others.append(path)
             continue
         marked = list(_without_mark(stem, map_names))
@@ -84,11 +83,11 @@ def find_below(
       map_names: as of `find_beside`.
       place: the maps' folder, to tell of.
     """
-    suffixes, found = image_suffixes() | {".npy"}, FoundMaps()
+    suffixes, found = image_suffixes() | ARRAYS.keys(), FoundMaps()
     classes = {label for _, label in images.values()}
     ends = defaultdict(list)
     for image in images:
-        for end in _ends(os.path.splitext(image)[0]):
+        for end in _ends(_stem(image)):
             ends[end].append(image)
 
     def fits(folder: str, image: str) -> bool:
@@ -97,10 +96,10 @@ def find_below(
         return (folder not in classes or folder == label) and (not split or named_split == split)
 
     for path in files:
-        if not (_suffix(path) in suffixes or is_table(path)):
+        if not (suffix_of(path) in suffixes or is_table(path)):
             found.others.append(path)
             continue
-        stem = os.path.splitext(path)[0]
+        stem = _stem(path)
         for base, annotator in ((stem, ""), *_without_mark(stem, map_names)):
             parts = base.split("/")
             matches = (
@@ -137,5 +136,5 @@ def _ends(path: str) -> Iterator[str]:
     return ("/".join(parts[i:]) for i in range(len(parts)))
 
 
-def _suffix(path: str) -> str:
-    return PurePosixPath(path).suffix.lower()
+def _stem(path: str) -> str:
+    return path[: len(path) - len(suffix_of(path))]

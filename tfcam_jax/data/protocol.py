@@ -208,17 +208,27 @@ def _units(groups: Sequence[str], digests: Sequence[str]) -> Int[np.ndarray, " n
     return connected_components(coo_array((np.ones(len(links)), tuple(pairs)), shape=(n, n)), directed=False)[1]
 
 
-def _k_fold(records: Records, protocol: ProtocolOptions) -> np.ndarray:
-    from sklearn.model_selection import StratifiedGroupKFold  # 1.4 s that no other protocol needs
+def deal_folds(records: Records, num_folds: int, seed: int) -> Int[np.ndarray, " n"]:
+    """Number of each row's fold: whole groups (and equal images) in one, the classes spread as the groups allow.
 
-    num_folds, fold = protocol.num_folds, protocol.fold
+    Raises DataError: fewer groups than folds.
+    """
+    from sklearn.model_selection import StratifiedGroupKFold  # 1.4 s that nothing else needs
+
     units = _units(records.groups, records.digests or ())
     if len(np.unique(units)) < num_folds:
-        raise DataError([f"k_fold: {num_folds} folds of {len(np.unique(units))} groups; use fewer folds"])
-    parts = StratifiedGroupKFold(num_folds, shuffle=True, random_state=protocol.seed)
-    tested = [test for _, test in parts.split(units, records.labels, units)]
+        raise DataError([f"{num_folds} folds of {len(np.unique(units))} groups; use fewer folds"])
+    parts = StratifiedGroupKFold(num_folds, shuffle=True, random_state=seed)
+    fold = np.zeros(len(records), int)
+    for number, (_, own) in enumerate(parts.split(units, records.labels, units)):
+        fold[own] = number
+    return fold
+
+
+def _k_fold(records: Records, protocol: ProtocolOptions) -> np.ndarray:
+    part = deal_folds(records, protocol.num_folds, protocol.seed)
     split = np.full(len(records), "train")
-    split[tested[fold]], split[tested[(fold + 1) % num_folds]] = "test", "val"
+    split[part == protocol.fold], split[part == (protocol.fold + 1) % protocol.num_folds] = "test", "val"
     return split
 
 

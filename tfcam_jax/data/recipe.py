@@ -11,14 +11,11 @@ from ..errors import ConfigError, check_known
 from . import LISTINGS, SOURCES
 from .checks.outcomes import Outcomes
 from .decode import check_channels
-from .human_maps import PLACEBOS, Smooth, process_maps, smooth_maps
-from .listing import Listing
+from .human_maps import PLACEBOS, MapChoice, Smooth, process_maps, smooth_maps, without_predicted
+from .listing import READING, Listing
 from .manifest import OpenedSplit, open_manifest_split
 from .protocol import ProtocolOptions, apply_protocol
 from .source import Dataset
-
-# Options of a source that say how maps are read, whatever the list.
-_READING = ("combine", "sigma", "pixels_per_degree", "columns", "categories")
 
 
 @dataclass(frozen=True)
@@ -30,6 +27,7 @@ class DataRecipe:
       options: keyword arguments of that source.
       channels: 3 for RGB, 1 for grey.
       protocol: fields of `ProtocolOptions`.
+      predicted, share, share_seed: which maps are taken, see `MapChoice`.
       blur, threshold: of maps, see `Smooth`.
       placebo, seed: one of `PLACEBOS`, in place of training's maps, and of its dealing.
 
@@ -41,6 +39,9 @@ class DataRecipe:
     options: Mapping[str, Any] = field(default_factory=dict)
     channels: int = 3
     protocol: Mapping[str, Any] = field(default_factory=dict)
+    predicted: str = "use"
+    share: float = 1.0
+    share_seed: int = 0
     blur: float = 0.0
     threshold: float = 0.0
     placebo: str = "none"
@@ -52,6 +53,15 @@ class DataRecipe:
         check_channels(self.channels)
         ProtocolOptions(**self.protocol)
         Smooth(self.blur, self.threshold)
+        self._choice()
+
+    def _choice(self) -> MapChoice:
+        return MapChoice(self.predicted, self.share, self.share_seed)
+
+    @property
+    def bits(self) -> int | None:
+        """In use in images of 16, see `decode.decode_picture`."""
+        return self.options.get("bits")
 
     def listing(self) -> Listing:
         """The source's files, no image opened.
@@ -77,7 +87,7 @@ class DataRecipe:
         Raises DataError for what the protocol refuses, and for a placebo that can't be had.
         """
         maps = {"blur": self.blur, "threshold": self.threshold, "placebo": self.placebo, "seed": self.seed}
-        return process_maps(apply_protocol(dataset, **self.protocol), **maps)
+        return process_maps(self._choice().apply(apply_protocol(dataset, **self.protocol)), **maps)
 
     def open_split(
         self, manifest: str | Path, split: str | None, class_names: tuple[str, ...], known: Outcomes | None = None
@@ -86,6 +96,7 @@ class DataRecipe:
 
         `class_names` are the model's; arguments and errors otherwise as of `open_manifest_split`.
         """
-        reading = {name: self.options[name] for name in _READING if name in self.options}
+        reading = {name: self.options[name] for name in READING if name in self.options}
         opened = open_manifest_split(manifest, split, class_names, self.channels, known=known, **reading)
-        return opened._replace(source=smooth_maps(opened.source, self.blur, self.threshold))
+        people = without_predicted(opened.source)
+        return opened._replace(source=smooth_maps(people, self.blur, self.threshold))

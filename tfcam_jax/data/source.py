@@ -98,6 +98,7 @@ class Records:
       groups: what must not be torn apart or counted twice (a patient, a tile); "" if unknown.
       has_map: True where there is a human map that says something: it exists and isn't constant.
       digests: equal for images with equal pixels; None if nobody looked.
+      predicted: True where the map is a network's prediction and no person's; None: none is.
     """
 
     ids: tuple[str, ...]
@@ -106,6 +107,7 @@ class Records:
     groups: tuple[str, ...]
     has_map: Bool[np.ndarray, " n"]
     digests: tuple[str, ...] | None = None
+    predicted: Bool[np.ndarray, " n"] | None = None
 
     def __post_init__(self):
         lengths = {name: len(column) for name, column in vars(self).items() if column is not None}

@@ -9,24 +9,28 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
+from absl import logging
 from PIL import Image
 
-from .checks.inspection import check_files
+from .checks.inspection import check_files, judge_files, log_remarks
 from .decode import decode_picture
 from .listing import ListedSource, Listing, MapReader, Row
-from .source import DataError, Example, Records, WithRecords, to_picture
+from .source import DataError, Example, Records, WithRecords, shorten, to_picture
 
 UNLABELLED = -1
+_SHOWN = 3  # names of files that are no images
 
 
 def walk_images(folder: Path) -> Iterator[str]:
-    """Paths below the folder of all files with an image's suffix, sorted, with "/" on every system.
+    """Paths below the folder of all images, sorted, with "/" on every system; hidden files and folders are left out.
 
-    A suffix is an image's if Pillow can open its kind, or if it is DICOM's. Hidden files and folders are left out.
+    A file is an image if Pillow can open its suffix's kind or if that is DICOM's, and under any other name, or without
+    a suffix, if it begins as DICOM does.
     """
     suffixes = image_suffixes()
     for path in walk_files(folder):
-        if PurePosixPath(path).suffix.lower() in suffixes and not PurePosixPath(path).name.startswith("."):
+        hidden = PurePosixPath(path).name.startswith(".")
+        if not hidden and (PurePosixPath(path).suffix.lower() in suffixes or _is_dicom(Path(folder, path))):
             yield path
 
 
@@ -45,38 +49,57 @@ def image_suffixes() -> set[str]:
     return {suffix for suffix, kind in Image.registered_extensions().items() if kind in Image.OPEN} | {".dcm", ".dicom"}
 
 
-def open_image_folder(folder: str | Path, channels: int, progress: bool = True) -> ListedSource:
-    """Opens all images below a folder, as `walk_images` finds them; labels are -1.
+def _is_dicom(path: Path) -> bool:
+    """Whether a file begins as DICOM does; the index of a DICOM disk, DICOMDIR, does too and holds no image."""
+    if path.name.upper() == "DICOMDIR" or not path.is_file():
+        return False
+    with path.open("rb") as file:
+        return file.read(132)[128:] == b"DICM"
 
-    Raises DataError: no such folder, no image in it, or files that can't be read (every one is named).
+
+def open_image_folder(
+    folder: str | Path, channels: int, bits: int | None = None, progress: bool = True
+) -> ListedSource:
+    """Opens all images below a folder, as `walk_images` finds them; labels are -1. Other files are counted in the log.
+
+    `bits` as in `decode.decode_picture`. Raises DataError: no such folder, no image in it, or files that can't be read
+    (every one is named).
     """
     folder = Path(folder)
     if not folder.is_dir():
         raise DataError([f"{folder}: no such folder; give one that holds images"])
     names = sorted(walk_images(folder))
     if not names:
-        raise DataError([f"{folder}: no image in it; give a folder with files such as .png, .jpg or .tif"])
-    listing = Listing(folder.name, tuple(Row(str(folder), 0, "", "", name) for name in names), (), MapReader(folder))
+        raise DataError([f"{folder}: no image in it; give a folder with files such as .png, .jpg, .tif or DICOM"])
+    seen = {path for path in walk_files(folder) if not PurePosixPath(path).name.startswith(".")}
+    if others := sorted(seen - set(names)):
+        told = ", ".join(shorten(others, _SHOWN))
+        logging.warning("%s: %d files are no images and were left out: %s", folder, len(others), told)
+    rows = tuple(Row(str(folder), 0, "", "", name) for name in names)
+    listing = Listing(folder.name, rows, (), MapReader(folder, bits=bits))
     outcomes, _ = check_files(listing, progress=progress)
-    if problems := [problem for outcome in outcomes for problem in outcome.problems]:
-        raise DataError(problems)
-    return ListedSource(listing.rows, listing.reader, channels, _bare_records(names))
+    found = judge_files(listing, outcomes)
+    if found.problems:
+        raise DataError(found.problems)
+    log_remarks(str(folder), found.remarks)
+    return ListedSource(rows, listing.reader, channels, _bare_records(names))
 
 
 @dataclass(frozen=True)
 class GivenImages(WithRecords):
-    """Arrays or paths, decoded to `channels` when asked for."""
+    """Arrays or paths, decoded to `channels` when asked for; `bits` as in `decode.decode_picture`."""
 
     images: Sequence[np.ndarray | Path]
     channels: int
     records: Records
+    bits: int | None = None
 
     def __getitem__(self, index: int) -> Example:
         image = self.images[index]
         if isinstance(image, np.ndarray):
             return Example(to_picture(image).convert("L" if self.channels == 1 else "RGB"), None)
         try:
-            return Example(decode_picture(image.read_bytes(), self.channels), None)
+            return Example(decode_picture(image.read_bytes(), self.channels, self.bits), None)
         except (OSError, ValueError) as error:
             raise DataError([f"{image}: {error}; give the path of an image that can be read"]) from error
 
@@ -86,6 +109,7 @@ def open_images(
     channels: int,
     labels: np.ndarray | Sequence | None,
     num_classes: int,
+    bits: int | None = None,
 ) -> GivenImages:
     """Checks what was handed over, but for the content of files, and makes a source of it, or raises DataError.
 
@@ -94,6 +118,7 @@ def open_images(
       channels: that the source gives: grey becomes RGB and the other way round.
       labels: class index of each image; None: unlabelled.
       num_classes: labels are below it.
+      bits: in use in images of 16, see `decode.decode_picture`.
     """
     if isinstance(images, np.ndarray):
         if images.dtype != np.uint8 or images.ndim != 4 or images.shape[-1] not in (1, 3) or 0 in images.shape[1:3]:
@@ -115,14 +140,14 @@ def open_images(
     if not given:
         raise DataError(["there are no images"])
     if labels is None:
-        return GivenImages(given, channels, _bare_records(names))
+        return GivenImages(given, channels, _bare_records(names), bits)
     known = np.asarray(labels)
     if known.shape != (len(names),) or not np.issubdtype(known.dtype, np.integer):
         what = f"{known.dtype} {known.shape}"
         raise DataError([f"labels must be {len(names)} class indices, one for each image; got {what}"])
     if not ((known >= 0) & (known < num_classes)).all():
         raise DataError([f"labels must lie in 0..{num_classes - 1}; got {known.min()} to {known.max()}"])
-    return GivenImages(given, channels, _bare_records(names, known))
+    return GivenImages(given, channels, _bare_records(names, known), bits)
 
 
 def _bare_records(names: Sequence[str], labels: np.ndarray | None = None) -> Records:

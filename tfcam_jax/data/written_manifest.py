@@ -5,15 +5,17 @@ from __future__ import annotations
 import csv
 import os
 from collections import defaultdict, deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import MappingProxyType
 
 from ..errors import ConfigError
 from .annotations import read_table
 from .annotations.matching import assign
-from .listing import Listing, Row, join_map_cell, split_map_cell
+from .listing import Listing, Row
 from .manifest import OPTIONAL_COLUMNS, REQUIRED_COLUMNS, list_manifest
+from .paths import join_map_cell, split_map_cell
 from .source import DataError, Dataset
 
 _COLUMNS = (*REQUIRED_COLUMNS, *OPTIONAL_COLUMNS)
@@ -43,13 +45,16 @@ def _is_plain(listing: Listing, table: str) -> bool:
         return False
 
 
-def write_manifest(path: Path, listing: Listing, dataset: Dataset) -> str:
+def write_manifest(
+    path: Path, listing: Listing, dataset: Dataset, predicted: Mapping[str, str] = MappingProxyType({})
+) -> str:
     """Writes the images of a data set, as its protocol splits them, whole or not at all; returns what to tell.
 
     Args:
       path: of the CSV, as `check_target` allows it.
       listing: that the data set was opened from: it has the maps' files.
       dataset: whose examples are named by their rows' images.
+      predicted: image to the map that a network made of it, below the CSV's folder, in place of what the listing has.
 
     Raises:
       DataError: a name that a manifest can't hold, or a table of marks that names images otherwise; a full disk.
@@ -60,15 +65,16 @@ def write_manifest(path: Path, listing: Listing, dataset: Dataset) -> str:
     rows, problems = [], []
     for row in sources:
         try:
-            rows.append(_below(prefix, row))
+            rows.append(_below(prefix, row, predicted.get(row.image) if row.split == "train" else None))
         except ValueError as error:
             problems.append(f"{row.place}: {row.image}: {error}")
     if problems:
         raise DataError(problems)
+    columns = [name for name in _COLUMNS if name != "predicted" or any(row.predicted for row in rows)]
     partial = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         with partial.open("w", newline="", encoding="utf-8") as file:
-            csv.writer(file).writerows([_COLUMNS, *([getattr(row, name) for name in _COLUMNS] for row in rows)])
+            csv.writer(file).writerows([columns, *([getattr(row, name) for name in columns] for row in rows)])
             file.flush()
             os.fsync(file.fileno())
         _check_read_back(partial, rows, sources, listing, dataset.class_names)
@@ -94,12 +100,13 @@ def _rows(listing: Listing, dataset: Dataset) -> list[Row]:
     return rows
 
 
-def _below(prefix: str, row: Row) -> Row:
-    """The row with its paths below a folder above; ValueError for a map that can't be named."""
-    if not prefix:
-        return replace(row, map=join_map_cell(split_map_cell(row.map)))
-    maps = [(name, f"{prefix}/{path}") for name, path in split_map_cell(row.map)]
-    return replace(row, image=f"{prefix}/{row.image}", map=join_map_cell(maps))
+def _below(prefix: str, row: Row, predicted: str | None) -> Row:
+    """The row with its paths below a folder above, or its predicted map; ValueError for a map that can't be named."""
+    down = lambda path: f"{prefix}/{path}" if prefix else path
+    image, maps = down(row.image), [(name, down(path)) for name, path in split_map_cell(row.map)]
+    if predicted is not None:
+        return replace(row, image=image, map=join_map_cell([("", predicted)]), predicted="yes")
+    return replace(row, image=image, map=join_map_cell(maps))
 
 
 def _check_read_back(
@@ -114,7 +121,8 @@ def _check_read_back(
     for row, other, source in zip(rows, written.rows, sources, strict=False):
         if cells(row) != cells(other):
             problems.append(f"{row.image}: not read back as it is; rename what begins or ends with a space")
-        for (_, table), (_, before) in zip(split_map_cell(row.map), split_map_cell(source.map), strict=True):
+        tables = [] if row.predicted else zip(split_map_cell(row.map), split_map_cell(source.map), strict=True)
+        for (_, table), (_, before) in tables:
             old, new = listing.reader.tables, written.reader.tables
             if before in old and old[before].get(source.image) != new[table].get(row.image):
                 problems.append(f"{row.image}: {table} calls it otherwise; write the manifest into the images' folder")

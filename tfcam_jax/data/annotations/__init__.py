@@ -1,7 +1,7 @@
 """Human annotations in the forms people keep.
 
-A map of one image is a picture or an array (`decode`). A table holds marks, of one image or many, in a tool's format or
-in people's own columns; formats are told apart by what a file contains. A new one is a module with a `Format` and a
+A map of one image is a picture or an array (`map_files`). A table holds marks, of one image or many, in a tool's format
+or in people's own columns; formats are told apart by what a file contains. A new one is a module with a `Format` and a
 line here.
 """
 
@@ -11,10 +11,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-import numpy as np
-from jaxtyping import Float
-
-from ..decode import decode_array, decode_map
 from ..source import DataError
 from . import (
     coco,
@@ -105,8 +101,3 @@ def _names_all(content: Any, columns: Mapping[str, str]) -> bool:
     first = content[0] if isinstance(content, list) and content else None
     names = first if isinstance(first, dict) else first[1] if isinstance(first, tuple) else ()
     return set(columns.values()) <= set(names)
-
-
-def read_picture(encoded: bytes, suffix: str) -> Float[np.ndarray, "h w"]:
-    """Decodes a map from the bytes of a picture or, with suffix ".npy", of a NumPy array; ValueError if it is none."""
-    return decode_array(encoded) if suffix.lower() == ".npy" else decode_map(encoded)

@@ -19,7 +19,8 @@ from tensorflow_datasets.core import constants
 from ..checks.inspection import inspect, usable_rows
 from ..checks.outcomes import USABLE, Outcome, Outcomes
 from ..decode import check_channels, decode_image
-from ..listing import Listing, MapReader, Row, by_split, listed_records, split_map_cell
+from ..listing import OF_READER, Listing, MapReader, Row, by_split, listed_records
+from ..paths import split_map_cell
 from ..source import DataError, Dataset
 from .owner_files import Found
 from .tfds_source import OrderedBuilder, columns_path, open_directory, open_prepared, pack, png, save_records
@@ -39,6 +40,9 @@ class ListedConfig(tfds.core.BuilderConfig):
     combine: str = "mean"
     sigma: float = 50.0
     pixels_per_degree: float = 0.0
+    invert: bool = False
+    page: int | None = None
+    bits: int | None = None
     degrees: float = 0.0
     columns: Mapping[str, str] = field(default_factory=dict)
     categories: tuple[str, ...] = ()
@@ -114,7 +118,7 @@ class ListedBuilder(OrderedBuilder, skip_registration=True):
             if saliency is not None:
                 saliency = np.rint(255 * saliency / max(saliency.max(), 1e-12)).astype(np.uint8)
             known = {"label": row.label, "domain": row.domain, "group": row.group, "id": row.image}
-            yield number, pack(_eight_bit(reader.open(row.image)), saliency, **known)
+            yield number, pack(_eight_bit(reader.open(row.image), reader.bits), saliency, **known)
 
 
 def find_listing(builder: type[ListedBuilder], manual_dir: str | os.PathLike, config: ListedConfig) -> Listing:
@@ -128,7 +132,8 @@ def find_listing(builder: type[ListedBuilder], manual_dir: str | os.PathLike, co
     if not str(manual_dir) or not folder.is_dir():
         raise DataError([f"data.{builder.name}.manual_dir: no folder {str(manual_dir)!r}; {_how(builder)}"])
     found = builder.find_rows(folder, config)
-    reader = MapReader(folder, config.combine, config.sigma, config.pixels_per_degree, found.tables, config.degrees)
+    reading = {name: getattr(config, name) for name in OF_READER}
+    reader = MapReader(folder, **reading, tables=found.tables, degrees=config.degrees)
     told = tuple(found.problems), tuple(found.notes)
     return Listing(builder.name, tuple(found.rows), builder.CLASS_NAMES, reader, *told, found.draw)
 
@@ -172,11 +177,11 @@ def _fingerprint(listing: Listing, config: ListedConfig) -> str:
     return digest.hexdigest()[:16]
 
 
-def _eight_bit(encoded: bytes) -> bytes:
+def _eight_bit(encoded: bytes, bits: int | None) -> bytes:
     """The file as it is, if any reader of TFDS sets will take it for what we do; otherwise a PNG of what we see."""
     if encoded[128:132] != b"DICM":
         image = Image.open(io.BytesIO(encoded))
         plain = image.format in ("PNG", "JPEG") and image.mode in ("L", "RGB")
         if plain and not image.has_transparency_data and image.getexif().get(0x0112, 1) == 1:
             return encoded
-    return png(decode_image(encoded, 3))
+    return png(decode_image(encoded, 3, bits))

@@ -11,8 +11,9 @@ from pathlib import Path, PurePosixPath
 
 from ...errors import ConfigError
 from ..annotations.marks import Marks
-from ..listing import Row, SplitDraw, join_map_cell
+from ..listing import Row, SplitDraw
 from ..maps_by_name import MAP_NAMES, find_below, name_annotators
+from ..paths import join_map_cell
 from ..source import shorten
 from ..unlisted import walk_files
 from .file_search import FileSearch, Sought

@@ -19,7 +19,7 @@ from PIL import Image
 from tensorflow_datasets.core.utils import tqdm_utils
 from tqdm import tqdm
 
-from ..decode import decode_map, decode_picture
+from ..decode import decode_picture, open_picture
 from ..source import SPLITS, Dataset, Example, Records, WithRecords
 from . import read_text
 
@@ -149,7 +149,9 @@ class TfdsSource(WithRecords):
         if not 0 <= index < len(self):  # array_record raises a ValueError, which `for` doesn't stop at.
             raise IndexError(f"row {index} of {len(self)}")
         example = self.encoded[index]
-        saliency = decode_map(example["saliency"]) if self.records.has_map[index] else None
+        saliency = None
+        if self.records.has_map[index]:  # packed with its peak at 255: no file of an annotator's to make sense of
+            saliency = np.divide(np.asarray(open_picture(example["saliency"])), np.float32(255), dtype=np.float32)
         return Example(decode_picture(example["image"], self.channels), saliency)
 
 
@@ -173,6 +175,6 @@ def _load_records(path: Path, encoded: Sequence) -> Records:
         plain = lambda value: value.decode() if isinstance(value, bytes) else value
         columns = {name: [plain(row[i]) for row in rows] for i, name in enumerate(_METADATA)}
     for name, column in columns.items():
-        kind = {"labels": np.int32, "has_map": bool}.get(name)
+        kind = {"labels": np.int32, "has_map": bool, "predicted": bool}.get(name)
         columns[name] = np.array(column, kind) if kind else None if column is None else tuple(column)
     return Records(**columns)

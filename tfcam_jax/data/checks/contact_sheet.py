@@ -32,7 +32,7 @@ def draw_contact_sheet(inspection: Inspection, path: Path, per_kind: int = 4) ->
     draw = ImageDraw.Draw(sheet)
     for i, (row, _) in enumerate(chosen):
         left, top = (i % (_COLUMNS // 2)) * 2 * CELL, (i // (_COLUMNS // 2)) * (CELL + _CAPTION)
-        image = decode_image(reader.open(row.image), 3)
+        image = decode_image(reader.open(row.image), 3, reader.bits)
         saliency = reader.read(row, *image.shape[:2])
         side = CELL - _MARGIN
         small = Image.fromarray(image).resize((side, side), Image.Resampling.BILINEAR)

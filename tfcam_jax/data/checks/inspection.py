@@ -8,29 +8,48 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections import Counter
-from collections.abc import Sequence
+import unicodedata
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from absl import logging
 from tqdm import tqdm
 
 from ...errors import did_you_mean
-from ..decode import decode_image
-from ..human_maps import agreement, combine
-from ..listing import Listing, MapReader, Row, reason, split_map_cell
+from ..decode import decode_image, guessed_bits, turned_by
+from ..human_maps import agreement, is_usable, mostly_marked
+from ..listing import OF_READER, Listing, MapReader, Row, reason
+from ..map_files import MapFile
+from ..paths import split_map_cell
 from ..protocol import draw_splits
 from ..source import SPLITS, DataError, shorten
 from .declared_sizes import check_sizes
 from .leakage import check_leakage
-from .outcomes import ABSENT, CONSTANT, EMPTY, USABLE, Outcome, Outcomes
+from .outcomes import (
+    ABSENT,
+    BITS_8,
+    BITS_12,
+    BITS_16,
+    CONSTANT,
+    EMPTY,
+    MOSTLY_MARKED,
+    NOTES,
+    TURNED,
+    USABLE,
+    Outcome,
+    Outcomes,
+)
 
 _MOST_THREADS = 8
 _MOST_REMARKS = 20  # that are logged; a report has all
+_SHOWN = 3  # names of files after a note
+_BITS = {8: BITS_8, 12: BITS_12, 16: BITS_16}
 
 
 @dataclass(frozen=True)
@@ -43,7 +62,7 @@ class Inspection:
       problems: all that must be put right: of the lists, the rows, their files, and leakage between splits.
       unreadable: those of them that concern single rows' files, which `skip_unreadable` leaves out.
       checked: outcomes of sound rows, for the next opening.
-      remarks: what was guessed, scaled or left out, and is no problem.
+      remarks: what was guessed, scaled or left out, and is no problem; what was done to files' values, a line a kind.
     """
 
     listing: Listing
@@ -52,6 +71,13 @@ class Inspection:
     unreadable: tuple[str, ...]
     checked: Outcomes
     remarks: tuple[str, ...] = ()
+
+
+class Judgement(NamedTuple):
+    """What is wrong with files, and what was done about them that is no problem."""
+
+    problems: tuple[str, ...]
+    remarks: tuple[str, ...]
 
 
 def inspect(
@@ -84,16 +110,23 @@ def _with_drawn_splits(listing: Listing, outcomes: Sequence[Outcome]) -> Listing
 
 def _judge(listing: Listing, outcomes: Sequence[Outcome], checked: Outcomes) -> Inspection:
     unreadable = tuple(problem for outcome in outcomes for problem in outcome.problems)
+    found = judge_files(listing, outcomes)
+    problems = (*listing.problems, *check_table(listing), *found.problems, *check_leakage(listing.rows, outcomes))
+    return Inspection(listing, tuple(outcomes), problems, unreadable, checked, (*listing.notes, *found.remarks))
+
+
+def judge_files(listing: Listing, outcomes: Sequence[Outcome]) -> Judgement:
+    """What the files of a listing show together, an outcome for each row: those of single rows among it."""
+    unreadable = (problem for outcome in outcomes for problem in outcome.problems)
     sizes = check_sizes(listing, outcomes)
-    problems = (*listing.problems, *check_table(listing), *unreadable, *sizes.problems)
-    problems += tuple(check_leakage(listing.rows, outcomes))
-    return Inspection(listing, tuple(outcomes), problems, unreadable, checked, (*listing.notes, *sizes.remarks))
+    problems = (*unreadable, *sizes.problems, *check_bits_in_use(listing, outcomes))
+    return Judgement(problems, (*sizes.remarks, *note_lines(listing.rows, outcomes)))
 
 
-def log_remarks(remarks: Sequence[str]) -> None:
-    """Tells a user of a run what was guessed, scaled or left out in reading its data."""
+def log_remarks(name: str, remarks: Sequence[str]) -> None:
+    """Tells a user of a run, under the data's name, what was guessed, scaled or left out in reading them."""
     for remark in shorten(remarks, _MOST_REMARKS):
-        logging.warning("%s", remark)
+        logging.warning("%s: %s", name, remark)
 
 
 def usable_rows(inspection: Inspection, skip_unreadable: bool) -> tuple[Inspection, tuple[str, ...]]:
@@ -115,13 +148,13 @@ def usable_rows(inspection: Inspection, skip_unreadable: bool) -> tuple[Inspecti
 
 def check_table(listing: Listing) -> list[str]:
     """Problems that show without opening an image: names of splits, labels, and what each split holds."""
-    problems = []
+    problems, doubtful = _check_spellings(listing)
     for row in listing.rows:
         if row.split not in SPLITS:
             problems.append(f"{row.place}: unknown split {row.split!r}; use one of {', '.join(SPLITS)}")
         if not row.label:
             problems.append(f"{row.place}: no label given; name one or delete the row")
-        elif listing.class_names and row.label not in listing.class_names:
+        elif listing.class_names and row.label not in listing.class_names and row.label not in doubtful:
             hint = did_you_mean(row.label, listing.class_names) or " Correct it, or give the full list of labels."
             problems.append(f"{row.place}: label {row.label!r} is none of {', '.join(listing.class_names)}.{hint}")
     place = listing.rows[0].list if listing.rows else listing.name
@@ -135,6 +168,49 @@ def check_table(listing: Listing) -> list[str]:
         if len(found) == 1:
             problems.append(f"{place}: split {split} holds only class {found.pop()!r}; add rows of another class")
     return problems
+
+
+def _check_spellings(listing: Listing) -> tuple[list[str], set[str]]:
+    """A problem for labels that differ in nothing a reader would see as another class; and those labels."""
+    rows_of: dict[str, dict[str, list[Row]]] = defaultdict(lambda: defaultdict(list))
+    for row in listing.rows:
+        plain = " ".join(unicodedata.normalize("NFKC", row.label).casefold().split())
+        rows_of[plain][row.label].append(row)
+    problems, doubtful = [], set()
+    for spellings in rows_of.values():
+        if len(spellings) > 1:
+            first = lambda row: row.place if row.number else row.image
+            told = [f"{label!r} ({len(rows)} rows, first {first(rows[0])})" for label, rows in spellings.items()]
+            what = "differ in case, spaces or Unicode form only; write one of them throughout"
+            problems.append(f"labels {' and '.join(told)} {what}")
+            doubtful |= spellings.keys()
+    return problems, doubtful
+
+
+def check_bits_in_use(listing: Listing, outcomes: Sequence[Outcome]) -> list[str]:
+    """A problem where images in files of 16 bits were read as of different depth, without anyone having said so."""
+    if listing.reader.bits is not None:
+        return []
+    names = {
+        bits: [row.image for row, outcome in zip(listing.rows, outcomes, strict=True) if note in outcome.notes]
+        for bits, note in _BITS.items()
+    }
+    found = {bits: images for bits, images in names.items() if images}
+    if len(found) < 2:
+        return []
+    told = [f"{len(images)} as if {bits} were in use (such as {images[0]})" for bits, images in found.items()]
+    remedy = "give data.bits, say 12 or 16; or 0 to scale each by its own largest value"
+    return [f"{listing.name}: images in files of 16 bits look of different depth, {' and '.join(told)}; {remedy}"]
+
+
+def note_lines(rows: Sequence[Row], outcomes: Sequence[Outcome]) -> list[str]:
+    """A line for each kind of note on the rows' files: what it says, how many rows have it, and the first of them."""
+    names: dict[str, list[str]] = defaultdict(list)
+    for row, outcome in zip(rows, outcomes, strict=True):
+        for note in outcome.notes:
+            names[note].append(row.map if note.startswith("map_") else row.image)
+    told = [(names[note], text) for note, text in NOTES.items() if text and note in names]
+    return [f"{len(files)} {text}: {', '.join(shorten(files, _SHOWN))}" for files, text in told]
 
 
 def check_files(
@@ -170,7 +246,7 @@ def row_keys(listing: Listing) -> list[str]:
     of them, and nothing of its other rows.
     """
     reader = listing.reader
-    options = (os.path.realpath(reader.folder), reader.combine, reader.sigma, reader.pixels_per_degree, reader.degrees)
+    options = (os.path.realpath(reader.folder), [getattr(reader, name) for name in OF_READER], reader.degrees)
     stat = cache(lambda path: _size_and_time(os.path.join(reader.folder, path)))
     keys = []
     for row in listing.rows:
@@ -178,7 +254,8 @@ def row_keys(listing: Listing) -> list[str]:
         files = [(name, stat(name)) for name in (row.image, *(path for path in maps if path not in reader.tables))]
         marks = [reader.tables[path].get(row.image) for path in maps if path in reader.tables]
         known = all(status for _, status in files)
-        keys.append(hashlib.sha256(repr((options, row.map, files, marks)).encode()).hexdigest()[:32] if known else "")
+        depends = repr((options, row.map, row.predicted, files, marks))
+        keys.append(hashlib.sha256(depends.encode()).hexdigest()[:32] if known else "")
     return keys
 
 
@@ -199,12 +276,14 @@ def check_row(reader: MapReader, row: Row, closely: bool) -> Outcome:
         told = f"{row.image} does not exist; {reader.folder} holds none of {places}"
         return Outcome((f"{row.place}: image {told}; correct the path or delete the row",), missing=True)
     try:
-        image = decode_image(reader.open(row.image), 3)
+        encoded = reader.open(row.image)
+        image = decode_image(encoded, 3, reader.bits)
     except (OSError, ValueError) as error:
         told = f"{row.place}: image {_told(reader.folder, row, row.image, error)}"
         return Outcome((told,), missing=isinstance(error, FileNotFoundError))
     digest = hashlib.sha256(repr(image.shape).encode() + image.tobytes()).hexdigest()
-    seen = Outcome(digest=digest, size=image.shape[:2])
+    bits = 0 if reader.bits else guessed_bits(encoded)
+    seen = Outcome(digest=digest, size=image.shape[:2], notes=(_BITS[bits],) if bits else ())
     if closely:
         from .near_duplicates import perceptual_hash, thumbnail  # with SciPy, which training has no need of here
 
@@ -213,22 +292,38 @@ def check_row(reader: MapReader, row: Row, closely: bool) -> Outcome:
         maps = reader.annotators(row, *seen.size)
     except (OSError, ValueError) as error:
         return replace(seen, problems=(f"{row.place}: map {_told(reader.folder, row, row.map, error)}",))
-    height, width = seen.size
-    for h, w in (saliency.shape for saliency in maps.values()):
+    turned = turned_by(encoded) if maps else 1
+    if misfit := _misfit(row, seen.size, maps, turned):
+        return replace(seen, problems=(f"{row.place}: {misfit}",))
+    values = {name: each.values for name, each in maps.items()}
+    notes = {note for each in maps.values() for note in each.notes}
+    notes |= {MOSTLY_MARKED} if any(map(mostly_marked, values.values())) else set()
+    notes |= {TURNED} if turned > 1 else set()
+    kind = kind_of_map(reader.joined(row, maps))
+    seen = replace(seen, map=kind, notes=(*seen.notes, *sorted(notes)))
+    return replace(seen, annotators=len(maps), agreement=agreement([*values.values()])) if closely else seen
+
+
+def _misfit(row: Row, size: tuple[int, int], maps: Mapping[str, MapFile], turned: int) -> str:
+    """What to say where a map has another aspect ratio than its image; "" where all fit."""
+    height, width = size
+    for h, w in (each.values.shape for each in maps.values()):
         if abs(h * width - w * height) >= max(height, width):  # more than sides rounded to whole pixels
             remedy = "a map must cover the whole image; crop or export it again"
-            what = f"map {row.map} is {w} x {h}, its image {row.image} {width} x {height}; {remedy}"
-            return replace(seen, problems=(f"{row.place}: {what}",))
-    seen = replace(seen, map=kind_of_map(combine(maps, reader.combine) if maps else None))
-    return replace(seen, annotators=len(maps), agreement=agreement([*maps.values()])) if closely else seen
+            if turned >= 5 and abs(h * height - w * width) < max(height, width):
+                told = "it was drawn on the image as stored, but viewers turn that by its EXIF orientation"
+                remedy = f"{told} {turned}; turn the map alike, or save both without orientation"
+            return f"map {row.map} is {w} x {h}, its image {row.image} {width} x {height}; {remedy}"
+    return ""
 
 
 def kind_of_map(saliency: np.ndarray | None) -> str:
+    """What a combined map is worth, in the words of `Outcome.map`: constant is what `is_usable` finds no use for."""
     if saliency is None:
         return ABSENT
-    if saliency.min() < saliency.max():
-        return USABLE
-    return CONSTANT if saliency.max() > 0 else EMPTY
+    if not saliency.max() > 0:
+        return EMPTY
+    return USABLE if is_usable(saliency) else CONSTANT
 
 
 def _told(folder: Path, row: Row, name: str, error: Exception) -> str:

@@ -13,8 +13,35 @@ from jaxtyping import UInt8
 
 ABSENT, EMPTY, CONSTANT, USABLE = "absent", "empty", "constant", "usable"
 
+# What was done to a row's files, or is odd about them.
+FEWER_BITS, VOTES, MASK, OPACITY, ONE_COLOUR = (
+    "map_fewer_bits",
+    "map_votes",
+    "map_mask",
+    "map_opacity",
+    "map_one_colour",
+)
+LABEL, LEFT_VOID, ROWS_FIRST, MOSTLY_MARKED = "map_label", "map_left_void", "map_rows_first", "map_mostly_marked"
+TURNED, BITS_8, BITS_12, BITS_16 = "image_turned", "image_8_bits", "image_12_bits", "image_16_bits"
+# What to tell of it, after the number of rows; "" for nothing. Keys are kept in files.
+NOTES: Mapping[str, str] = {
+    MOSTLY_MARKED: "maps mark more than half of their image; if they are inverted, set data.maps.invert",
+    VOTES: "maps were divided by their own largest value, which is not that of their type",
+    MASK: "maps hold 0 and one other value below white, which counts as 1",
+    FEWER_BITS: "maps in files of 16 bits use fewer of them and were stretched",
+    OPACITY: "maps are dark on a transparent ground: their opacity was taken",
+    ONE_COLOUR: "maps are in one colour on black or white: its amount was taken",
+    LABEL: "maps are label images of one class, which was taken",
+    LEFT_VOID: "label images have a border of 255, which was left out",
+    ROWS_FIRST: "NIfTI maps don't say how they lie and were taken as rows by columns",
+    TURNED: "annotated images are turned by their EXIF orientation; maps must lie as viewers show them",
+    BITS_8: "images in files of 16 bits stay below 256 and were read as 8 bits; data.bits says otherwise",
+    BITS_12: "images in files of 16 bits stay below 4096 and were read as 12 bits; data.bits says otherwise",
+    BITS_16: "",
+}
+
 # Of the file and of what is found: another number, and all is checked anew.
-_VERSION = 2
+_VERSION = 3
 
 
 @dataclass(frozen=True)
@@ -26,6 +53,7 @@ class Outcome:
       digest: identifies the image's pixels, "" if it can't be read.
       size: height and width, pixels.
       map: "absent", "empty" (all zero), "constant" or "usable".
+      notes: what was done to the files' values, keys of `NOTES`.
       missing: the problem is that there is no image of that name.
       hash, thumbnail, annotators, agreement: only after a closer look, and not kept: see `near_duplicates`; how many
         annotated the image, and `human_maps.agreement` between them.
@@ -35,6 +63,7 @@ class Outcome:
     digest: str = ""
     size: tuple[int, int] = (0, 0)
     map: str = ABSENT
+    notes: tuple[str, ...] = ()
     missing: bool = False
     hash: int = 0
     thumbnail: UInt8[np.ndarray, "16 16"] | None = None
@@ -48,7 +77,9 @@ Outcomes = Mapping[str, Outcome]
 
 def outcomes_json(outcomes: Outcomes) -> str:
     """Outcomes as `load_outcomes` reads them; those with problems are left out."""
-    rows = {key: [each.digest, *each.size, each.map] for key, each in outcomes.items() if not each.problems}
+    rows = {
+        key: [each.digest, *each.size, each.map, *each.notes] for key, each in outcomes.items() if not each.problems
+    }
     return json.dumps({"version": _VERSION, "rows": rows}, separators=(",", ":"))
 
 
@@ -67,7 +98,8 @@ def load_outcomes(path: str | Path) -> dict[str, Outcome]:
         return {}
 
 
-def _outcome(digest: str, height: int, width: int, kind: str) -> Outcome:
-    if not (len(digest) == 64 and min(height, width) > 0 and kind in (ABSENT, EMPTY, CONSTANT, USABLE)):
-        raise ValueError(f"an entry {digest!r}, {height!r}, {width!r}, {kind!r}")
-    return Outcome((), digest, (height, width), kind)
+def _outcome(digest: str, height: int, width: int, kind: str, *notes: str) -> Outcome:
+    known = kind in (ABSENT, EMPTY, CONSTANT, USABLE) and all(note in NOTES for note in notes)
+    if not (len(digest) == 64 and min(height, width) > 0 and known):
+        raise ValueError(f"an entry {digest!r}, {height!r}, {width!r}, {kind!r}, {notes!r}")
+    return Outcome((), digest, (height, width), kind, notes)
