@@ -7,20 +7,12 @@ from typing import Any
 
 from .csv_table import Lines
 from .marks import Marks
-from .table import Entry, Format, declared, to_number
-
-
-def _is_number(text: str) -> bool:
-    try:
-        float(text)
-    except ValueError:
-        return False
-    return True
+from .table import Entry, Format, declared, is_number, to_number
 
 
 def _like(kinds: str) -> Any:
     """Whether each line's cells are numbers (n), others (t), or either (?), as a `Format` asks."""
-    fits = lambda cell, kind: kind == "?" or _is_number(cell) == (kind == "n")
+    fits = lambda cell, kind: kind == "?" or is_number(cell) == (kind == "n")
     return lambda lines: (
         bool(lines) and all(len(cells) == len(kinds) and all(map(fits, cells, kinds)) for _, cells in lines)
     )
@@ -51,7 +43,7 @@ MAKESENSE_POINTS = Format("MakeSense's points", "six cells", _like("?nntnn"), _r
 
 def _retinanet(lines: Lines) -> bool:
     return bool(lines) and all(
-        len(cells) == 6 and not _is_number(cells[0]) and all(not cell or _is_number(cell) for cell in cells[1:5])
+        len(cells) == 6 and not is_number(cells[0]) and all(not cell or is_number(cell) for cell in cells[1:5])
         for _, cells in lines
     )
 

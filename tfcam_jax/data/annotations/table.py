@@ -155,6 +155,15 @@ def named(names: Sequence[str]) -> str:
     return ", ".join(shorten(names, _NAMED))
 
 
+def is_number(text: str) -> bool:
+    """Whether a cell holds a number."""
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
+
+
 def to_number(value: Any, name: str) -> float:
     """A finite number; raises ValueError, with the name of what it is, for anything else."""
     try:

@@ -8,22 +8,14 @@ from typing import Any
 
 from ..csv_files import read_lines
 from .marks import SHARES, Marks
-from .table import Entry, Format, to_number
+from .table import Entry, Format, is_number, to_number
 
 _ROUNDED = 0.01  # beyond the image; more is no rounding
 _NAMES = ("classes.txt", "obj.names", "labels.txt")
 
 
 def _recognises(lines: Sequence[tuple[int, Sequence[str]]]) -> bool:
-    return all(_is_number(cell) for _, cells in lines for cell in cells) and all(len(cells) > 4 for _, cells in lines)
-
-
-def _is_number(text: str) -> bool:
-    try:
-        float(text)
-    except ValueError:
-        return False
-    return True
+    return all(is_number(cell) for _, cells in lines for cell in cells) and all(len(cells) > 4 for _, cells in lines)
 
 
 def for_names(names: Mapping[str, str]) -> Format:
