@@ -33,9 +33,9 @@ def get_config(manifest: str = "") -> ConfigDict:
     for share in SHARES:
         predicted = {"manifest": str(Path(manifest).parent / f"predicted_{share}.csv")}
         variants |= {
-            f"cyborg_{share:.0%}": {"data": {"maps": {"share": share}}},
-            f"cyborg_{share:.0%}_predicted": {"data": predicted},
-            f"cyborg_{share:.0%}_predicted_control": {"data": predicted | {"maps": {"predicted": "other_image"}}},
+            f"cyborg_{100 * share:.0f}": {"data": {"maps": {"share": share}}},
+            f"cyborg_{100 * share:.0f}_predicted": {"data": predicted},
+            f"cyborg_{100 * share:.0f}_predicted_control": {"data": predicted | {"maps": {"predicted": "other_image"}}},
         }
     config.compare.variants = ConfigDict(variants)
     return config

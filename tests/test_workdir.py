@@ -114,3 +114,12 @@ def test_a_key_that_came_later_is_known_with_what_older_runs_did():
     first = set((pathlib.Path(__file__).parent / "first_config_keys.txt").read_text().split())
     assert keys.keys() - ADDED.keys() == first
     assert {key: keys[key] for key in ADDED} == ADDED
+
+
+def test_options_of_a_source_that_is_not_used_make_no_difference(tmp_path):
+    with hold_workdir(tmp_path / "run", config()):
+        pass
+    unused = {"data.cyborg_faces.images": "elsewhere", "data.demo.num_train": 7}
+    assert check_workdir(tmp_path / "run", config(**unused))
+    with pytest.raises(WorkdirError, match=r"data.demo.num_train: 1200 there, 7 asked for"):
+        check_workdir(tmp_path / "run", config(**unused, **{"data.source": "demo"}))

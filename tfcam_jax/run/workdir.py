@@ -24,6 +24,7 @@ from absl import logging
 from filelock import FileLock, Timeout
 from flax import traverse_util
 
+from ..data import SOURCES
 from ..devices.distributed import is_first, wait_for_all
 from .checkpoints import FORMAT, tell_version
 from .files import WorkdirError, read_json, write_json, write_text
@@ -164,14 +165,15 @@ def _locked(workdir: Path) -> Iterator[None]:
 def config_differences(stored: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str, str]:
     """Keys, with dots, that two configs have otherwise and that can change what comes out of a run; a line tells each.
 
-    `stored` is "there" in it, `config` asked for.
+    `stored` is "there" in it, `config` asked for. Options of sources that both do without make no difference.
     """
     there, wanted = (ADDED | traverse_util.flatten_dict(dict(tree), sep=".") for tree in (stored, config))
-    absent = "(absent)"
+    absent, used = "(absent)", {there.get("data.source"), wanted.get("data.source")}
+    unused = tuple(f"data.{source}." for source in SOURCES if source not in used)
     return {
         key: f"  {key}: {there.get(key, absent)!r} there, {wanted.get(key, absent)!r} asked for"
         for key in sorted((there.keys() | wanted.keys()).difference(INDIFFERENT))
-        if there.get(key, absent) != wanted.get(key, absent)
+        if there.get(key, absent) != wanted.get(key, absent) and not key.startswith(unused)
     }
 
 
