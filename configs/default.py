@@ -92,6 +92,7 @@ def get_config() -> ConfigDict:
     config.data.folders.images = ""  # a folder for each class below it, or train, val and test above the classes
     config.data.folders.maps = ""  # folder of maps, or one table for all images; "": they lie beside the images
     config.data.folders.map_names = ("map", "mask", "heatmap", "saliency", "blended")  # 1.png has 1_map.png, 1-mask.png
+    config.data.folders.image_names = ()  # endings of images that are no maps of the one beside: 1_flip.png of 1.png
     config.data.folders.group_pattern = ""  # regular expression: its first group in an image's path is the group
     config.data.folders.domain_pattern = ""  # the same of the domain
     config.data.folders.shares = (0.7, 0.15, 0.15)  # of train, val and test, where no folders say which is which

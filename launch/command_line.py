@@ -6,7 +6,7 @@ Nothing here imports jax before a script's work begins, so that help and a missp
 import os
 import sys
 from collections.abc import Callable
-from logging import LogRecord
+from logging import Formatter, LogRecord
 from pathlib import Path
 
 try:
@@ -38,6 +38,7 @@ def run(main: Callable[[], object], several_processes: bool = False) -> None:
     def guarded() -> None:
         logging.set_verbosity(logging.WARNING)  # Orbax tells each file at the level above
         logging.get_absl_logger().addFilter(_without_traceback)
+        logging.get_absl_handler().setFormatter(_Plain())
         try:
             if several_processes:
                 _join_processes()
@@ -61,6 +62,13 @@ def _join_processes() -> None:
 
     values = flags.FLAGS
     initialize(values.coordinator_address, values.num_processes, values.process_id, values.heartbeat_seconds)
+
+
+class _Plain(Formatter):
+    """`warning: photos: 3 hidden files are left out`, without time, thread and line of code."""
+
+    def format(self, record: LogRecord) -> str:
+        return f"{record.levelname.lower()}: {super().format(record)}"
 
 
 def _without_traceback(record: LogRecord) -> bool:

@@ -16,7 +16,7 @@ from configs import folders as folders_config
 from tfcam_jax.data.checks.prepare import prepare
 from tfcam_jax.data.folders import list_folders, open_folders
 from tfcam_jax.data.manifest import open_manifest
-from tfcam_jax.data.maps_by_name import MAP_NAMES, find_below, find_beside
+from tfcam_jax.data.maps_by_name import MAP_NAMES, common_endings, find_below, find_beside
 from tfcam_jax.data.paths import join_map_cell, split_map_cell
 from tfcam_jax.data.source import DataError
 from tfcam_jax.errors import ConfigError
@@ -115,7 +115,7 @@ def test_a_map_goes_to_the_image_of_its_own_class_or_to_none(tmp_path):
     assert {row.label for row in listing.rows if row.map} == {"bright"} and not listing.problems
     (folder / "bright/0_0.png").unlink()
     listing = list_folders(str(folder), maps=str(tmp_path / "maps"))
-    assert "1 maps have no image of their name and are left out" in listing.notes[-1]
+    assert "1 map has no image of its name and is left out" in listing.notes[-1]
     assert "bright/0_0.png" in listing.notes[-1]
     (tmp_path / "maps/bright/9_0.png").rename(tmp_path / "maps/9_0.png")
     told = problems(folder, maps=str(tmp_path / "maps"))
@@ -180,14 +180,73 @@ def test_whatever_is_left_out_is_told_once(tmp_path):
         (folder / name).write_bytes((folder / "dark/d0_1.png").read_bytes())
     assert list(opened(folder).notes[1:]) == [
         "nothing/ holds no image and is left out",
-        "1 images lie in no class's folder and are left out: lying_about.png",
-        "1 maps have no image of their name and are left out; rename them, or, if they are images, take their ending "
-        "out of config.data.folders.map_names: dark/lost_map.png",
+        "1 image lies in no class's folder and is left out: lying_about.png",
+        "1 map has no image of its name and is left out; rename it, or, if it is an image, take its ending out of "
+        "config.data.folders.map_names: dark/lost_map.png",
         "2 other files are left out: notes.txt, dark/notes.txt",
-        "1 hidden files are left out: .DS_Store",
+        "1 hidden file is left out: .DS_Store",
     ]
-    listing = list_folders(str(folder), map_names=())
+    (folder / "own.csv").write_text("split,label,image,map\n")
+    (folder / "dark/notes.txt").unlink()
+    assert "1 other file is left out: notes.txt" in list_folders(str(folder)).notes
+    listing = list_folders(str(folder), map_names=(), image_names=("map",))
     assert {"dark/lost_map.png", "dark/d0_1.png", "dark/deeper/d0_0_map.png"} <= {row.image for row in listing.rows}
+
+
+def rename(folder, ending, new, every=1):
+    for path in sorted(folder.rglob(f"*{ending}.png"))[::every]:
+        path.rename(path.with_name(f"{path.name.removesuffix(f'{ending}.png')}{new}.png"))
+
+
+def test_an_ending_of_many_images_is_no_image_of_its_own_until_somebody_says_so(tmp_path):
+    """Maps with a name of their own, half of them with another; then they are named as maps, or as pictures."""
+    folder = write_folders(tmp_path / "squares")
+    before = contents(opened(folder))
+    rename(folder, "_map", "_Mask")
+    rename(folder, "_Mask", "_GT", every=2)
+    told = problems(folder)
+    assert "15 images end in 'gt' beside an image of the name before it, such as dark/d0_1_GT.png at dark/d0_1" in told
+    assert """if they are maps, give --config.data.folders.map_names="('mask', 'gt',)"; if they are""" in told
+    assert told.endswith("""pictures of their own, --config.data.folders.image_names="('gt',)\"""")
+    assert contents(opened(folder, map_names=("mask", "gt"))) == before
+    rows = list_folders(str(folder), image_names=("gt",))
+    assert len(rows.rows) == 40 + 15 and not rows.problems
+    with pytest.raises(DataError, match="15 images end in 'gt'"):
+        open_dataset(resolve(tiny_config(folder)))
+    assert open_dataset(resolve(tiny_config(folder, **{"data.folders.map_names": ("mask", "gt")})))
+    pictures = list_folders(str(folder), image_names=("GT", "mask", "flip"))
+    assert len(pictures.rows) == 40 + 30 and not pictures.problems and not any(row.map for row in pictures.rows)
+    assert pictures.notes[-1] == "config.data.folders.image_names: no image's name ends in 'flip'"
+
+
+def test_which_endings_are_common():
+    images = [f"a/{i}.jpg" for i in range(40)]
+    ends = lambda *names: [f"a/{i}{name}.png" for name in names for i in range(3)]
+    count = lambda files, known=(): {ending: len(own) for ending, own in common_endings(files, known).items()}
+    assert count(images + ends("_gt")) == {"gt": 3} and common_endings(images + ends(" gt"), ())["gt"][0] == (
+        "a/0 gt.png",
+        "a/0.jpg",
+    )
+    assert count(images + ends("_human-map", "-human-map")) == {"human-map": 6}
+    assert count(images + ends("_gt", "_gt_anna", ".GT_ben")) == {"gt": 9}
+    assert count(images + ends("_2", "_2_gt", "-(1)")) == {"gt": 3}
+    assert count(images + ends("_gt", "_flip"), ("flip",)) == {"gt": 3}
+    assert not count(images + ends("_gt")[:2]) and not count([f"b/{i}_gt.png" for i in range(9)] + images)
+    others = [f"a/{i}_name{chr(97 + i)}.png" for i in range(26)]
+    assert not count(images + others) and not count(images + others + others[:2] + ends("_gt"))
+
+
+def test_a_misspelt_class_folder_is_told_once(tmp_path):
+    folder = write_folders(tmp_path / "squares", splits=("train", "val"), each=12)
+    (folder / "val/dark").rename(folder / "val/drak")
+    told = problems(folder)
+    assert "val/drak: 12 images: label 'drak' is none of bright, dark. Did you mean 'dark'?" in told.splitlines()
+    assert told.count("drak") == 2
+    (folder / "val/drak").rename(folder / "val/dark")
+    wanted = "class 'drak' has 1 image in train (train/drak/1.png) and none in val. Did you mean 'dark'?"
+    (folder / "train/drak").mkdir()
+    Image.new("RGB", (32, 32), 9).save(folder / "train/drak/1.png")
+    assert problems(folder).startswith(wanted)
 
 
 def only_other_files(folder):
@@ -370,5 +429,6 @@ def test_from_folders_and_from_their_manifest_the_same_is_learnt(tmp_path):
         done = launch("train.py", *arguments, "--config.strategy=difference", f"--workdir={tmp_path / name}")
         assert done.returncode == 0, done.stderr
         assert ("drawn class by class" in done.stderr) == (name == "folders")
+        assert ("\nwarning: squares: no folders train, val, test" in f"\n{done.stderr}") == (name == "folders")
         results.append(json.loads((tmp_path / name / "results.json").read_text())["sets"])
     assert results[0] == results[1]

@@ -8,6 +8,7 @@ import sys
 import jax
 import numpy as np
 import pytest
+from absl import logging
 from scipy.stats import pearsonr
 from sklearn.metrics import roc_auc_score
 from tiny_manifest import write_manifest
@@ -255,7 +256,7 @@ def test_study_of_several_evaluations(evaluation, tmp_path, capsys):
         evaluate_leave_one_domain_out([out, tmp_path / "other.csv"])
 
 
-def test_folder_of_images_names_every_bad_file(tmp_path):
+def test_folder_of_images_names_every_bad_file(tmp_path, caplog):
     with pytest.raises(DataError, match="no such folder"):
         open_image_folder(tmp_path / "absent", 3)
     (tmp_path / "notes.txt").write_text("x")
@@ -265,6 +266,17 @@ def test_folder_of_images_names_every_bad_file(tmp_path):
     source = open_image_folder(tmp_path / "data/images", 3)
     assert source.records.ids == tuple(sorted(f"{split}{i}.png" for split in ("train", "val", "test") for i in (0, 1)))
     assert set(source.records.labels) == {-1} and source[0].image.shape == (32, 32, 3)
+    shutil.copytree(tmp_path / "data/images", tmp_path / "mixed")
+    for name in ("test0_map.png", "test1-mask.PNG", "lost_map.png"):
+        shutil.copy(tmp_path / "data/maps/test0.png", tmp_path / "mixed" / name)
+    shutil.copy(tmp_path / "data/manifest.csv", tmp_path / "mixed/mine.csv")
+    (tmp_path / "mixed/other.csv").write_text("file,score")
+    logging.get_absl_logger().propagate = True
+    assert {*open_image_folder(tmp_path / "mixed", 3).records.ids} == {*source.records.ids, "lost_map.png"}
+    assert [record.getMessage() for record in caplog.records] == [
+        f"{tmp_path / 'mixed'}: 1 file is no image and was left out: other.csv; 2 are maps of other images by name and "
+        "left out (rename what is none): test0_map.png, test1-mask.PNG"
+    ]
     (tmp_path / "data/images/val0.png").write_bytes(b"no")
     (tmp_path / "data/images/deep").mkdir()
     (tmp_path / "data/images/deep/cut.JPG").write_bytes(b"\xff\xd8\xff")

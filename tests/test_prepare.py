@@ -130,6 +130,24 @@ def test_faults_and_traps_are_all_in_one_report(tmp_path, capsys):
     assert "2 maps are empty or constant" in text
 
 
+def test_a_class_that_a_split_lacks_is_told_with_its_row(tmp_path, capsys):
+    manifest = write_manifest(tmp_path / "data")
+    edit(manifest, 5, label="brigth")
+    edit(manifest, 27, label="brigth")
+    assert not prepare(recipe(manifest_config(manifest)), check=True)
+    text = capsys.readouterr().out
+    wanted = f"class 'brigth' has 1 image in train ({manifest}, row 5) and none in val. Did you mean 'bright'? Correct "
+    assert "Problems: 1" in text and wanted in text
+    edit(manifest, 14, label="brigth")
+    edit(manifest, 27, label="bright")
+    assert not prepare(recipe(manifest_config(manifest)), check=True)
+    wanted = (
+        "protocol published: split test has 12 images, of classes bright, dark only; there are bright, brigth, dark"
+    )
+    text = capsys.readouterr().out
+    assert "Problems: 1" in text and wanted in text
+
+
 def test_without_check_faults_stop_as_in_training(tmp_path):
     manifest = write_manifest(tmp_path / "data")
     edit(manifest, 3, image="images/gone.png")

@@ -156,8 +156,14 @@ def test_options_that_do_not_fit(options, message):
 def test_domains_that_can_not_be_had():
     with pytest.raises(DataError, match="no image has domain 'lense'; there are glass, lens, live, print"):
         assign_splits(IRISES, PUBLISHED, name="open", domains=("lense",))
-    with pytest.raises(DataError, match=r"split train has 12 images, of classes .1. only"):
+    with pytest.raises(DataError, match="split train has 12 images, of classes 1 only; there are 0, 1"):
         assign_splits(IRISES, PUBLISHED, name="open", domains=("live",))
+    splits = {split: Stored(IRISES[np.flatnonzero(np.array(PUBLISHED) == split)]) for split in ("train", "val")}
+    dataset = Dataset("irises", ("live", "attack"), splits)
+    with pytest.raises(DataError, match="split val has 4 images, of classes attack only; there are live, attack"):
+        apply_protocol(dataset, name="open", domains=("live",))
+    with pytest.raises(DataError, match="split train has no images; there are live, attack"):
+        apply_protocol(dataset, name="open", domains=("live", "print", "lens"))
 
 
 def test_a_class_without_an_unseen_domain_joins_the_open_test():

@@ -28,6 +28,11 @@ _PAGED = frozenset({"TIFF", "GIF", "WEBP", "PNG", "AVIF"})
 _SUBFILE_TYPE, _LARGEST_SAMPLE = 254, 281  # tags of TIFF
 
 
+def image_suffixes() -> set[str]:
+    """Of files that are images by their name: of every kind that Pillow can open, and DICOM."""
+    return {suffix for suffix, kind in Image.registered_extensions().items() if kind in Image.OPEN} | {".dcm", ".dicom"}
+
+
 def check_channels(channels: int) -> None:
     """Raises ConfigError unless images of that many channels can be had."""
     if channels not in (1, 3):

@@ -19,7 +19,8 @@ from .annotations import is_table
 from .builders.owner_files import below, check_pattern, group_of
 from .checks.outcomes import Outcomes
 from .listing import Listing, MapReader, Row, SplitDraw, read_tables
-from .maps_by_name import MAP_NAMES, find_below, find_beside, name_annotators
+from .manifest import is_manifest
+from .maps_by_name import MAP_NAMES, common_endings, find_below, find_beside, name_annotators, names_in_use
 from .opening import check_labels, open_listing
 from .paths import join_map_cell
 from .source import SPLIT_NAMES, SPLITS, DataError, Dataset, shorten
@@ -29,8 +30,11 @@ from .unlisted import walk_files
 _MAP_FOLDERS = frozenset({"maps", "masks", "heatmaps", "annotations", "saliency", "saliency_maps", "human_maps"})
 _WANTED = "images lie in FOLDER/CLASS/, or in FOLDER/train/CLASS/, FOLDER/val/CLASS/ and FOLDER/test/CLASS/"
 _IMAGES_KEY, _MAPS_KEY = "config.data.folders.images", "config.data.folders.maps"
-_ORPHANS = "maps have no image of their name and are left out; rename them"
-_NAMES_KEY = "config.data.folders.map_names"
+_ORPHANS = (
+    "map has no image of its name and is left out; rename it",
+    "maps have no image of their name and are left out; rename them",
+)
+_NAMES_KEY, _IMAGE_NAMES_KEY = "config.data.folders.map_names", "config.data.folders.image_names"
 # How many names a note lists before it counts the rest.
 _SHOWN = 3
 
@@ -53,6 +57,7 @@ def list_folders(
     *,
     maps: str = "",
     map_names: Sequence[str] = MAP_NAMES,
+    image_names: Sequence[str] = (),
     labels: tuple[str, ...] = (),
     group_pattern: str = "",
     domain_pattern: str = "",
@@ -74,6 +79,8 @@ def list_folders(
       maps: folder of maps, see `maps_by_name.find_below`, or one table for all images (`annotations`); "": they lie
         beside the images (`find_beside`).
       map_names: what the names of maps end in, where they end in more than the image's own.
+      image_names: what the names of images end in that lie beside another image of the rest of their name and are no
+        maps of it; also if `map_names` holds it. An ending of many that neither has is a problem of the listing.
       labels: class names in the order of their indices; empty takes the folders', sorted.
       group_pattern: regular expression whose first group, found in an image's path below `images`, names what must not
         cross splits; "": unknown.
@@ -94,7 +101,9 @@ def list_folders(
         check_pattern(f"data.folders.{column}_pattern", pattern)
     folder = _existing_folder(images, _IMAGES_KEY)
     place = _maps_place(maps, folder)
+    map_names = [name for name in map_names if name.lower() not in {each.lower() for each in image_names}]
     found = _find_images(folder, place, map_names)
+    _check_endings(found, map_names, image_names, place)
     if place is not None:
         _leave_maps(found, place)
         if place.is_dir():
@@ -169,11 +178,22 @@ def _find_images(folder: Path, place: Path | None, map_names: Sequence[str]) -> 
     classes = [f"{top}/{name}" for top in splits for name in _subfolders(folder / top)] if splits else tops
     _check_classes(found, folder, classes, [*beside.others, *beside.orphans])
     found.notes += _alias_notes(splits)
-    found.notes += _told("images lie in no class's folder and are left out", stray)
-    found.notes += _told(f"{_ORPHANS}, or, if they are images, take their ending out of {_NAMES_KEY}", beside.orphans)
-    found.notes += _told("other files are left out", beside.others)
-    found.notes += _told("hidden files are left out", sorted(set(listed) - set(files)))
+    in_no_class = "image lies in no class's folder and is left out", "images lie in no class's folder and are left out"
+    found.notes += _told(*in_no_class, stray)
+    others = [path for path in beside.others if not is_manifest(folder / path)]
+    found.notes += _left_out_notes(beside.orphans, others, sorted(set(listed) - set(files)))
     return found
+
+
+def _left_out_notes(orphans: Sequence[str], others: Sequence[str], hidden: Sequence[str]) -> list[str]:
+    """Notes on maps without an image, files of other kinds, and hidden ones."""
+    lost = f", or, if it is an image, take its ending out of {_NAMES_KEY}"
+    lost = _ORPHANS[0] + lost, _ORPHANS[1] + lost.replace("it is an image", "they are images").replace("its", "their")
+    return [
+        *_told(*lost, orphans),
+        *_told("other file is left out", "other files are left out", others),
+        *_told("hidden file is left out", "hidden files are left out", hidden),
+    ]
 
 
 def _subfolders(folder: Path) -> list[str]:
@@ -224,15 +244,32 @@ def _alias_notes(splits: Mapping[str, str]) -> list[str]:
     return [", ".join(aliases)] if aliases else []
 
 
-def _told(what: str, paths: Sequence[str]) -> list[str]:
-    """A note on these files; none if there are none."""
+def _told(one: str, several: str, paths: Sequence[str]) -> list[str]:
+    """A note on these files, in words for one or for several; none if there are none."""
+    what = one if len(paths) == 1 else several
     return [f"{len(paths)} {what}: {', '.join(shorten(paths, _SHOWN))}"] if paths else []
+
+
+def _check_endings(found: _Found, map_names: Sequence[str], image_names: Sequence[str], place: Path | None) -> None:
+    """A problem for each ending of many images' names that may be that of maps; the remedy keeps the names in use."""
+    beside = [path for maps in found.maps.values() for _, path in maps]
+    used = list(map_names) if place else names_in_use(beside, map_names)
+    option = lambda key, names: f'--{key}="({", ".join(map(repr, names))},)"'
+    for ending, pairs in common_endings(found.images, image_names).items():
+        path, base = pairs[0]
+        maps, images = option(_NAMES_KEY, [*used, ending]), option(_IMAGE_NAMES_KEY, [*image_names, ending])
+        told = f"{len(pairs)} images end in {ending!r} beside an image of the name before it, such as {path} at {base}"
+        found.problems.append(f"{told}; if they are maps, give {maps}; if they are pictures of their own, {images}")
+    for name in image_names:
+        if not names_in_use(found.images, [name]):
+            found.notes.append(f"{_IMAGE_NAMES_KEY}: no image's name ends in {name!r}")
 
 
 def _leave_maps(found: _Found, place: Path) -> None:
     """Leaves out maps beside the images, as there is another place for maps."""
     beside = [path for maps in found.maps.values() for _, path in maps]
-    found.notes += _told(f"maps beside their images are left out, as {_MAPS_KEY} is {place}", beside)
+    why = f"left out, as {_MAPS_KEY} is {place}"
+    found.notes += _told(f"map beside its image is {why}", f"maps beside their images are {why}", beside)
     found.maps = {}
 
 
@@ -246,8 +283,9 @@ def _find_maps(found: _Found, place: Path, map_names: Sequence[str]) -> None:
         found.problems.append(
             f"{place}: {what}, such as {next(iter(found.images))}; rename the maps, or correct {_MAPS_KEY}"
         )
-    found.notes += _told(f"{_ORPHANS} ({place})", below_place.orphans)
-    found.notes += _told(f"other files of {place} are left out", below_place.others)
+    others = [path for path in below_place.others if not is_manifest(place / path)]
+    found.notes += _told(f"{_ORPHANS[0]} ({place})", f"{_ORPHANS[1]} ({place})", below_place.orphans)
+    found.notes += _told(f"other file of {place} is left out", f"other files of {place} are left out", others)
     found.maps = below_place.of
 
 
@@ -272,7 +310,8 @@ def _make_rows(
         if pattern and len(lacking) == len(rows):
             found.problems.append(f"{what} matches no image, such as {lacking[0]}; correct it")
         elif pattern:
-            found.notes += _told(f"images have no {column}, as {what} does not match", lacking)
+            why = f"no {column}, as {what} does not match"
+            found.notes += _told(f"image has {why}", f"images have {why}", lacking)
     return rows
 
 

@@ -129,6 +129,15 @@ def list_manifest(
     return Listing(path.resolve().parent.name, tuple(rows), class_names, reader, tuple(problems), tables.remarks)
 
 
+def is_manifest(path: Path) -> bool:
+    """Whether a file is a CSV whose header has a manifest's columns."""
+    if path.suffix.lower() != ".csv":
+        return False
+    with path.open(encoding="utf-8-sig", errors="replace") as file:
+        header = [cell.strip() for cell in file.readline().split(",")]
+    return {*REQUIRED_COLUMNS} <= {*header}
+
+
 def _read_rows(path: Path) -> list[Row]:
     if not path.is_file():
         raise DataError([f"{path}: no such manifest; give the path of a CSV file ({_WANTED})"])

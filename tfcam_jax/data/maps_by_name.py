@@ -9,11 +9,14 @@ from dataclasses import dataclass, field
 
 from .annotations import is_table
 from .array_files import ARRAYS, suffix_of
+from .decode import image_suffixes
 from .source import SPLIT_NAMES
-from .unlisted import image_suffixes
 
 # What stands at the end of a map's name, after the image's: 1_map.png, 1-mask.png, 1_heatmap_anna.npy.
 MAP_NAMES = ("map", "mask", "heatmap", "saliency", "blended")
+# Images whose names are other images' with one and the same ending are looked into if there are so many, and if they
+# are such a share of all that have any ending: endings that differ from file to file are names, not kinds of files.
+_FEWEST, _LEAST_SHARE = 3, 0.1
 
 
 @dataclass
@@ -114,6 +117,38 @@ def find_below(
             found.orphans.append(path)
     of = {image: [(who, path[len(place) + 1 :]) for who, path in own] for image, own in found.of.items()}
     return FoundMaps(of, found.orphans, found.others, found.problems)
+
+
+def common_endings(images: Iterable[str], known: Sequence[str]) -> dict[str, list[tuple[str, str]]]:
+    """Endings that many images' names have after that of another image beside them, each with these pairs of images.
+
+    `1_gt.png` beside `1.jpg` has the ending "gt", in small letters; where `1_gt_anna.png` is there too, it counts with
+    that. An ending without a letter (`1_2.png`) says nothing, one of `known` is expected; of a chain of endings the
+    image at its start counts.
+    """
+    named = defaultdict(list)
+    for path in images:
+        named[_stem(path)].append(path)
+    ended: set[str] = set()
+    found: dict[str, list[tuple[str, tuple[str, str]]]] = defaultdict(list)
+    for stem in sorted(named, key=len):
+        if any(base in named for base, _ in _without_mark(stem, known)):
+            continue
+        for cut in reversed([match.start() for match in re.finditer("[-_. ]", stem)]):
+            base, ending = stem[:cut], stem[cut + 1 :].lower()
+            if base in named and base not in ended and re.search(r"[^\W\d_]", ending) and "/" not in ending:
+                ended.add(stem)
+                found[re.split("[-_. ]", ending)[0]] += [(ending, (path, named[base][0])) for path in named[stem]]
+                break
+    least = max(_FEWEST, _LEAST_SHARE * sum(map(len, found.values())))
+    whole = lambda start, own: own[0][0] if len({ending for ending, _ in own}) == 1 else start
+    return {whole(start, own): [pair for _, pair in own] for start, own in found.items() if len(own) >= least}
+
+
+def names_in_use(maps: Iterable[str], map_names: Sequence[str]) -> list[str]:
+    """Those of `map_names` that stand in the names of these maps."""
+    stems = [_stem(path) for path in maps]
+    return [name for name in map_names if any([*_without_mark(stem, [name])] for stem in stems)]
 
 
 def name_annotators(maps: Sequence[tuple[str, str]]) -> list[tuple[str, str]]:

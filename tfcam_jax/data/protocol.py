@@ -98,10 +98,13 @@ class ProtocolOptions:
             raise ConfigError(f"k_fold needs num_folds >= 3 and 0 <= fold < num_folds; got {given}")
 
 
-def assign_splits(records: Records, published: Sequence[str], **options: Any) -> dict[str, Int[np.ndarray, " m"]]:
+def assign_splits(
+    records: Records, published: Sequence[str], class_names: Sequence[str] | None = None, **options: Any
+) -> dict[str, Int[np.ndarray, " m"]]:
     """Which rows of a whole data set train, validate and test: row numbers by split, in order; "test" if it has rows.
 
-    `published` is the owner's split of each row, `options` are fields of `ProtocolOptions`. Raises ConfigError as these
+    `published` is the owner's split of each row, `options` are fields of `ProtocolOptions`. Errors tell of classes by
+    `class_names`, or by their indices without. Raises ConfigError as these
     do, and DataError, which names the rows, for an unknown domain, a split left without a class, and leakage.
     """
     protocol = ProtocolOptions(**options)
@@ -121,7 +124,7 @@ def assign_splits(records: Records, published: Sequence[str], **options: Any) ->
     if name != "published":  # The owner's own splits were checked when the data were opened.
         split = _without_leakage(records, split, drop=protocol.leakage == "drop")
     rows = {part: np.flatnonzero(split == part) for part in SPLITS}
-    _check_classes(name, records, rows)
+    _check_classes(name, records, rows, class_names)
     return {part: own for part, own in rows.items() if len(own) or part != "test"}
 
 
@@ -129,7 +132,7 @@ def apply_protocol(dataset: Dataset, **options: Any) -> Dataset:
     """The data set with its images assigned anew; `options` are fields of `ProtocolOptions`."""
     whole = Joined(list(dataset.splits.values()))
     published = [split for split, source in dataset.splits.items() for _ in range(len(source))]
-    rows = assign_splits(whole.records, published, **options)
+    rows = assign_splits(whole.records, published, dataset.class_names, **options)
     if options.get("name", "published") == "published":
         return dataset
     return dataclasses.replace(dataset, splits={split: Subset(whole, own) for split, own in rows.items()})
@@ -254,13 +257,15 @@ def _without_leakage(records: Records, split: np.ndarray, drop: bool) -> np.ndar
     return split
 
 
-def _check_classes(name: str, records: Records, rows: dict[str, np.ndarray]) -> None:
+def _check_classes(name: str, records: Records, rows: dict[str, np.ndarray], class_names: Sequence[str] | None) -> None:
     problems = []
     wanted = np.unique(records.labels).tolist()
+    named = lambda labels: ", ".join(str(class_names[label] if class_names else label) for label in labels)
     for split, own in rows.items():
         found = np.unique(records.labels[own]).tolist()
         if found != wanted and (len(own) or split != "test"):
-            what = f"{len(own)} images, of classes {found} only; there are {wanted}"
+            what = f"{len(own)} images, of classes {named(found)} only" if len(own) else "no images"
+            what += f"; there are {named(wanted)}"
             problems.append(f"protocol {name}: split {split} has {what}")
     # A test of one class is told by evaluation too; training and validation can't do with it.
     if problems:

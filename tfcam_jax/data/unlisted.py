@@ -10,11 +10,12 @@ from typing import Any
 
 import numpy as np
 from absl import logging
-from PIL import Image
 
 from .checks.inspection import check_files, judge_files, log_remarks
-from .decode import decode_picture
+from .decode import decode_picture, image_suffixes
 from .listing import ListedSource, Listing, MapReader, Row
+from .manifest import is_manifest
+from .maps_by_name import MAP_NAMES, find_beside
 from .source import DataError, Example, Records, WithRecords, shorten, to_picture
 
 UNLABELLED = -1
@@ -44,11 +45,6 @@ def walk_files(folder: Path) -> Iterator[str]:
         yield from (Path(root, name).relative_to(folder).as_posix() for name in sorted(names))
 
 
-def image_suffixes() -> set[str]:
-    """Of files that are images by their name: of every kind that Pillow can open, and DICOM."""
-    return {suffix for suffix, kind in Image.registered_extensions().items() if kind in Image.OPEN} | {".dcm", ".dicom"}
-
-
 def _is_dicom(path: Path) -> bool:
     """Whether a file begins as DICOM does; the index of a DICOM disk, DICOMDIR, does too and holds no image."""
     if path.name.upper() == "DICOMDIR" or not path.is_file():
@@ -60,7 +56,10 @@ def _is_dicom(path: Path) -> bool:
 def open_image_folder(
     folder: str | Path, channels: int, bits: int | None = None, progress: bool = True
 ) -> ListedSource:
-    """Opens all images below a folder, as `walk_images` finds them; labels are -1. Other files are counted in the log.
+    """Opens all images below a folder, as `walk_images` finds them; labels are -1.
+
+    Maps of other images of the folder, by their names (`maps_by_name.find_beside`), and files that are no images are
+    left out and counted in the log; manifests, which are the project's own, are not told of.
 
     `bits` as in `decode.decode_picture`. Raises DataError: no such folder, no image in it, or files that can't be read
     (every one is named).
@@ -68,13 +67,15 @@ def open_image_folder(
     folder = Path(folder)
     if not folder.is_dir():
         raise DataError([f"{folder}: no such folder; give one that holds images"])
-    names = sorted(walk_images(folder))
-    if not names:
+    found_names = sorted(walk_images(folder))
+    if not found_names:
         raise DataError([f"{folder}: no image in it; give a folder with files such as .png, .jpg, .tif or DICOM"])
-    seen = {path for path in walk_files(folder) if not PurePosixPath(path).name.startswith(".")}
-    if others := sorted(seen - set(names)):
-        told = ", ".join(shorten(others, _SHOWN))
-        logging.warning("%s: %d files are no images and were left out: %s", folder, len(others), told)
+    images, beside = find_beside(found_names, MAP_NAMES)
+    # Also a map that may be that of several images. What has no suffix of images is among the others: DICOM.
+    maps = sorted({*found_names} - {*images, *beside.orphans, *beside.others})
+    names = sorted({*found_names} - {*maps})
+    if told := _left_out(folder, found_names, maps):
+        logging.warning("%s: %s", folder, told)
     rows = tuple(Row(str(folder), 0, "", "", name) for name in names)
     listing = Listing(folder.name, rows, (), MapReader(folder, bits=bits))
     outcomes, _ = check_files(listing, progress=progress)
@@ -83,6 +84,21 @@ def open_image_folder(
         raise DataError(found.problems)
     log_remarks(str(folder), found.remarks)
     return ListedSource(rows, listing.reader, channels, _bare_records(names))
+
+
+def _left_out(folder: Path, images: Sequence[str], maps: Sequence[str]) -> str:
+    """What of a folder is not opened, in one line; "" if nothing."""
+    seen = {path for path in walk_files(folder) if not PurePosixPath(path).name.startswith(".")}
+    others = sorted(path for path in seen - {*images} if not is_manifest(folder / path))
+    names = lambda paths: ", ".join(shorten(paths, _SHOWN))
+    told = []
+    if others:
+        what = "file is no image and was" if len(others) == 1 else "files are no images and were"
+        told.append(f"{len(others)} {what} left out: {names(others)}")
+    if maps:
+        what = "is a map of another image" if len(maps) == 1 else "are maps of other images"
+        told.append(f"{len(maps)} {what} by name and left out (rename what is none): {names(maps)}")
+    return "; ".join(told)
 
 
 @dataclass(frozen=True)

@@ -85,6 +85,7 @@ ADDED = {
     "data.folders.images": "",
     "data.folders.maps": "",
     "data.folders.map_names": ["map", "mask", "heatmap", "saliency", "blended"],
+    "data.folders.image_names": [],
     "data.folders.group_pattern": "",
     "data.folders.domain_pattern": "",
     "data.folders.shares": [0.7, 0.15, 0.15],

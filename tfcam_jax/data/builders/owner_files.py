@@ -95,7 +95,8 @@ class Found:
             whose = f"no image of {split}" if split else "no image that is listed"
             self.notes.append(f"{len(orphans)} maps of {maps} are of {whose} and are left out, {_some(orphans)}")
         if others := of_images.others:
-            self.notes.append(f"{len(others)} other files of {maps} are left out, {_some(others)}")
+            what = f"other file of {maps} is" if len(others) == 1 else f"other files of {maps} are"
+            self.notes.append(f"{len(others)} {what} left out, {_some(others)}")
         cells = {image: self._cell(image, maps, of_images.of[image]) for image in of_images.of}
         self.rows = [
             replace(row, map=cells.get(row.image, "")) if split in ("", row.split) else row for row in self.rows

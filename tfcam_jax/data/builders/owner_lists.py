@@ -8,9 +8,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
 from ..csv_files import read_lines
+from ..decode import image_suffixes
 from ..listing import SplitDraw
 from ..source import SPLIT_NAMES, SPLITS, DataError
-from ..unlisted import image_suffixes
 
 # What owners call the columns, in small letters and without other characters.
 COLUMNS: Mapping[str, frozenset[str]] = {

@@ -10,7 +10,7 @@ import hashlib
 import os
 import unicodedata
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import cache
@@ -102,7 +102,8 @@ def _with_drawn_splits(listing: Listing, outcomes: Sequence[Outcome]) -> Listing
     parts = Counter(label for label, _ in set(zip(columns[0], splits, strict=True)))
     told = f"has too few images or whole groups for a part in each of {', '.join(shares)}; add some"
     lacking = sorted(label for label, count in parts.items() if count < len(shares))
-    problems = [f"{rows[0].list}: class {label!r} {told}" for label in lacking]
+    hint = lambda label: did_you_mean(label, parts.keys() - {label})
+    problems = [f"{rows[0].list}: class {label!r} {told}.{hint(label)}" for label in lacking]
     names = iter(splits)
     filled = tuple(row if row.split else replace(row, split=next(names)) for row in listing.rows)
     return replace(listing, rows=filled, problems=(*listing.problems, *problems))
@@ -149,14 +150,18 @@ def usable_rows(inspection: Inspection, skip_unreadable: bool) -> tuple[Inspecti
 def check_table(listing: Listing) -> list[str]:
     """Problems that show without opening an image: names of splits, labels, and what each split holds."""
     problems, doubtful = _check_spellings(listing)
+    told = []
     for row in listing.rows:
         if row.split not in SPLITS:
-            problems.append(f"{row.place}: unknown split {row.split!r}; use one of {', '.join(SPLITS)}")
+            told.append((row, f"unknown split {row.split!r}; use one of {', '.join(SPLITS)}"))
         if not row.label:
-            problems.append(f"{row.place}: no label given; name one or delete the row")
+            told.append((row, "no label given; name one or delete the row"))
         elif listing.class_names and row.label not in listing.class_names and row.label not in doubtful:
             hint = did_you_mean(row.label, listing.class_names) or " Correct it, or give the full list of labels."
-            problems.append(f"{row.place}: label {row.label!r} is none of {', '.join(listing.class_names)}.{hint}")
+            told.append((row, f"label {row.label!r} is none of {', '.join(listing.class_names)}.{hint}"))
+    problems += _with_places(told)
+    if listing.draw is None:  # What is too few to draw has been told.
+        problems += _check_validation(listing, doubtful)
     place = listing.rows[0].list if listing.rows else listing.name
     for split in SPLITS:
         found = {row.label for row in listing.rows if row.split == split}
@@ -170,6 +175,43 @@ def check_table(listing: Listing) -> list[str]:
     return problems
 
 
+def _with_places(told: Sequence[tuple[Row, str]]) -> list[str]:
+    """What there is to tell of rows: a line for each that stands in a list, of others a line for each folder."""
+    lines, folders = [], defaultdict(list)
+    for row, what in told:
+        if row.number:
+            lines.append(f"{row.place}: {what}")
+        else:
+            folders[row.list, row.split, row.label, what].append(row.image)
+    for (source, *_, what), images in folders.items():
+        place = os.path.commonpath([os.path.dirname(image) for image in images]) or source
+        lines.append(f"{place}: {len(images)} {'image' if len(images) == 1 else 'images'}: {what}")
+    return lines
+
+
+def _check_validation(listing: Listing, doubtful: Collection[str]) -> list[str]:
+    """A problem for each class of training that validation lacks, but for one that is told of otherwise."""
+    validated = {row.label for row in listing.rows if row.split == "val"}
+    rows_of: dict[str, list[Row]] = defaultdict(list)
+    for row in listing.rows:
+        if row.split == "train" and row.label in listing.class_names and row.label not in doubtful:
+            rows_of[row.label].append(row)
+    problems = []
+    for label in sorted(rows_of.keys() - validated) if len(validated) > 1 else ():
+        own = rows_of[label]
+        count = "1 image" if len(own) == 1 else f"{len(own)} images"
+        first = f"({'' if len(own) == 1 else 'first '}{_spot(own[0])})"
+        hint = did_you_mean(label, [name for name in listing.class_names if name != label])
+        remedy = "Correct the label, or give val images of this class"
+        problems.append(f"class {label!r} has {count} in train {first} and none in val.{hint} {remedy}")
+    return problems
+
+
+def _spot(row: Row) -> str:
+    """Where a row is to be found: its line, or its file where it stands in no list."""
+    return row.place if row.number else row.image
+
+
 def _check_spellings(listing: Listing) -> tuple[list[str], set[str]]:
     """A problem for labels that differ in nothing a reader would see as another class; and those labels."""
     rows_of: dict[str, dict[str, list[Row]]] = defaultdict(lambda: defaultdict(list))
@@ -179,8 +221,7 @@ def _check_spellings(listing: Listing) -> tuple[list[str], set[str]]:
     problems, doubtful = [], set()
     for spellings in rows_of.values():
         if len(spellings) > 1:
-            first = lambda row: row.place if row.number else row.image
-            told = [f"{label!r} ({len(rows)} rows, first {first(rows[0])})" for label, rows in spellings.items()]
+            told = [f"{label!r} ({len(rows)} rows, first {_spot(rows[0])})" for label, rows in spellings.items()]
             what = "differ in case, spaces or Unicode form only; write one of them throughout"
             problems.append(f"labels {' and '.join(told)} {what}")
             doubtful |= spellings.keys()

@@ -88,10 +88,11 @@ def _protocol_problems(recipe: DataRecipe, inspection: Inspection) -> list[str]:
     rows, outcomes = zip(*sound, strict=True)
     records = listed_records(rows, outcomes, listing.class_names)
     try:
-        assign_splits(records, [row.split for row in rows], **recipe.protocol)
+        assign_splits(records, [row.split for row in rows], listing.class_names, **recipe.protocol)
     except DataError as error:
-        # What is wrong with the splits as published has been told with its rows.
-        return error.problems if recipe.protocol.get("name", "published") != "published" else []
+        # What is wrong with the splits as published has been told with its rows, if anything was.
+        told = recipe.protocol.get("name", "published") == "published" and inspection.problems
+        return [] if told else error.problems
     return []
 
 
