@@ -495,6 +495,7 @@ def test_devices_exchange_only_the_kernels_gradient_of_a_depthwise_convolution()
     assert [(each.operation, each.result_bytes) for each in sent] == [("all-reduce", kernel.nbytes)]
 
 
+@pytest.mark.slow
 def test_a_densenet_may_have_a_block_of_an_odd_number_of_channels():
     model = DenseNet(num_classes=2, depths=(1, 1), growth=2)  # 4 + 2 channels, of which the transition keeps 3
     output, variables = model.init_with_output(jax.random.key(0), random_images(1, 32), train=False)

@@ -5,6 +5,7 @@ import csv
 import io
 import json
 import zlib
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -20,7 +21,7 @@ from tfcam_jax.data.annotations.table import Table
 from tfcam_jax.data.checks.declared_sizes import check_sizes
 from tfcam_jax.data.checks.inspection import row_keys
 from tfcam_jax.data.checks.outcomes import Outcome
-from tfcam_jax.data.listing import Listing, MapReader, Row, read_tables
+from tfcam_jax.data.listing import Listing, MapReader, Row, check_annotator, read_tables
 from tfcam_jax.data.source import DataError
 from tfcam_jax.errors import ConfigError
 
@@ -370,7 +371,7 @@ CREATEML = {"label": "lesion", "coordinates": {"x": 35.0, "y": 20.0, "width": 30
 MIN = [{"image": "im01.png", "id": 0, "label": [PERCENT | ORIGINAL | {"rectanglelabels": ["l"]}], "annotator": 1}]
 VOC = (
     "<annotation><folder>x</folder><filename>im01.png</filename><size><width>80</width><height>60</height></size>"
-    "<object><name>lesion</name><bndbox><xmin>20</xmin><ymin>12</ymin><xmax>50</xmax><ymax>28</ymax></bndbox></object>"
+    "<object><name>lesion</name><bndbox><xmin>21</xmin><ymin>13</ymin><xmax>50</xmax><ymax>28</ymax></bndbox></object>"
     "</annotation>"
 )
 CVAT_RUNS = "0,480"  # a filled part of 30 x 16
@@ -392,6 +393,11 @@ EXPORTS = {
     "CSV, centre": ("t.csv", "image,x_center,y_center,width,height\nim01.png,35,20,30,16\n", "box"),
     "CSV, box in a cell": ("t.csv", 'image_id,bbox\nim01,"[20, 12, 30, 16]"\n', "box"),
     "CSV, polygon": ("t.csv", f'image,polygon\nim01.png,"{" ".join(map(str, FLAT))}"\n', "poly"),
+    "CSV, WKT": (
+        "t.csv",
+        f'image,polygon\nim01.png,"POLYGON (({", ".join(f"{x} {y}" for x, y in (*CORNERS, CORNERS[0]))}))"\n',
+        "poly",
+    ),
     "CSV, shares": ("t.csv", "image,x,y,width,height,unit\nim01.png,.25,.2,.375,.2666667,shares\n", "box"),
     "CSV, percent": ("t.csv", "image,x,y,width,height,unit\nim01.png,25,20,37.5,26.66667,percent\n", "box"),
     "CSV, other size": ("t.csv", "image,x,y,w,h,image_width,image_height\nim01.png,40,24,60,32,160,120\n", "box"),
@@ -455,6 +461,18 @@ EXPORTS = {
     "COCO, upload": ("t.json", coco("/data/upload/1/im01.png", bbox=BOX), "box"),
     "COCO, dot": ("t.json", coco("./images/im01.png", segmentation=[], bbox=BOX), "box"),
     "COCO, Roboflow": ("t.json", coco("im01_png.rf.0a1b2c3d.jpg", bbox=BOX), "box"),
+    "COCO, turned by CVAT": (
+        "t.json",
+        coco(segmentation=[], bbox=[27, 5, 16, 30], attributes={"rotation": 90.0}),
+        "box",
+    ),
+    "COCO, turned": ("t.json", coco(bbox=[27, 5, 16, 30], rotation=-90), "box"),
+    "COCO, empty outline": ("t.json", coco(segmentation=[[]], bbox=BOX), "box"),
+    "COCO, RLEs": (
+        "t.json",
+        coco(segmentation=[encode_rle(box_mask((20, 12, 20, 16))), encode_rle(box_mask((35, 12, 15, 16)))]),
+        "box",
+    ),
     "COCO, text and number": ("t.json", coco(image_id="1", bbox=BOX, size=None), "box"),
     "COCO, VIA's flat list": ("t.json", coco(identity="1", segmentation=FLAT, bbox=[0, 0, 9, 9]), "poly"),
     "COCO, one point": ("t.json", coco(segmentation=[FLAT, [3.0, 4.0]], bbox=BOX), "poly"),
@@ -477,6 +495,7 @@ EXPORTS = {
     ),
     "LabelMe": ("t.json", labelme("polygon", CORNERS), "poly"),
     "LabelMe, rectangle": ("t.json", labelme("rectangle", [(50, 28), (20, 12)]), "box"),
+    "LabelMe, turned": ("t.json", labelme("oriented_rectangle", [(20, 12), (50, 12), (50, 28), (20, 28)]), "box"),
     "LabelMe, mask": (
         "t.json",
         labelme("mask", [(20, 12), (50, 28)], mask=png64(np.ones((16, 30)))),
@@ -597,6 +616,49 @@ def test_fixations_and_ellipses_of_radiologists(tmp_path):
     assert tables.marks["egd.csv"] == {IMAGE: {"1": Marks(fixations=((30.0, 20.0, 0.4),))}}
 
 
+def test_invalid_fixations_of_egd_are_left_out(tmp_path):
+    text = "DICOM_ID,FPOGV,FPOGD,X_ORIGINAL,Y_ORIGINAL\nim01,1,0.4,30,20\nim01,0,9,60,50\n"
+    _, tables = assigned(tmp_path, "egd.csv", text)
+    assert tables.marks["egd.csv"] == {IMAGE: {"1": Marks(fixations=((30.0, 20.0, 0.4),))}}
+    assert "1 of 2 fixations are left out: their FPOGV is 0, invalid" in tables.remarks[0]
+
+
+@pytest.mark.parametrize(
+    ("corners", "box"),
+    [
+        ((11, 11, 30, 20), (10, 10, 20, 10)),
+        ((1, 1, 80, 60), (0, 0, 80, 60)),
+        ((7, 7, 7, 7), (6, 6, 1, 1)),
+        ((0, 0, 81, 61), (0, 0, 80, 60)),
+    ],
+)
+def test_pascal_voc_counts_pixels_from_one_to_the_last(tmp_path, corners, box):
+    content = VOC
+    for name, old, new in zip(("xmin", "ymin", "xmax", "ymax"), (21, 13, 50, 28), corners, strict=True):
+        content = content.replace(f"<{name}>{old}<", f"<{name}>{new}<")
+    _, tables = assigned(tmp_path, "t.xml", content)
+    assert tables.marks["t.xml"][IMAGE]["1"].boxes == (box,)
+
+
+def test_via_csv_with_two_images_of_one_name(tmp_path):
+    head, row = EXPORTS["VIA, CSV"][1]
+    _, tables = assigned(tmp_path, "t.csv", [head, row, ("im01.png", 2, *row[2:])])
+    assert "1 file names are those of several images, as 'im01.png'" in tables.problems[0]
+
+
+@pytest.mark.parametrize("given", ["a.csv", "anna=1.npy|ben=2.npy"])
+def test_an_annotator_that_no_map_has_is_refused(tmp_path, given):
+    text = "image,x,y,w,h,annotator\na.png,1,1,9,9,anna\nz.png,1,1,9,9,carl\na.png,,,,,ben\n"
+    row = Row("list", 1, "train", "x", "a.png", write_table(tmp_path, "a.csv", text) if ".csv" in given else given)
+    marks = read_tables(tmp_path, [row], {}, ()).marks
+    problems = lambda who: check_annotator(MapReader(tmp_path, combine=who, tables=marks), [row])
+    (told,) = problems("Anna")
+    assert told.startswith("data.maps.combine: no map is by 'Anna'; known are anna, ben, beside mean and majority")
+    assert "Did you mean 'anna'" in told
+    assert not any(map(problems, ("anna", "ben", "mean", "majority")))
+    assert not check_annotator(MapReader(tmp_path, combine="Anna"), [replace(row, map="")])
+
+
 def test_salicon_has_rows_before_columns_and_counts_from_one(tmp_path):
     content = coco(fixations=[[21, 31], [40, 60]], worker_id=7)
     _, tables = assigned(tmp_path, "t.json", content)
@@ -630,6 +692,10 @@ UPLOADS = "a1b2c3d4-im01.png"
         (("IM01.PNG", "im02.png"), ("im01.png", "im02.png"), {"im01.png": 0, "im02.png": 1}),
         (("im01.jpg",), ("im01.png", "IM01.tif"), {}),
         (("im01.jpg", "IM01.gif", "b.png"), ("im01.png", "b.png"), {"b.png": 2}),
+        # Folders that agree for one entry part the others.
+        (("cats/1.png", "dogs/2.png"), ("x/dogs/1.png", "x/dogs/2.png"), {"x/dogs/2.png": 1}),
+        (("cats/1.JPG", "Dogs/2"), ("dogs/1.png", "dogs/2.png"), {"dogs/2.png": 1}),
+        (("cats/1.png", "2.png"), ("dogs/1.png", "dogs/2.png"), {"dogs/1.png": 0, "dogs/2.png": 1}),
     ],
 )
 def test_which_entry_belongs_to_which_image(names, images, expected):
@@ -657,6 +723,80 @@ def test_what_has_no_partner_is_counted_and_named(tmp_path):
     assert tables.problems[0].startswith("t.csv: none of its 2 entries ('A.png', 'z.png') is of the 1 images")
     _, tables = assigned(tmp_path, "im.txt", "0 .5 .5 .1 .1\n", ("a.png", "b.png"))
     assert "about one image and doesn't say which, but 2 rows name it: a.png, b.png" in tables.problems[0]
+
+
+def test_folders_of_another_machine_are_told(tmp_path):
+    text = "image,x,y,w,h\n/data/upload/1/a.png,1,1,9,9\n/data/upload/1/b.png,1,1,9,9\n"
+    _, tables = assigned(tmp_path, "t.csv", text, ("x/a.png", "y/b.png"))
+    what = "2 entries found by the file's name alone, as no entry's folder is its image's"
+    assert tables.remarks == (f"t.csv: {what}: /data/upload/1/a.png for x/a.png, /data/upload/1/b.png for y/b.png",)
+
+
+def test_coco_turns_boxes_as_cvat_does(tmp_path):
+    shape = cvat('<box label="a" xtl="12" ytl="20" xbr="52" ybr="28" rotation="30"/>')
+    _, xml = assigned(tmp_path, "t.xml", shape)
+    _, own = assigned(tmp_path, "t.json", coco(bbox=[12, 20, 40, 8], attributes={"rotation": 30.0}))
+    assert xml.marks["t.xml"] == own.marks["t.json"]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "known"),
+    [("t.json", coco(bbox=BOX, category_id=7), "lesion"), ("t.txt", "0 .4 .4 .2 .2\n7 .4 .4 .2 .2\n", "dog")],
+)
+def test_classes_that_the_list_of_names_lacks(tmp_path, name, content, known):
+    (tmp_path / "classes.txt").write_text("dog\n\n\ncat\n")
+    _, tables = assigned(tmp_path, name, content)
+    assert any(f"{name}: 1 marks are of a class without a name in its list: 7" in each for each in tables.remarks)
+    _, tables = assigned(tmp_path, name, content, categories=(known,))
+    assert "class '7' has no name in its list, so that data.maps.categories can't tell it" in tables.problems[0]
+    _, tables = assigned(tmp_path, name, content, categories=("7",))
+    assert not tables.problems and tables.marks[name][IMAGE]["1"]
+    _, tables = assigned(tmp_path, "t.txt", "3 .4 .4 .2 .2\n", categories=("cat",))
+    assert not tables.problems and tables.marks["t.txt"][IMAGE]["1"]
+
+
+KEYPOINTS = (0.2, 0.2, 0.6, 0.7, 0.3, 0.5, 0.5, 0.2, 0.3, 0.3)
+POSE = "0 0.4 0.5 0.5 0.8"
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        (f"{POSE} 0.93\n", "1 of 1 lines have 1 number behind the box (a confidence, or a track's id)"),
+        (f"{POSE} 17\n", "1 number behind the box"),
+        (f"{POSE} 0.93 17\n", "2 numbers behind the box (a confidence and a track's id)"),
+        (f"{POSE} {' '.join(map(str, KEYPOINTS))}\n", "10 numbers of keypoints behind the box"),
+        (f"{POSE} .2 .2 2 .6 .7 2 .3 .5 1 0 0 0\n", "12 numbers of keypoints behind the box"),
+        (f"{POSE} .2 .2 .9 .6 .7 .8 .3 .5 .4\n", "9 numbers of keypoints behind the box"),
+    ],
+)
+def test_numbers_behind_a_yolo_box_are_no_outline(tmp_path, text, told):
+    _, tables = assigned(tmp_path, "t.txt", text)
+    marks = tables.marks["t.txt"][IMAGE]["1"]
+    assert not marks.polygons and marks.boxes[0] == pytest.approx((0.15, 0.1, 0.5, 0.8))
+    assert told in tables.remarks[0]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "0 .4 .4 .6 .5 .5 .7\n",  # a triangle
+        "0 .45 .45 .55 .45 .55 .55 .45 .55\n",  # within the box that its first four numbers would be
+        "0 .5 .4 .6 .5 .5 .6 .4 .5\n",
+        "0 .5 .4 .57 .43 .6 .5 .57 .57 .5 .6 .43 .57 .4 .5 .43 .43\n",
+        "0 0 .5 .5 1 1 1\n0 .5 .4 .6 .5 .5 .6 .4 .5\n",  # a triangle beside a longer outline
+    ],
+)
+def test_yolo_outlines_stay_outlines(tmp_path, text):
+    _, tables = assigned(tmp_path, "t.txt", text)
+    marks = tables.marks["t.txt"][IMAGE]["1"]
+    assert not marks.boxes and len(marks.polygons) == text.count("\n") and not tables.remarks
+
+
+def test_no_finding_is_no_category(tmp_path):
+    text = "image_id,class_name,x_min,y_min,x_max,y_max\nim01,Mass,20,12,50,28\nim02,No finding,,,,\n"
+    _, tables = assigned(tmp_path, "t.csv", text, (IMAGE, "im02.png"))
+    assert not tables.remarks and tables.marks["t.csv"]["im02.png"] == {"1": Marks()}
 
 
 def test_columns_and_categories_by_the_config(tmp_path):
@@ -698,6 +838,8 @@ ENTITIES = '<!DOCTYPE a [<!ENTITY b "bb"><!ENTITY c "&b;&b;">]><annotations>&c;<
         ("t.csv", "image,x_min,y_min,x_max,y_max\na,5,2,3,4\n", "must not be below"),
         ("t.csv", "image,x_min,y_min,x_max,y_max,width,height\na,5,2,30,40,20,20\n", "neither the box's nor"),
         ("t.csv", "image,polygon\na,1 2 3 4\n", "polygon of 2 points"),
+        ("t.csv", 'image,polygon\na,"POLYGON((1 2,9 2,9 9),(3 3,4 3,4 4))"\n', "a WKT polygon with holes"),
+        ("t.csv", 'image,polygon\na,"MULTIPOLYGON(((1 2,9 2,9 9)))"\n', "polygon: WKT's MULTIPOLYGON is not read"),
         ("t.csv", "lesion,1,2,a.png,80,60\n", "points enclose nothing"),
         ("t.csv", "patientId,x,y,width,height,Target\na,,,,,1\n", "Target is '1' for a row without a box"),
         ("t.csv", "image,x,y,w,h,image_width,image_height\na,1,1,9,9,80,60\na,1,1,9,9,90,60\n", "80 x 60 and 90 x 60"),
@@ -720,6 +862,7 @@ ENTITIES = '<!DOCTYPE a [<!ENTITY b "bb"><!ENTITY c "&b;&b;">]><annotations>&c;<
         ("t.txt", "0 12 10 30 20\n", "shares of the image, 0 to 1; got 10 to 30"),
         ("t.txt", "0 12 10 30 20 15 30\n", "shares of the image, 0 to 1; got 10 to 30"),
         ("t.txt", "0 .1 .1 .2 .2 .3 .3 .4\n", "8 numbers; a box has 5"),
+        ("t.txt", "0 .4 .5 .5 .6 .9 1\n", "a triangle, or a box with a confidence and a track's id"),
     ],
 )  # fmt: skip
 def test_tables_that_cannot_be_used(tmp_path, name, content, message):
@@ -728,19 +871,41 @@ def test_tables_that_cannot_be_used(tmp_path, name, content, message):
 
 
 @pytest.mark.parametrize(
-    ("text", "size", "message"),
+    ("marks", "message"),
     [
-        ("image,x,y,width,height\na,.2,.2,.3,.4\n", (80, 60), "smaller than a pixel; shares"),
-        ("image,x_min,y_min,x_max,y_max\na,0,0,1,1\n", (80, 60), "smaller than a pixel; shares"),
-        ("image,polygon\na,.1 .1 .9 .1 .9 .9\n", (80, 60), "within the first pixel"),
-        ("image,x,y\na,.4,.3\na,.5,.9\n", (80, 60), "within the first pixel"),
-        ("image,x,y,w,h,image_width,image_height\na,1,1,9,9,160,100\n", (80, 60), "160 x 100, but it is 80 x 60"),
+        (Marks(boxes=((0.2, 0.2, 0.3, 0.4),)), "smaller than a pixel; shares"),
+        (Marks(boxes=((0.0, 0.0, 1.0, 1.0),)), "smaller than a pixel; shares"),
+        (Marks(polygons=((0.1, 0.1, 0.9, 0.1, 0.9, 0.9),)), "within the first pixel"),
+        (Marks(fixations=((0.4, 0.3, 1.0), (0.5, 0.9, 1.0))), "within the first pixel"),
+        (Marks(boxes=((1.0, 1.0, 9.0, 9.0),), size=(160.0, 100.0)), "160 x 100, but it is 80 x 60"),
     ],
 )
-def test_units_and_sizes_that_do_not_fit(tmp_path, text, size, message):
-    (row,), tables = assigned(tmp_path, "t.csv", text, ("a.png",))
+def test_units_and_sizes_that_do_not_fit(marks, message):
     with pytest.raises(ValueError, match=message):
-        MapReader(tmp_path, tables=tables.marks).read(row, size[1], size[0])
+        render(marks, 60, 80, 5.0)
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("t.csv", "image,x,y\na,.4,.3\na,1.02,.9\na,-.1,.9\nb,-1,-1\n"),
+        ("t.csv", "image,x_min,y_min,x_max,y_max\na,.2,.2,1.0004,.5\nb,0,0,1,1\n"),
+        ("t.csv", "image,polygon\na,.1 .1 1.2 .1 .9 .9\n"),
+        ("t.csv", "image,x,y\n" + "a,.4,.3\n" * 30 + "a,7,.3\n"),
+        ("t.json", coco("a.png", bbox=[0.2, 0.2, 0.805, 0.4])),
+    ],
+)
+def test_tables_in_shares_that_do_not_say_so(tmp_path, name, content):
+    _, tables = assigned(tmp_path, name, content, ("a.png", "b.png"))
+    assert "shares of the image? Then say so by a column or key `unit` with shares (data.maps.columns.unit" in str(
+        tables.problems
+    )
+
+
+def test_a_mark_in_the_corner_of_a_table_in_pixels_is_one(tmp_path):
+    text = "image,x,y,w,h,unit\na,.2,.3,1.5,1.4,\nb,20,12,30,16,px\nc,.2,.2,.8,1.02,shares\n"
+    _, tables = assigned(tmp_path, "t.csv", text, ("a.png", "b.png", "c.png"))
+    assert not tables.problems and len(tables.marks["t.csv"]) == 3
 
 
 def test_gaze_beside_images_and_other_sizes_are_told(tmp_path):

@@ -100,9 +100,15 @@ def test_maps_in_a_folder_of_their_own_are_those_beside_the_images(tmp_path, lay
     found = opened(folder, maps=str(tmp_path / place))
     assert contents(found, lambda name: name.removeprefix("squares/")) == beside
     assert len(found.notes) == 1
-    if "anna" in layout:
+    if "annotator" in layout:
         assert opened(folder, maps=str(tmp_path / place), combine="anna").splits["train"].records.has_map.any()
-        assert not opened(folder, maps=str(tmp_path / place), combine="ben").splits["train"].records.has_map.any()
+        told = problems(folder, maps=str(tmp_path / place), combine="Anna")
+        assert "no map is by 'Anna'; known are anna, beside mean and majority. Did you mean 'anna'?" in told
+
+
+def test_a_list_of_class_names_among_labels_is_no_map(tmp_path):
+    found = find_below(["classes.txt", "cats/1.txt"], {"cats/1.png": ("", "cats")}, MAP_NAMES, "labels")
+    assert found.others == ["classes.txt"] and not found.orphans and found.of == {"cats/1.png": [("", "cats/1.txt")]}
 
 
 def test_a_map_goes_to_the_image_of_its_own_class_or_to_none(tmp_path):
@@ -402,6 +408,7 @@ def test_map_cells_are_read_back():
             join_map_cell(parts)
 
 
+@pytest.mark.slow
 def test_a_run_is_not_evaluated_on_splits_drawn_anew(tmp_path):
     folder = write_folders(tmp_path / "squares")
     train(tiny_config(folder), tmp_path / "run")
@@ -414,6 +421,7 @@ def test_a_run_is_not_evaluated_on_splits_drawn_anew(tmp_path):
         open_own_data(trained, tmp_path / "run")
 
 
+@pytest.mark.slow
 @pytest.mark.end_to_end
 def test_from_folders_and_from_their_manifest_the_same_is_learnt(tmp_path):
     folder, manifest = write_folders(tmp_path / "squares"), tmp_path / "squares/own.csv"

@@ -12,6 +12,7 @@ from matplotlib import colormaps
 from PIL import Image
 from scipy import io as scipy_io
 
+from tfcam_jax.data.checks.inspection import check_row
 from tfcam_jax.data.checks.outcomes import (
     FEWER_BITS,
     LABEL,
@@ -22,7 +23,7 @@ from tfcam_jax.data.checks.outcomes import (
     ROWS_FIRST,
     VOTES,
 )
-from tfcam_jax.data.listing import MapReader, Row
+from tfcam_jax.data.listing import MapReader, Row, read_tables
 from tfcam_jax.data.map_files import decode_map, read_map_file
 from tfcam_jax.errors import ConfigError
 
@@ -257,6 +258,31 @@ def test_noise_of_colour_around_grey_is_no_colour():
     np.testing.assert_array_equal(values > 0.4, MARKED)
 
 
+def outlined(width, height, colour=(255, 0, 0)):
+    """A radiograph-like picture with a thin coloured rectangle on it."""
+    y, x = np.mgrid[:height, :width]
+    photo = 128 + 100 * np.sin(x / 40) * np.cos(y / 30) + np.random.default_rng(0).normal(0, 8, (height, width))
+    picture = np.repeat(np.clip(photo, 0, 255)[..., None], 3, -1).astype(np.uint8)
+    picture[40:80, 60:62] = picture[40:80, 88:90] = picture[40:42, 60:90] = picture[78:80, 60:90] = colour
+    return picture
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG"])
+@pytest.mark.parametrize("colour", [(255, 0, 0), (0, 255, 0), (255, 255, 0)])
+def test_a_thin_outline_of_colour_on_a_grey_picture_is_an_overlay(kind, colour):
+    with pytest.raises(ValueError, match=COLOURED):
+        decode_map(png(outlined(1024, 900, colour), kind))
+
+
+@pytest.mark.parametrize("ground", [0, 255])
+def test_a_thin_outline_on_black_or_white_is_a_map(ground):
+    picture = np.full((900, 1024, 3), ground, np.uint8)
+    picture[40:80, 60:62] = (255, 0, 0)
+    values, notes = decode_map(png(picture))
+    assert notes == (ONE_COLOUR,)
+    np.testing.assert_allclose(values, picture[..., 1] != ground if ground else picture[..., 0] > 0, atol=0.01)
+
+
 def frames(kind, **options):
     pages = [Image.fromarray(np.zeros(SIZE, np.uint8)), Image.fromarray((MARKED * 255).astype(np.uint8))]
     return png(pages[0], kind, save_all=True, append_images=pages[1:], **options)
@@ -310,3 +336,16 @@ def test_annotators_weigh_the_same_and_maps_are_turned_around_before(tmp_path):
     for wrong in ({"page": 0}, {"bits": 17}, {"bits": -1}):
         with pytest.raises(ConfigError, match=r"(maps\.page|data\.bits)"):
             MapReader(tmp_path, **wrong)
+
+
+def test_an_archive_of_several_arrays_tells_their_names_and_marks_outside_their_entry(tmp_path):
+    Image.new("L", (40, 30)).save(tmp_path / "a.png")
+    np.savez(tmp_path / "a.npz", heat=np.ones((30, 40)), mask=np.ones((30, 40)))
+    (tmp_path / "a.csv").write_text("image,x,y,w,h\na.png,10,10,90,9\n")
+    told = {}
+    for name in ("a.npz", "a.csv"):
+        row = Row("list", 2, "train", "x", "a.png", name)
+        tables = read_tables(tmp_path, [row], {}, ()).marks
+        (told[name],) = check_row(MapReader(tmp_path, tables=tables), row, False).problems
+    assert "holds heat [30, 40], mask [30, 40]: save the map alone" in told["a.npz"]
+    assert told["a.csv"].endswith("another size of it?; correct or delete the entry")

@@ -224,6 +224,7 @@ def test_unfinished_training_has_no_thresholds(lone_run, tmp_path):
     assert not (lone_run / "evaluation").exists()
 
 
+@pytest.mark.slow
 def test_scores_do_not_depend_on_the_number_of_devices(workdir):
     """These tests run on two virtual devices; another process has three."""
     code = f"""

@@ -433,3 +433,13 @@ def test_a_map_that_is_nowhere_is_told_with_the_places(tmp_path):
         write_picture(tmp_path / name, len(name))
     (problem,) = listed("cyborg_faces", tmp_path).problems
     assert "a/1.png would have one at heatmaps/a/1.*, heatmaps/**/1.* or heatmaps/**/1_{map," in problem
+
+
+def test_nih_films_without_a_normal_one_tell_the_findings(tmp_path):
+    folder = fake_layouts.write_chest(tmp_path / "owner", ("nih",))
+    entries = folder / "nih/Data_Entry_2017_v2020.csv"
+    entries.write_text(entries.read_text().replace("No Finding", "Healthy"))
+    (told,) = [each for each in listed("chest_xray", folder).problems if "Finding Labels" in each]
+    assert told.endswith(
+        "no row's Finding Labels is 'No Finding', which makes a film normal; found Effusion|Mass, Healthy"
+    )

@@ -137,6 +137,7 @@ def test_report_that_was_cut_off_goes_on_where_it_stopped(workdir, written, tmp_
     )
 
 
+@pytest.mark.slow
 def test_leftovers_of_another_report_are_not_taken(workdir, tmp_path, monkeypatch):
     monkeypatch.setattr(report, "write_page", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):

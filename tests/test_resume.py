@@ -92,11 +92,13 @@ def outcome(workdir, like):
         pytest.param(train.MetricWindow, "add", 1, True, marks=pytest.mark.slow),  # before anything was saved
         (train.MetricWindow, "add", 5, False),  # in an epoch's middle, a checkpoint just before
         pytest.param(train.MetricWindow, "add", 8, True, marks=pytest.mark.slow),
-        (train.MetricWriter, "sync", 4, True),  # the line of validation is there, its checkpoint not
+        pytest.param(
+            train.MetricWriter, "sync", 4, True, marks=pytest.mark.slow
+        ),  # the line of validation is there, its checkpoint not
         (train, "evaluate_source", 2, False),
         (Checkpoints, "save", 3, False),
         pytest.param(Checkpoints, "save", 6, True, marks=pytest.mark.slow),
-        (train, "evaluate_best", 1, False),
+        pytest.param(train, "evaluate_best", 1, False, marks=pytest.mark.slow),
         pytest.param(train, "write_json", 1, False, marks=pytest.mark.slow),
     ],
 )
@@ -119,7 +121,7 @@ def terminate():
         pytest.param(train.MetricWindow, "add", 1, 1, marks=pytest.mark.slow),
         (train.MetricWindow, "add", 5, 5),
         pytest.param(train.MetricWindow, "add", 6, 6, marks=pytest.mark.slow),  # the last of an epoch
-        (train, "evaluate_source", 2, 6),  # validation is cut short and done again
+        pytest.param(train, "evaluate_source", 2, 6, marks=pytest.mark.slow),  # validation is cut short and done again
     ],
 )
 def test_a_run_asked_to_stop_comes_to_the_same(config, whole, like, tmp_path, monkeypatch, owner, name, call, step):

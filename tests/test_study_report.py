@@ -204,6 +204,7 @@ def test_sets_stand_in_one_order_in_every_form(written, page):
     assert re.findall(r"<h2>(\w+ set)", page) == order
 
 
+@pytest.mark.slow
 def test_contradictions_leave_an_older_report_alone(few, tmp_path):
     old = tmp_path / "report"
     write_study(old, few, {}, {}, resamples=20)

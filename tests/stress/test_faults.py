@@ -20,7 +20,10 @@ SOUND = {"train": {"auroc": 0.5}, "continue": {"auroc": 0.6}, "evaluate": {"auro
 @pytest.mark.end_to_end
 @pytest.mark.parametrize(
     ("number", "damaged", "minutes"),
-    [(2, 5, 3), pytest.param(20, 50, 8, marks=[pytest.mark.stress, pytest.mark.timeout(600)])],
+    [
+        pytest.param(2, 5, 3, marks=pytest.mark.slow),
+        pytest.param(20, 50, 8, marks=[pytest.mark.stress, pytest.mark.timeout(600)]),
+    ],
 )
 def test_kills_and_damages_of_real_processes(tmp_path, number, damaged, minutes):
     """As a user calls it: from another folder, with nothing on the path."""

@@ -18,7 +18,7 @@ from ..errors import ConfigError
 from .annotations import is_table
 from .builders.owner_files import below, check_pattern, group_of
 from .checks.outcomes import Outcomes
-from .listing import Listing, MapReader, Row, SplitDraw, read_tables
+from .listing import Listing, MapReader, Row, SplitDraw, check_annotator, read_tables
 from .manifest import is_manifest
 from .maps_by_name import MAP_NAMES, common_endings, find_below, find_beside, name_annotators, names_in_use
 from .opening import check_labels, open_listing
@@ -116,7 +116,8 @@ def list_folders(
     tables = read_tables(root, rows, columns or {}, categories)
     trained = {row.label for row in rows if row.split in ("", "train")}
     reader = MapReader(root, **reading, tables=tables.marks)
-    problems, notes = (*found.problems, *tables.problems), (*found.notes, *tables.remarks)
+    named = check_annotator(reader, rows)
+    problems, notes = (*found.problems, *tables.problems, *named), (*found.notes, *tables.remarks)
     class_names = tuple(labels) or tuple(sorted(trained))
     return Listing(folder.resolve().name, tuple(rows), class_names, reader, problems, notes, drawn)
 

@@ -20,6 +20,8 @@ from PIL import Image
 from ..errors import ConfigError, check_known, check_ranges
 from .source import DataError, Dataset, Example, Records, Source, WithRecords
 
+# How annotators are combined; any other word is the name of one.
+HOW = ("mean", "majority")
 PLACEBOS = ("none", "other_image", "mean_map", "border_ring")
 PREDICTED = ("use", "ignore", "other_image")
 
@@ -38,7 +40,7 @@ def combine(maps: Mapping[str, Float[np.ndarray, "_ _"]], how: str) -> Float[np.
     `how` is "mean"; "majority": the share of annotators is counted whose map reaches half of its own peak, and the
     result is 1 where they are more than half; or the name of an annotator: None if that one did not see the image.
     """
-    if how not in ("mean", "majority"):
+    if how not in HOW:
         return maps.get(how)
     first, *others = maps.values()
     if not others:

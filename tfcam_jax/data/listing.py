@@ -12,15 +12,16 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float
 
-from ..errors import ConfigError
+from ..errors import ConfigError, did_you_mean
 from .annotations import is_table, read_table
 from .annotations.columns import check_columns
 from .annotations.marks import Marks, render
 from .annotations.matching import assign
 from .annotations.table import Table, named
+from .array_files import ARRAYS, suffix_of
 from .checks.outcomes import USABLE, Outcome
 from .decode import check_bits, decode_picture
-from .human_maps import combine
+from .human_maps import HOW, combine
 from .map_files import MapFile, read_map_file
 from .paths import check_below, split_map_cell
 from .source import SPLITS, DataError, Example, Records, WithRecords
@@ -59,6 +60,10 @@ class Row:
     @property
     def place(self) -> str:
         return f"{self.list}, row {self.number}" if self.number else self.list
+
+
+class MarksError(ValueError):
+    """A table's marks that can't be drawn on their image."""
 
 
 @dataclass(frozen=True)
@@ -117,7 +122,7 @@ class MapReader:
                 try:
                     drawn = {annotator: render(own, height, width, sigma, degrees) for annotator, own in marks.items()}
                 except ValueError as error:
-                    raise ValueError(f"{row.image}: {error}") from error
+                    raise MarksError(f"{row.image}: {error}") from error
                 found = {each: MapFile(1 - values if self.invert else values) for each, values in drawn.items()}
             else:
                 page, invert = (None, False) if row.predicted else (self.page, self.invert)
@@ -256,10 +261,28 @@ def check_chosen(
     return problems, remarks
 
 
+def check_annotator(reader: MapReader, rows: Sequence[Row]) -> list[str]:
+    """A problem where people's maps are to be those of one annotator (`combine`), and no row has a map of that name."""
+    if reader.combine in HOW:
+        return []
+    known: dict[str, None] = {}
+    for row in rows:
+        if row.predicted:
+            continue
+        for place, (name, path) in enumerate(split_map_cell(row.map), 1):
+            marks = reader.tables[path].get(row.image, {}) if path in reader.tables else {name or str(place): None}
+            known |= {name: None} if name and len(marks) == 1 else dict.fromkeys(marks)
+    if not known or reader.combine in known:
+        return []
+    hint = did_you_mean(reader.combine, known)
+    what = f"no map is by {reader.combine!r}; known are {named(sorted(known))}, beside {' and '.join(HOW)}"
+    return [f"data.maps.combine: {what}.{hint}"]
+
+
 def reason(path: Path, error: Exception) -> str:
     """Why a file could not be read, in words that help."""
     archive = next((p for p in [path, *path.parents] if p.is_file()), None)
-    if archive is not None and zipfile.is_zipfile(archive):
+    if archive is not None and suffix_of(archive.name) not in ARRAYS and zipfile.is_zipfile(archive):
         return f"{archive} is a zip archive; unpack it"
     return "no such file" if isinstance(error, FileNotFoundError) else str(error)
 

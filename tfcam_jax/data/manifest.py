@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 from .checks.inspection import check_files, judge_files, log_remarks
 from .checks.outcomes import Outcomes
 from .csv_files import read_table
-from .listing import Listing, MapReader, Row, listed_sources, read_tables
+from .listing import Listing, MapReader, Row, check_annotator, listed_sources, read_tables
 from .opening import check_labels, open_listing
 from .paths import relative_cell, relative_path
 from .source import DataError, Dataset, Source
@@ -121,6 +121,7 @@ def list_manifest(
     rows = _read_rows(path)
     tables = read_tables(path.parent, rows, columns or {}, categories)
     reader, problems = MapReader(path.parent, **reading, tables=tables.marks), list(tables.problems)
+    problems += check_annotator(reader, rows)
     class_names = tuple(labels) or tuple(sorted({row.label for row in rows if row.split == "train" and row.label}))
     if not rows:
         problems.append(f"{path}: no rows; {_WANTED}")

@@ -22,6 +22,8 @@ _VOID = 255  # number of the border around objects in label images, after Pascal
 # Grey is what has no more colour than this, of 255, on the mean over blocks of so many pixels a side: noise of a camera
 # or of JPEG evens out, a stroke of one pixel does not.
 _GREY, _BLOCK, _SHARE_COLOURED = 24, 8, 0.001
+# More than so many pixels of a colour beyond that noise, or of so large a share, are drawn.
+_STRONG, _HANDFUL, _SHARE_STRONG = 96, 20, 1e-5
 # Of 255: how near the ground is to black or white; how far a picture of one colour may be off it, at a share of what is
 # marked; how dark strokes on a transparent ground are.
 _GROUND, _OFF, _SHARE_OFF, _DARK = 32, 24, 0.05, 64
@@ -108,7 +110,7 @@ def decode_map(encoded: bytes, page: int | None = None) -> MapFile:
     if image.mode in ("L", "LA"):
         return _scale_grey(np.asarray(over_black(image, "L")))
     colours = over_black(image, "RGB")
-    if _is_grey(colours):
+    if _is_grey(colours) and not _has_strong_colours(colours):
         return _scale_grey(np.asarray(colours.convert("L")))
     amount = _amount_of_colour(np.asarray(colours))
     if amount is not None:
@@ -186,10 +188,16 @@ def _is_grey(colours: Image.Image) -> bool:
     return bool(np.mean(np.ptp(blocks, axis=-1) > _GREY) <= _SHARE_COLOURED)
 
 
+def _has_strong_colours(colours: Image.Image) -> bool:
+    """Whether more pixels than a handful are of a strong colour, as thin outlines on a grey picture are."""
+    strong = np.ptp(np.asarray(colours), axis=-1) > _STRONG
+    return bool(strong.sum() > max(_HANDFUL, _SHARE_STRONG * strong.size))
+
+
 def _amount_of_colour(colours: UInt8[np.ndarray, "h w 3"]) -> Float[np.ndarray, "h w"] | None:
     """How far each pixel lies on the way from the ground, black or white, to the one colour of a picture.
 
-    None if there is no such ground, or more than one colour.
+    None if there is no such ground, or more than one colour, grey being one.
     """
     pixels = colours.reshape(-1, 3).astype(np.float32)
     black, white = np.mean(pixels.max(1) <= _GROUND), np.mean(pixels.min(1) >= 255 - _GROUND)
@@ -198,6 +206,8 @@ def _amount_of_colour(colours: UInt8[np.ndarray, "h w 3"]) -> Float[np.ndarray, 
     offset = pixels - (0 if black >= white else 255)
     distance = np.linalg.norm(offset, axis=1)
     colour = np.median(offset[distance >= 0.9 * distance.max()], axis=0)
+    if np.ptp(colour) <= _GREY:  # a grey picture with something coloured in it
+        return None
     amount = offset @ colour / (colour @ colour)
     off = np.abs(offset - amount[:, None] * colour).max(1) > _OFF
     if off.sum() > _SHARE_OFF * np.sum(distance > _GROUND):

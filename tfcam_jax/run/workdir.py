@@ -169,7 +169,7 @@ def config_differences(stored: Mapping[str, Any], config: Mapping[str, Any]) -> 
     `stored` is "there" in it, `config` asked for. Options of sources that both do without make no difference.
     """
     there, wanted = (ADDED | traverse_util.flatten_dict(dict(tree), sep=".") for tree in (stored, config))
-    absent, used = "(absent)", {there.get("data.source"), wanted.get("data.source")}
+    absent, used = "(absent)", [str(tree.get("data.source")) for tree in (there, wanted)]
     unused = tuple(f"data.{source}." for source in SOURCES if source not in used)
     return {
         key: f"  {key}: {there.get(key, absent)!r} there, {wanted.get(key, absent)!r} asked for"

@@ -49,7 +49,9 @@ CSV_FORMATS = (
 
 
 def is_table(path: str) -> bool:
-    """Whether a file of that name holds marks, not pixels."""
+    """Whether a file of that name holds marks, not pixels; a list of YOLO's class names is none."""
+    if PurePosixPath(path).name.lower() in yolo.NAMES:
+        return False
     return PurePosixPath(path).suffix.lower() in (*_JSON, *_XML, *_SEPARATED)
 
 

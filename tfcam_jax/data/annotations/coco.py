@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-from .marks import Marks
+from .marks import Marks, turned_box
 from .rle import read_runs
-from .table import Entry, Format, declared, to_number, to_numbers
+from .table import Entry, Format, declared, named_class, to_number, to_numbers
 
 
 def _recognises(content: Any) -> bool:
@@ -32,16 +33,16 @@ def _entries(content: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
     marked, names = {str(entry.get("image_id")) for entry in content["annotations"]}, _names(content)
     for identity, image in images.items():
         if identity not in marked:
-            yield f"image {identity}", (image, None, "")
+            yield f"image {identity}", (image, None, ("", False))
     for number, entry in enumerate(content["annotations"]):
         category = entry.get("category_id")
-        name = names.get(str(category), str(category)) if category is not None else ""
+        name = named_class(names, str(category)) if category is not None else ("", False)
         yield f"annotation {entry.get('id', number)}", (images.get(str(entry.get("image_id"))), entry, name)
 
 
 def _parse(part: Any) -> Entry:
     """An annotation's outline; its box where it has none."""
-    image, entry, category = part
+    image, entry, (category, nameless) = part
     if image is None:
         raise ValueError(f"image_id {entry.get('image_id')!r} is not among its images")
     name, size = str(image.get("file_name") or ""), declared(image.get("width"), image.get("height"))
@@ -55,20 +56,37 @@ def _parse(part: Any) -> Entry:
     marks = _outline(entry, size)
     if not marks:
         raise ValueError("marks nothing: neither `segmentation` nor `bbox`")
-    return Entry(name, marks, who, (category,) if category else ())
+    return Entry(name, marks, who, (category,) if category else (), nameless=nameless)
 
 
 def _outline(entry: Mapping[str, Any], size: tuple[float, float] | None) -> Marks:
     outline = entry.get("segmentation")
     if isinstance(outline, dict):
-        read_runs(outline)
-        return Marks(masks=(outline,), size=size)
-    if outline:
-        if isinstance(outline[0], int | float):  # VIA's
-            outline = [outline]
-        return Marks(polygons=tuple(to_numbers(each, "segmentation") for each in outline), size=size)
-    box = entry.get("bbox")
-    return Marks(boxes=(to_numbers(box, "bbox", 4),), size=size) if box else Marks()
+        outline = [outline]
+    if isinstance(outline, list) and outline and isinstance(outline[0], int | float):  # VIA's
+        outline = [outline]
+    parts = [each for each in outline or () if each]
+    masks = tuple(each for each in parts if isinstance(each, dict))
+    for mask in masks:
+        read_runs(mask)
+    if parts:
+        polygons = tuple(to_numbers(each, "segmentation") for each in parts if not isinstance(each, dict))
+        return Marks(polygons=polygons, masks=masks, size=size)
+    return _box(entry, size) if entry.get("bbox") else Marks()
+
+
+def _box(entry: Mapping[str, Any], size: tuple[float, float] | None) -> Marks:
+    """A box, turned about its centre where CVAT says so, in degrees, clockwise as it is seen."""
+    box = to_numbers(entry["bbox"], "bbox", 4)
+    attributes = entry.get("attributes")
+    given = {**(attributes if isinstance(attributes, dict) else {}), **entry}.get("rotation")
+    angle = math.radians(to_number(given or 0, "rotation"))
+    if not angle:
+        return Marks(boxes=(box,), size=size)
+    left, top, width, height = box
+    return Marks(
+        polygons=(turned_box(left, top, width, height, angle, (left + width / 2, top + height / 2)),), size=size
+    )
 
 
 def _categories(content: Mapping[str, Any]) -> Iterable[str]:

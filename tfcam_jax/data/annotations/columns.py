@@ -44,6 +44,7 @@ IGNORED = frozenset(
     {"", "unnamed_0", "id", "index", "class_id", "category_id", "annotation_id", "comment", "comments", "note", "notes"}
     | {"source", "area", "iscrowd", "date", "created_at", "updated_at", "split"}
 )
+_WKT = re.compile(r"\s*([a-z]+)\s*(\(.*\))\s*", re.IGNORECASE | re.DOTALL)
 _MEANING = {name: meaning for meaning, names in NAMES.items() for name in names}
 _GEOMETRY = ("polygon", "box", "x", "y", "width", "height", "x_min", "y_min", "x_max", "y_max", "x_center", "y_center")
 _UNITS = {"": "", "pixel": "", "pixels": "", "px": "", "percent": "percent", "%": "percent"}
@@ -160,8 +161,14 @@ def _beside_corners(cells: Mapping[str, Any], box: tuple[float, ...]) -> tuple[f
 
 
 def _numbers_in(value: Any, name: str) -> tuple[float, ...]:
-    """Numbers of a list, of a list of points, or of text in whatever brackets."""
+    """Numbers of a list, of a list of points, or of text in whatever brackets, WKT's POLYGON among them."""
     if isinstance(value, str):
+        if wkt := _WKT.fullmatch(value):
+            if wkt[1].upper() != "POLYGON":
+                raise ValueError(f"{name}: WKT's {wkt[1].upper()} is not read; give one POLYGON a row")
+            if wkt[2].count("(") > 2:
+                raise ValueError(f"{name}: a WKT polygon with holes is not read; give a mask, or its outline alone")
+            value = wkt[2]
         value = [part for part in re.split(r"[\s,;\[\]()]+", value) if part]
     if isinstance(value, list | tuple) and value and all(isinstance(point, list | tuple) for point in value):
         return tuple(number for point in value for number in to_numbers(point, name, 2))

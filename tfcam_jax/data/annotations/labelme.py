@@ -42,7 +42,7 @@ def _shape(kind: str, shape: Mapping[str, Any], size: tuple[float, float] | None
     corners = to_corners(shape["points"], "points")
     if kind == "rectangle" and len(corners) == 4:
         return Marks(boxes=(opposite(corners),), size=size)
-    if kind in ("polygon", "rectangle", "rotation") and corners:
+    if kind in ("polygon", "rectangle", "rotation", "oriented_rectangle") and corners:
         return Marks(polygons=(corners,), size=size)
     if kind == "circle":
         x, y, edge_x, edge_y = corners

@@ -6,7 +6,7 @@ Coordinates are pixels of the image, (0, 0) being the outer corner of the first 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -26,6 +26,8 @@ LONGER_SIDE = 512
 # Of polygons, in each direction: Pillow fills the pixels on their edges too, which must stay thin on small maps.
 _LEAST_OVERSAMPLING, _MOST_OVERSAMPLING = 4, 16
 _CORNERS = 72  # of an ellipse
+# Coordinates between these are shares of the image, if so large a part of a table's marks has none beyond.
+_SHARES_FROM, _SHARES_TO, _NEARLY_ALL = -0.5, 2.0, 0.95
 
 
 @dataclass(frozen=True)
@@ -198,6 +200,31 @@ def _check_inside(marks: Marks, height: int, width: int) -> None:
     for each in marks.fixations:
         if each[2] < 0:
             raise ValueError(f"a fixation lasts {each[2]:g}; durations are not negative")
+
+
+def told_as_shares(every: Iterable[Marks]) -> str:
+    """In words, that the marks of a table, in pixels as they are declared, are shares of the images; "" if they aren't.
+
+    They are if nearly all lie within the first two pixels, some between pixels: trackers give a little below 0 or above
+    1, rounding too. Fixations at -1 are nowhere.
+    """
+    spans = [span for marks in every if marks.size != SHARES for span in _spans(marks)]
+    shares = [(low, high) for low, high, whole in spans if low >= _SHARES_FROM and high <= _SHARES_TO]
+    whole = all(whole for low, high, whole in spans if low >= _SHARES_FROM and high <= _SHARES_TO)
+    if whole or len(shares) < _NEARLY_ALL * len(spans):
+        return ""
+    low, high = min(low for low, _ in shares), max(high for _, high in shares)
+    what = f"{len(shares)} of {len(spans)} marks lie within {low:g} to {high:g}: shares of the image?"
+    remedy = "a column or key `unit` with shares (data.maps.columns.unit where it is called otherwise); or convert them"
+    return f"{what} Then say so by {remedy}"
+
+
+def _spans(marks: Marks) -> Iterator[tuple[float, float, bool]]:
+    """Least and largest coordinate of each mark, and whether all are whole numbers."""
+    boxes = ((x, y, x + w, y + h) for x, y, w, h in marks.boxes)
+    fixations = (each[:2] for each in marks.fixations if -1 not in each[:2])
+    for values in (*boxes, *filter(None, marks.polygons), *fixations):
+        yield min(values), max(values), all(value == round(value) for value in values)
 
 
 # Shapes are those of the map, sizes those of the image.

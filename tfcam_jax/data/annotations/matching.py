@@ -1,7 +1,8 @@
 """Which entry of a table belongs to which image.
 
 Names are compared without what systems and tools change: separators, Unicode form, surrounding spaces, folders in
-front. What two images could claim goes to neither.
+front; a nearest folder that is another one does, where the table's folders are the images'. What two images could
+claim goes to neither.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from urllib.parse import unquote, urlsplit
@@ -33,11 +34,13 @@ class Found:
       names: image to the name of its entry.
       clashes: why some got none: images or entries that can't be told apart.
       guessed: image and entry whose names differ in more than what systems change.
+      elsewhere: image and entry whose files have one name and lie in folders of different ones.
     """
 
     names: dict[str, str] = field(default_factory=dict)
     clashes: list[str] = field(default_factory=list)
     guessed: list[tuple[str, str]] = field(default_factory=list)
+    elsewhere: list[tuple[str, str]] = field(default_factory=list)
 
 
 @cache
@@ -63,8 +66,11 @@ def _original(name: str) -> str:
     return found[1] if found else name
 
 
+_Forms = Callable[[tuple[str, ...]], set[str]]
+_Level = tuple[_Forms, _Forms]
+
 # Forms that an entry's name and an image's path are compared in, from the strictest on.
-_LEVELS = (
+_LEVELS: tuple[_Level, ...] = (
     (lambda name: {name[-1]}, lambda path: {path[-1]}),
     (
         lambda name: {name[-1]},
@@ -81,26 +87,47 @@ _LOOSE = len(_LEVELS) - 1
 
 
 def match_names(names: Iterable[str], images: Sequence[str]) -> Found:
-    """Pairs names of a table with images' paths, both without repeats as `path_parts` sees them."""
+    """Pairs names of a table with images' paths, both without repeats as `path_parts` sees them.
+
+    Where the nearest folder of any entry is that of an image of its name, folders tell images apart, and an entry of
+    another folder is none of theirs. Where no folders agree they are another machine's, and names alone count.
+    """
     found, open_images, free = Found(), dict.fromkeys(images), dict.fromkeys(names)
-    for level, (of_name, of_image) in enumerate(_LEVELS):
-        with_form = defaultdict(list)
-        for name in free:
-            for form in of_name(path_parts(name)):
-                with_form[form].append(name)
-        pairs = [
-            (image, name)
-            for image in open_images
-            for name in dict.fromkeys(each for form in of_image(path_parts(image)) for each in with_form[form])
-        ]
-        for image, name in _settle(pairs, found, tell=level < _LOOSE):
+    by_folder = any(_nearest(*pair) for level in _LEVELS for pair in _pairs(level, open_images, free))
+    for number, level in enumerate(_LEVELS):
+        pairs = _pairs(level, open_images, free)
+        if by_folder:
+            pairs = [pair for pair in pairs if _nearest(*pair) is not False]
+        for image, name in _settle(pairs, found, tell=number < _LOOSE):
             found.names[image] = name
-            if level >= _FIRST_GUESSED:
+            if number >= _FIRST_GUESSED:
                 found.guessed.append((image, name))
+            elif _nearest(image, name) is False:
+                found.elsewhere.append((image, name))
         taken = {*found.names.values()}
         open_images = {image: None for image in open_images if image not in found.names}
         free = {name: None for name in free if name not in taken}
     return found
+
+
+def _pairs(level: _Level, images: Iterable[str], names: Iterable[str]) -> list[tuple[str, str]]:
+    """Images and names that have a form in common."""
+    of_name, of_image = level
+    with_form = defaultdict(list)
+    for name in names:
+        for form in of_name(path_parts(name)):
+            with_form[form].append(name)
+    return [
+        (image, name)
+        for image in images
+        for name in dict.fromkeys(each for form in of_image(path_parts(image)) for each in with_form[form])
+    ]
+
+
+def _nearest(image: str, name: str) -> bool | None:
+    """Whether the folders that the files lie in have one name; None if one names no folder."""
+    one, other = path_parts(image), path_parts(name)
+    return one[-2].casefold() == other[-2].casefold() if min(len(one), len(other)) > 1 else None
 
 
 def _settle(pairs: Sequence[tuple[str, str]], found: Found, tell: bool) -> list[tuple[str, str]]:
@@ -193,6 +220,10 @@ def _tell(found: Found, entries: Mapping[str, object], images: Sequence[str], pa
     if found.guessed:
         pairs = named([f"{name} for {image}" for image, name in found.guessed])
         remarks.append(f"{path}: {len(found.guessed)} entries found by a name that is nearly the image's: {pairs}")
+    if found.elsewhere:
+        pairs = named([f"{name} for {image}" for image, name in found.elsewhere])
+        what = f"{len(found.elsewhere)} entries found by the file's name alone, as no entry's folder is its image's"
+        remarks.append(f"{path}: {what}: {pairs}")
     if without := [image for image in images if image not in found.names]:
         remarks.append(f"{path}: {len(without)} of {len(images)} images that name it have no entry: {named(without)}")
     if spare := [name for name in entries if name not in set(found.names.values())]:

@@ -99,14 +99,27 @@ ELLIPSES = Format(
 )  # fmt: skip
 
 
+def _is_invalid(cells: Mapping[str, str]) -> bool:
+    """Whether the tracker itself says that a fixation is none; FPOGV is 1 or 0."""
+    return bool(cells.get("FPOGV")) and to_number(cells["FPOGV"], "FPOGV") == 0
+
+
 def _parse_egd(cells: Mapping[str, str]) -> Entry:
+    if _is_invalid(cells):
+        return Entry(cells["DICOM_ID"])
     fixation = _numbers(cells, "X_ORIGINAL", "Y_ORIGINAL", "FPOGD")
     return Entry(cells["DICOM_ID"], Marks(fixations=(fixation,)))
 
 
+def _invalid(lines: Lines) -> Iterator[str]:
+    count = sum(_is_invalid(cells) for _, cells in cells_of(lines))
+    if count:
+        yield f"{count} of {len(lines) - 1} fixations are left out: their FPOGV is 0, invalid"
+
+
 EGD = Format(
     "EGD-CXR fixations", "columns DICOM_ID,X_ORIGINAL,Y_ORIGINAL,FPOGD",
-    with_columns("DICOM_ID", "X_ORIGINAL", "Y_ORIGINAL", "FPOGD"), cells_of, _parse_egd,
+    with_columns("DICOM_ID", "X_ORIGINAL", "Y_ORIGINAL", "FPOGD"), cells_of, _parse_egd, remarks=_invalid,
 )  # fmt: skip
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from ..source import DataError, shorten
-from .marks import Marks
+from .marks import Marks, told_as_shares
 
 # How many places a remark names.
 _NAMED = 3
@@ -27,6 +27,7 @@ class Entry:
       annotator: "" if not named.
       categories: what was marked, by name.
       unusable: a mark that encloses nothing, in words.
+      nameless: the category is a number that the file's list of names lacks.
     """
 
     image: str
@@ -34,6 +35,7 @@ class Entry:
     annotator: str = ""
     categories: tuple[str, ...] = ()
     unusable: str = ""
+    nameless: bool = False
 
 
 @dataclass(frozen=True)
@@ -50,6 +52,7 @@ class Format:
       categories: those that the content declares.
       one_image: the file is about one image, which its manifest row names.
       renamed: columns or keys may have other names.
+      remarks: what the content holds and is not taken, or was guessed.
     """
 
     name: str
@@ -60,6 +63,7 @@ class Format:
     categories: Callable[[Any], Iterable[str]] = lambda content: ()
     one_image: bool = False
     renamed: bool = False
+    remarks: Callable[[Any], Iterable[str]] = lambda content: ()
 
 
 @dataclass(frozen=True)
@@ -98,7 +102,8 @@ def read_format(form: Format, path: Path, content: Any, chosen: Sequence[str]) -
     if problems:
         raise DataError(problems)
     table = gather(path, entries, chosen)
-    return replace(table, categories=table.categories | declared_names, renamed=form.renamed)
+    remarks = (*(f"{path}: {each}" for each in form.remarks(content)), *table.remarks)
+    return replace(table, categories=table.categories | declared_names, remarks=remarks, renamed=form.renamed)
 
 
 _MALFORMED = (ValueError, TypeError, KeyError, IndexError, AttributeError)
@@ -114,12 +119,15 @@ def gather(path: Path, entries: Sequence[tuple[str, Entry]], chosen: Sequence[st
     Of `chosen` categories, where the file has categories at all; empty: all. What encloses nothing is left out beside
     marks of the same image and annotator. Raises DataError where there are none, and for other faults.
     """
-    known = frozenset(name for _, entry in entries for name in entry.categories)
+    known = frozenset(name for _, entry in entries for name in entry.categories if entry.marks or not _is_none(name))
     table: dict[str, dict[str, Marks]] = defaultdict(dict)
     left_out: dict[tuple[str, str], list[str]] = defaultdict(list)
     problems = []
     for place, entry in entries:
         marks, unusable = _split(entry)
+        if chosen and entry.nameless and not set(chosen) & set(entry.categories):
+            what = f"class {entry.categories[0]!r} has no name in its list, so that data.maps.categories can't tell it"
+            problems.append(f"{path}, {place}: {what}; add the name")
         if chosen and known and not set(chosen) & set(entry.categories):
             marks, unusable = Marks(size=marks.size), []
         own, annotator = table[entry.image], entry.annotator or "1"
@@ -134,10 +142,20 @@ def gather(path: Path, entries: Sequence[tuple[str, Entry]], chosen: Sequence[st
             remedy = "encloses nothing; draw an outline there or delete it"
             problems += [f"{path}, {place}: {remedy}" for place in places]
         told += places
+    if shares := told_as_shares(entry.marks for _, entry in entries):
+        problems.append(f"{path}: {shares}")
     if problems:
         raise DataError(problems)
     remarks = [f"{path}: {len(told)} left out, as they enclose nothing: {named(told)}"] if told else []
+    if nameless := [(place, entry.categories[0]) for place, entry in entries if entry.nameless]:
+        classes = named(sorted({name for _, name in nameless}))
+        remarks.append(f"{path}: {len(nameless)} marks are of a class without a name in its list: {classes}")
     return Table(dict(table), known, tuple(remarks))
+
+
+def _is_none(category: str) -> bool:
+    """Whether it says that nothing was found, as VinDr-CXR's rows without a box."""
+    return category.casefold().replace("_", " ") in ("no finding", "no findings")
 
 
 def _split(entry: Entry) -> tuple[Marks, list[str]]:
@@ -153,6 +171,11 @@ def _split(entry: Entry) -> tuple[Marks, list[str]]:
 def named(names: Sequence[str]) -> str:
     """The first few of some names."""
     return ", ".join(shorten(names, _NAMED))
+
+
+def named_class(names: Mapping[str, str], number: str) -> tuple[str, bool]:
+    """A class's name, which is its number where the list lacks it; and whether there is a list, and that lacks it."""
+    return names.get(number) or number, bool(names) and not names.get(number)
 
 
 def is_number(text: str) -> bool:

@@ -26,11 +26,7 @@ def _recognises(content: Any) -> bool:
 
 
 def _entries(content: Any) -> Iterator[tuple[str, Any]]:
-    twice = [
-        name for name, count in Counter(each["filename"] for each in _images(content).values()).items() if count > 1
-    ]
-    if twice:
-        raise ValueError(f"{len(twice)} file names are those of several images, as {twice[0]!r}; tell them apart")
+    _check_names([each["filename"] for each in _images(content).values()])
     for key, image in _images(content).items():
         regions = image["regions"]
         regions = list(regions.values()) if isinstance(regions, dict) else regions
@@ -39,6 +35,12 @@ def _entries(content: Any) -> Iterator[tuple[str, Any]]:
         for number, region in enumerate(regions):
             shape, attributes = region["shape_attributes"], region.get("region_attributes")
             yield f"image {key}, region {number}", (image["filename"], shape, attributes)
+
+
+def _check_names(names: Sequence[str]) -> None:
+    """Raises ValueError where images of several sizes in bytes, which VIA tells them apart by, have one name."""
+    if twice := [name for name, count in Counter(names).items() if count > 1]:
+        raise ValueError(f"{len(twice)} file names are those of several images, as {twice[0]!r}; tell them apart")
 
 
 def _parse(part: Any) -> Entry:
@@ -84,7 +86,10 @@ FORMAT = Format("VIA 2", "images with `filename` and `regions`", _recognises, _e
 
 
 def _rows(lines: Lines) -> Iterator[tuple[str, Sequence[Any]]]:
-    for place, cells in cells_of(lines):
+    rows = list(cells_of(lines))
+    images = {(cells["filename"], cells.get("file_size")) for _, cells in rows}
+    _check_names([name for name, _ in images])
+    for place, cells in rows:
         texts = [cells.get(name) or "{}" for name in ("region_shape_attributes", "region_attributes")]
         yield place, (cells["filename"], *texts)
 

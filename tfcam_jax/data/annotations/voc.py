@@ -10,6 +10,8 @@ from xml.etree.ElementTree import Element
 from .marks import Marks, turned_box
 from .table import Entry, Format, declared, to_number
 
+_CORNERS = ("xmin", "ymin", "xmax", "ymax")
+
 
 def _recognises(root: Element) -> bool:
     return root.tag == "annotation"
@@ -33,12 +35,12 @@ def _parse(part: Any) -> Entry:
     image, size, each = part
     if each is None:
         return Entry(image, Marks(size=size))
-    category, found = _text(each, "name"), _shape(each)
+    category, found = _text(each, "name"), _shape(each, size)
     marks = Marks(found.boxes, found.polygons, size=size)
     return Entry(image, marks, "", (category,) if category else ())
 
 
-def _shape(each: Element) -> Marks:
+def _shape(each: Element, size: tuple[float, float] | None) -> Marks:
     """An object's outline, its turned box, or its box."""
     number = lambda path: to_number(_text(each, path), path)
     outline = each.find("polygon")
@@ -52,10 +54,21 @@ def _shape(each: Element) -> Marks:
         cx, cy, width, height, angle = (number(f"robndbox/{name}") for name in ("cx", "cy", "w", "h", "angle"))
         left, top = cx - width / 2, cy - height / 2
         return Marks(polygons=(turned_box(left, top, width, height, math.remainder(angle, 2 * math.pi), (cx, cy)),))
-    left, top, right, bottom = (number(f"bndbox/{name}") for name in ("xmin", "ymin", "xmax", "ymax"))
+    return Marks(boxes=(_box(each, size),))
+
+
+def _box(each: Element, size: tuple[float, float] | None) -> tuple[float, ...]:
+    """A box from its first and last pixels, which count from 1: in our coordinates it begins one before the first.
+
+    Tools that count from 0 are a pixel off, also beyond the image, where it is cut off.
+    """
+    left, top, right, bottom = (to_number(_text(each, f"bndbox/{name}"), name) for name in _CORNERS)
     if right < left or bottom < top:
         raise ValueError(f"xmax {right:g} and ymax {bottom:g} must not be below xmin {left:g} and ymin {top:g}")
-    return Marks(boxes=((left, top, right - left, bottom - top),))
+    left, top = (at - 1 if at >= 1 else min(at, 0) for at in (left, top))
+    if size is not None:
+        right, bottom = (side if side < at <= side + 1 else at for at, side in zip((right, bottom), size, strict=True))
+    return left, top, right - left, bottom - top
 
 
 FORMAT = Format("Pascal VOC", "the root <annotation>", _recognises, _entries, _parse)

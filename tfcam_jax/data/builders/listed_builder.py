@@ -19,7 +19,7 @@ from tensorflow_datasets.core import constants
 from ..checks.inspection import inspect, usable_rows
 from ..checks.outcomes import USABLE, Outcome, Outcomes
 from ..decode import check_channels, decode_image
-from ..listing import OF_READER, Listing, MapReader, Row, by_split, listed_records
+from ..listing import OF_READER, Listing, MapReader, Row, by_split, check_annotator, listed_records
 from ..paths import split_map_cell
 from ..source import DataError, Dataset
 from .owner_files import Found
@@ -134,7 +134,7 @@ def find_listing(builder: type[ListedBuilder], manual_dir: str | os.PathLike, co
     found = builder.find_rows(folder, config)
     reading = {name: getattr(config, name) for name in OF_READER}
     reader = MapReader(folder, **reading, tables=found.tables, degrees=config.degrees)
-    told = tuple(found.problems), tuple(found.notes)
+    told = (*found.problems, *check_annotator(reader, found.rows)), tuple(found.notes)
     return Listing(builder.name, tuple(found.rows), builder.CLASS_NAMES, reader, *told, found.draw)
 
 

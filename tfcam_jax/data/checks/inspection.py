@@ -24,7 +24,7 @@ from tqdm import tqdm
 from ...errors import did_you_mean
 from ..decode import decode_image, guessed_bits, turned_by
 from ..human_maps import agreement, is_usable, mostly_marked
-from ..listing import OF_READER, Listing, MapReader, Row, reason
+from ..listing import OF_READER, Listing, MapReader, MarksError, Row, reason
 from ..map_files import MapFile
 from ..paths import split_map_cell
 from ..protocol import draw_splits
@@ -371,6 +371,8 @@ def _told(folder: Path, row: Row, name: str, error: Exception) -> str:
     if str(error).startswith(name):
         return str(error)
     otherwise = "delete the row" if row.number else "take it out of the folder"
+    if isinstance(error, MarksError):
+        return f"{name}: {error}; correct or delete the entry"
     if isinstance(error, FileNotFoundError):
         return f"{name} does not exist in {folder}; correct the path or {otherwise}"
     return f"{name}: {reason(folder / name, error)}; replace the file or {otherwise}"

@@ -5,9 +5,11 @@ Names and columns were checked on the owner's own tables, the films were not at 
 
 from __future__ import annotations
 
+from ...annotations.table import named
 from ...listing import Row
 from .collection import ABNORMAL, NORMAL, Collection, Reading
 
+_NORMAL = "No Finding"
 _BOXES, _TEST = "BBox_List_2017.csv", "test_list.txt"
 
 
@@ -17,10 +19,15 @@ def read(reading: Reading) -> None:
     boxes = reading.marks(_BOXES)
     test = _read_names(reading) if "nih" in reading.options.owner_splits else set()
     reading.images = reading.below("images")
-    for number, cell in reading.cells(entries, ("Image Index", "Finding Labels", "Patient ID")):
+    cells = reading.cells(entries, ("Image Index", "Finding Labels", "Patient ID"))
+    findings = sorted({cell["Finding Labels"] for _, cell in cells})
+    if findings and _NORMAL not in findings:
+        what = f"no row's Finding Labels is {_NORMAL!r}, which makes a film normal; found {named(findings)}"
+        reading.found.problems.append(f"{entries}: {what}")
+    for number, cell in cells:
         image, patient = cell["Image Index"], cell["Patient ID"]
         split = ("test" if image in test else "train") if test else ""
-        label = NORMAL if cell["Finding Labels"] == "No Finding" else ABNORMAL
+        label = NORMAL if cell["Finding Labels"] == _NORMAL else ABNORMAL
         row = Row(str(entries), number, split, label, image, "", "nih", f"nih{patient}")
         reading.add(row, boxes.get(image, {}), _BOXES)
 
