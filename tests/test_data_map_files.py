@@ -11,6 +11,7 @@ import pytest
 from matplotlib import colormaps
 from PIL import Image
 from scipy import io as scipy_io
+from test_data_decode import encode as png
 
 from tfcam_jax.data.checks.inspection import check_row
 from tfcam_jax.data.checks.outcomes import (
@@ -32,13 +33,6 @@ MARKED = np.zeros(SIZE, bool)
 MARKED[4:12, 6:20] = True
 RAMP = np.linspace(0, 1, SIZE[0] * SIZE[1]).reshape(SIZE)
 VOTED = np.where(MARKED, 3, 0) + np.roll(np.where(MARKED, 2, 0), 5, 1)
-
-
-def png(image, kind="PNG", **options):
-    file = io.BytesIO()
-    image = image if isinstance(image, Image.Image) else Image.fromarray(image)
-    image.save(file, kind, **options)
-    return file.getvalue()
 
 
 def npy(array):

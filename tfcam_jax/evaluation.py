@@ -16,7 +16,7 @@ from jaxtyping import Float
 from tqdm import tqdm
 
 from .cams import difference_salience, is_constant, largest_magnitude
-from .data.human_maps import count_maps
+from .data.human_maps import count_maps, format_counts
 from .data.protocol import split_by_protocol
 from .data.source import Records, Source, Subset, choose_rows
 from .devices.distributed import is_first
@@ -356,6 +356,5 @@ def format_results(results: dict[str, Any], title: str) -> str:
     note = "CC: correlation of the model's maps with the human maps, over the images that have one."
     if "closed" in results["sets"]:
         note += "\nclosed: test images of the domains that training saw; open: of others."
-    shares = ", ".join(f"{name} {each['maps']} of {each['images']}" for name, each in results["training_maps"].items())
     table = tabulate(title, "set", results["sets"].items(), shown).text()
-    return f"{table}\n{note}\nTraining images with a human map: {shares}."
+    return f"{table}\n{note}\nTraining images with a human map: {format_counts(results['training_maps'])}."

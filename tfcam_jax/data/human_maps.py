@@ -205,13 +205,21 @@ def _left_out(records: Records, share: float, seed: int) -> Int[np.ndarray, " m"
     left = []
     for label in np.unique(records.labels[drawn]):
         rows = np.flatnonzero(drawn & (records.labels == label))
-        names = np.array([records.groups[row] or f"\0{row}" for row in rows])  # Rows without a group stand alone.
-        _, group = np.unique(names, return_inverse=True)
-        order = np.random.default_rng([seed, int(label)]).permutation(group.max() + 1)
-        before = np.concatenate([[0], np.cumsum(np.bincount(group)[order])[:-1]])
+        _, group, sizes = _group_rows(records, rows)
+        order = np.random.default_rng([seed, int(label)]).permutation(len(sizes))
+        before = np.concatenate([[0], np.cumsum(sizes[order])[:-1]])
         beyond = order[before >= share * len(rows)]
         left.append(rows[np.isin(group, beyond)])
     return np.concatenate(left) if left else np.array([], int)
+
+
+def _group_rows(
+    records: Records, rows: Int[np.ndarray, " n"]
+) -> tuple[list[str], Int[np.ndarray, " n"], Int[np.ndarray, " groups"]]:
+    """Each row's group by name and by number, and the groups' sizes; rows without a group stand alone."""
+    names = [records.groups[row] or f"\0{row}" for row in rows]
+    _, group, sizes = np.unique(names, return_inverse=True, return_counts=True)
+    return names, group, sizes
 
 
 def count_maps(dataset: Dataset) -> dict[str, dict[str, int]]:
@@ -224,11 +232,15 @@ def count_maps(dataset: Dataset) -> dict[str, dict[str, int]]:
     return {name: of_class(label) for label, name in enumerate(dataset.class_names)}
 
 
+def format_counts(counts: Mapping[str, Mapping[str, int]]) -> str:
+    """What `count_maps` gives, in a line."""
+    return ", ".join(f"{name} {each['maps']} of {each['images']}" for name, each in counts.items())
+
+
 def describe_maps(dataset: Dataset) -> list[str]:
     """Lines that tell how many images of each class of training have a human map, and where that is next to none."""
     counts = count_maps(dataset)
-    shares = ", ".join(f"{name} {each['maps']} of {each['images']}" for name, each in counts.items())
-    lines, (maps, images) = [f"Human maps in training: {shares}"], _sum(counts)
+    lines, (maps, images) = [f"Human maps in training: {format_counts(counts)}"], _sum(counts)
     if maps and maps < _FEW * images:
         lines.append(f"Only {maps} of {images} training images have a human map: guidance will have little to say.")
     records = dataset.splits["train"].records
@@ -311,8 +323,7 @@ def deal_maps(records: Records, seed: int) -> Int[np.ndarray, " n"]:
         if not len(rows):
             continue
         rng = np.random.default_rng([seed, int(label)])
-        names = [records.groups[row] or f"\0{row}" for row in rows]  # Rows without a group stand alone.
-        _, group, sizes = np.unique(names, return_inverse=True, return_counts=True)
+        names, group, sizes = _group_rows(records, rows)
         order = rows[np.lexsort((rng.random(len(rows)), rng.permutation(len(sizes))[group]))]
         step = sizes.max()
         if 2 * step > len(rows):
