@@ -43,7 +43,7 @@ REPO = pathlib.Path(__file__).parent.parent
 CORE = ("tfcam_jax.cams", "tfcam_jax.divergences", "tfcam_jax.saliency", "tfcam_jax.losses")
 # A pytree's class is also rebuilt around leaves that are no arrays or carry a device axis (by jax.tree.map, by pmap);
 # its fields' shapes cannot be enforced.
-UNCHECKED = ("tfcam_jax.models.head",)
+UNCHECKED = ("tfcam_jax.models.contract",)
 # What these markers mark takes minutes or libraries that the rest does without; it runs where `-m` names the marker.
 ONLY_BY_NAME = ("install", "parity", "slow", "stress")
 

@@ -39,7 +39,7 @@ VERBS = frozenset({"training", "evaluation", "explanation", "export", "study", "
 # What a module may import of the package, where that is less than all that comes before it.
 WITHIN = dict.fromkeys(CORE, CORE) | {
     "data": frozenset({"data", "errors", "saliency"}),
-    "models": frozenset({"models", "errors"}),
+    "models": frozenset({"models", "cams", "errors"}),
     "terms": CORE,
     "strategies": CORE | {"terms", "errors"},
     "optimizers": frozenset({"errors"}),

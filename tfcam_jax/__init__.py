@@ -10,8 +10,8 @@ import importlib
 from typing import Any
 
 _HOMES = {
-    "cams": "class_activation_maps decompose_margin difference_salience grad_cam_difference is_constant normalize "
-    "split_true_false true_false_maps",
+    "cams": "class_activation_maps decompose_margin difference_salience grad_cam_difference "
+    "gradient_class_activation_maps gradient_true_false_maps is_constant normalize split_true_false true_false_maps",
     "losses": "contrast_loss cyborg_loss difference_loss energy_loss entropy_loss hard_negative_loss "
     "input_gradient_loss opposed_loss outside_loss sham_loss",
     "saliency": "border_ring to_cam_resolution",

@@ -3,6 +3,8 @@ from .cams import class_activation_maps as class_activation_maps
 from .cams import decompose_margin as decompose_margin
 from .cams import difference_salience as difference_salience
 from .cams import grad_cam_difference as grad_cam_difference
+from .cams import gradient_class_activation_maps as gradient_class_activation_maps
+from .cams import gradient_true_false_maps as gradient_true_false_maps
 from .cams import is_constant as is_constant
 from .cams import normalize as normalize
 from .cams import split_true_false as split_true_false

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -99,18 +99,22 @@ def split_true_false(
     if logits is not None and jnp.shape(logits) != (*leading, num_classes):
         wanted = f"maps of shape {maps.shape} need logits of shape {(*leading, num_classes)}"
         raise ValueError(f"{wanted}; got {jnp.shape(logits)}")
-    is_true = jax.nn.one_hot(labels, num_classes, dtype=bool)
-    if num_classes == 2:
-        false_weights = (~is_true).astype(maps.dtype)
-    elif logits is None:
+    if num_classes > 2 and logits is None:
         raise ValueError(
             f"split_true_false needs logits to weigh the {num_classes - 1} false classes of maps {maps.shape}"
         )
-    else:
-        others = jnp.where(is_true, -jnp.inf, at_least_float32(logits))
-        false_weights = jax.lax.stop_gradient(jax.nn.softmax(others, axis=-1)).astype(maps.dtype)
+    is_true, false_weights = _true_false_weights(labels, num_classes, logits, maps.dtype)
     select = lambda weights: jnp.einsum("...hwk,...k->...hw", maps, weights, precision=jax.lax.Precision.HIGHEST)
-    return select(is_true.astype(maps.dtype)), select(false_weights)
+    return select(is_true), select(false_weights)
+
+
+def _true_false_weights(labels: Array, num_classes: int, logits: Any, dtype: Any) -> tuple[Array, Array]:
+    """The share of each class in T and in U, [*batch, K]; no gradient flows through them."""
+    is_true = jax.nn.one_hot(labels, num_classes, dtype=bool)
+    if num_classes == 2:
+        return is_true.astype(dtype), (~is_true).astype(dtype)
+    others = jnp.where(is_true, -jnp.inf, at_least_float32(logits))
+    return is_true.astype(dtype), jax.lax.stop_gradient(jax.nn.softmax(others, axis=-1)).astype(dtype)
 
 
 def true_false_maps(
@@ -294,30 +298,114 @@ def decompose_margin(
     return Decomposition(true_map, false_map, difference_salience(true_map, false_map), margin, bias_difference)
 
 
+def gradient_class_activation_maps(
+    head: Callable[[Array], Array],
+    features: Float[Array, "*batch h w C"],
+    class_weights: Float[Array, "*batch K"],
+    *,
+    relu: bool = False,
+    per_place: bool = False,
+) -> Float[Array, "*batch h w"]:
+    """Map of a logit, or of any weighted sum of logits, from its gradient by `features`: for heads of any kind.
+
+    The gradient, summed over places, weighs the channels; the map is their weighted sum. That is Grad-CAM (Selvaraju et
+    al., ICCV 2017) but for the factor 1/(h w) of its mean over places, left out so that behind a mean over places and
+    one linear layer the map *is* the class's CAM. Of a difference of logits it is DiffGradCAM (arXiv 2506.08514), blind
+    to what all logits share. Behind other heads its mean is a linear approximation of the logits' sum.
+
+    A pure function: it can be compiled, mapped and trained through (the gradient of the gradient, about a second pass
+    backwards through `head`).
+
+    Args:
+      head: from features to logits [*batch, K]; each example's logits must depend on its own features alone.
+      features: any tensor of the network.
+      class_weights: of the logits in the sum: one-hot for one class's map, 1 and -1 for a difference.
+      relu: only what speaks for the sum, as Grad-CAM has it; else signed.
+      per_place: each place by its own gradient, not by the sum over places (HiResCAM, Draelos and Carin,
+        arXiv 2011.08891): for heads that treat places differently, as attention does.
+
+    Returns:
+      At least float32. Zero where no logit in the sum depends on the features.
+
+    Raises:
+      ValueError: weights of another shape than the head's logits.
+    """
+    return _gradient_maps(head, features, per_place)[1](class_weights, relu)
+
+
+def _gradient_maps(
+    head: Callable[[Array], Array], features: Array, per_place: bool = False
+) -> tuple[Array, Callable[..., Array]]:
+    """The head's logits, and a function from class weights to the map: one forward pass serves several maps."""
+    features = at_least_float32(features)
+    logits, pull_back = jax.vjp(head, features)
+
+    def maps(class_weights: Array, relu: bool = False) -> Array:
+        if jnp.shape(class_weights) != logits.shape:
+            wanted = f"a head with logits of shape {logits.shape} needs class weights of that shape"
+            raise ValueError(f"{wanted}; got {jnp.shape(class_weights)}")
+        (gradient,) = pull_back(jnp.asarray(class_weights, logits.dtype))
+        if per_place:
+            signed = (features * gradient).sum(-1)
+        else:
+            weights = gradient.sum((-3, -2))
+            signed = jnp.einsum("...hwc,...c->...hw", features, weights, precision=jax.lax.Precision.HIGHEST)
+        return jax.nn.relu(signed) if relu else signed
+
+    return logits, maps
+
+
+def gradient_true_false_maps(
+    head: Callable[[Array], Array],
+    features: Float[Array, "*batch h w C"],
+    labels: Int[Array, "*batch"],
+    logits: Float[Array, "*batch K"] | None = None,
+) -> tuple[Float[Array, "*batch h w"], Float[Array, "*batch h w"]]:
+    """T and U of a head of any kind, by `gradient_class_activation_maps`: of the true logit and of the false one.
+
+    The false logit of more than two classes is the others' mean, weighted by their softmax, in which no gradient flows
+    (see `split_true_false`). For a mean over places and one linear layer the two are `true_false_maps`.
+
+    `logits` are the model's own, that the weights are taken from; None: those that `head` gives.
+    """
+    own, maps = _gradient_maps(head, features)
+    true, false = _true_false_weights(labels, own.shape[-1], own if logits is None else logits, own.dtype)
+    return maps(true), maps(false)
+
+
+def decompose_gradient_margin(
+    head: Callable[[Array], Array],
+    features: Float[Array, "batch h w channels"],
+    labels: Int[Array, " batch"],
+    logits: Float[Array, "batch classes"] | None = None,
+) -> Decomposition:
+    """`decompose_margin` for a head of any kind, with the maps of `gradient_true_false_maps`.
+
+    The margin is the logits' own. `bias_difference` is what the mean of D leaves of it: biases, and for a head that is
+    not linear also how far the linear approximation is off, so that the sum holds by definition.
+    """
+    own = head(at_least_float32(features)) if logits is None else at_least_float32(logits)
+    true_map, false_map = gradient_true_false_maps(head, features, labels, own)
+    true, false = _true_false_weights(labels, own.shape[-1], own, own.dtype)
+    margin = ((true - false) * own).sum(-1)
+    difference = difference_salience(true_map, false_map)
+    return Decomposition(true_map, false_map, difference, margin, margin - difference.mean((-2, -1)))
+
+
 def grad_cam_difference(
     head: Callable[[Array], Array],
     features: Float[Array, "batch h w channels"],
     labels: Int[Array, " batch"],
 ) -> Float[Array, "batch h w"]:
-    """Grad-CAM of the logit difference, for models whose head is more than pooling and one linear layer.
+    """D of a head of any kind, signed: the gradient map of the true logit less the false one.
 
-    The gradient of the true logit less the false one by the features, summed over places, weighs the channels; the map
-    is their weighted sum, signed, float32 (Grad-CAM, Selvaraju et al., ICCV 2017, takes one logit, the mean over
-    places, and a ReLU). It equals D exactly for a pooled linear head. Otherwise its mean is a linear approximation of
-    the margin, no decomposition of it. The false logit of more than two classes is as in `decompose_margin`.
+    D = T - U of `gradient_true_false_maps`, see there; equal to D for a pooled linear head.
 
     Args:
       head: from features to logits [batch, classes]; each image's logits must depend on its own features only.
       features: of the layer to look at.
       labels: class that counts as true.
     """
-
-    def difference(features: Array) -> Array:
-        logits = head(features)
-        true, false = split_true_false(logits[:, None, None, :], labels, logits)
-        return (true - false)[:, 0, 0]
-
-    margin, pull_back = jax.vjp(difference, at_least_float32(features))
-    (gradient,) = pull_back(jnp.ones_like(margin))
-    weights = gradient.sum((1, 2))
-    return jnp.einsum("bhwc,bc->bhw", features, weights, precision=jax.lax.Precision.HIGHEST)
+    logits, maps = _gradient_maps(head, features)
+    true, false = _true_false_weights(labels, logits.shape[-1], logits, logits.dtype)
+    return maps(true - false)

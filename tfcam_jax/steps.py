@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, UInt8
 
-from . import cams, saliency
+from . import saliency
 from .terms import Evidence, Strategy, Terms, Total, count_terms, reduce_terms
 
 Batch = dict[str, Array]
@@ -107,7 +107,7 @@ def make_train_step(
     """Builds the train step.
 
     Args:
-      model: Flax module that returns `ModelOutput`.
+      model: a `models.Model`, as a Flax module that returns `ModelOutput`.
       tx: Optax gradient transformation, which gets the gradient of the whole batch, over all devices.
       strategy: from `Evidence` to terms.
       preprocess: from uint8 images to the model's float32 input.
@@ -196,7 +196,7 @@ def make_eval_step(model: Any, preprocess: Callable[[Array], Array]) -> Callable
         variables = {"params": params, "batch_stats": batch_stats}
         output = model.apply(variables, preprocess(batch["image"]), train=False)
         labels = jnp.where(batch["label"] < 0, output.logits.argmax(-1), batch["label"])
-        parts = cams.decompose_margin(output.features, output.kernel, output.bias, labels, output.logits)
+        parts = output.decompose_margin(labels)
         human, usable = saliency.to_cam_resolution(batch["saliency"], parts.true_map.shape[-2:])
         maps, margin = (parts.true_map, parts.false_map), (parts.margin, parts.bias_difference)
         return EvalOutput(output.logits, labels, *maps, *margin, human, usable)

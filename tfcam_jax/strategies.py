@@ -88,7 +88,9 @@ def cyborg(
     check_known("cam_class", cam_class, CAM_CLASSES)
     check_known("cam_features", cam_features, CAM_FEATURES)
     labels = evidence.labels if cam_class == "true" else evidence.output.logits.argmax(-1)
-    features = evidence.output.features if cam_features == "pooled" else evidence.output.hooked
+    features = None if cam_features == "pooled" else evidence.output.hooked
+    if cam_features == "hooked" and features is None:
+        raise ConfigError("cam_features=hooked: this network has no such tensor; leave it unset (pooled)")
     loss = lambda view: losses.cyborg_loss(view.true_map, view.saliency, divergence)
     guidance = lambda view: (loss(view), view.usable & _vary(view.true_map))
     return guided(evidence, alpha, "cyborg", guidance, labels, features)
@@ -243,10 +245,8 @@ def make_strategy(name: str, **options: Any) -> Strategy:
 
 def _view(evidence: Evidence, labels: Array | None, features: Array | None) -> View:
     """Computes the maps; what a strategy does not use is removed by the compiler."""
-    output = evidence.output
     labels = evidence.labels if labels is None else labels
-    features = output.features if features is None else features
-    true_map, false_map = cams.true_false_maps(features, output.kernel, labels, output.logits)
+    true_map, false_map = evidence.output.true_false_maps(labels, features)
     human, usable = saliency.to_cam_resolution(evidence.human_maps, true_map.shape[-2:])
     return View(true_map, false_map, human, usable)
 

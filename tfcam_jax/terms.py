@@ -19,8 +19,13 @@ class Output(Protocol):
 
     logits: Float[Array, "batch classes"]
     features: Float[Array, "batch h w channels"]
-    kernel: Float[Array, "channels classes"]
-    hooked: Float[Array, "batch h w channels"]
+    hooked: Float[Array, "batch h w channels"] | None
+
+    def true_false_maps(
+        self, labels: Int[Array, " batch"], features: Float[Array, "batch h w channels"] | None = None
+    ) -> tuple[Float[Array, "batch h w"], Float[Array, "batch h w"]]:
+        """T and U, raw; of other features than the model's own where they are given."""
+        ...
 
 
 class Evidence(NamedTuple):

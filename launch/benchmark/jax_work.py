@@ -64,7 +64,7 @@ def maps(case: Case, variables: Any, image_size: bool = False) -> Work:
 
     def explain(variables: Any, images: jax.Array, labels: jax.Array) -> tuple[jax.Array, ...]:
         output = model.apply(variables, prepare(images), train=False)
-        parts = cams.decompose_margin(output.features, output.kernel, output.bias, labels)
+        parts = output.decompose_margin(labels)
         found = (parts.true_map, parts.false_map, parts.difference)
         return tuple(like_grad_cam(each, case.image_size) for each in found) if image_size else found
 

@@ -117,8 +117,7 @@ def _describe(
     output: ModelOutput, other: ModelOutput, labels: jax.Array
 ) -> tuple[dict[str, jax.Array], dict[str, dict[str, jax.Array]]]:
     """The maps of an image, and each one's rank correlations with those of redrawn weights."""
-    maps = _maps(output.features, output, labels)
-    by_head, by_weights = (_maps(features, other, labels) for features in (output.features, other.features))
+    maps, by_head, by_weights = (_maps(each, labels) for each in (output, other.at(output.features), other))
     checks = lambda name: {
         "random_head": rank_correlation(maps[name], by_head[name])[0],
         "random_weights": rank_correlation(maps[name], by_weights[name])[0],
@@ -155,10 +154,9 @@ def _curves(
     }
 
 
-def _maps(features: jax.Array, head: ModelOutput, labels: jax.Array) -> dict[str, jax.Array]:
-    """T, |U| and D of features under a head."""
-    logits = features.mean((1, 2)) @ head.kernel + head.bias[None]
-    true_map, false_map = cams.true_false_maps(features, head.kernel, labels, logits)
+def _maps(output: ModelOutput, labels: jax.Array) -> dict[str, jax.Array]:
+    """T, |U| and D."""
+    true_map, false_map = output.true_false_maps(labels)
     return {"T": true_map, "|U|": jnp.abs(false_map), "D": true_map - false_map}
 
 

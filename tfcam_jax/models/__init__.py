@@ -9,9 +9,10 @@ from typing import NamedTuple
 from . import densenet, inception, resnet, xception
 from .backbone import Backbone
 from .backbone import cam_size as cam_size
+from .contract import Model as Model
+from .contract import ModelOutput as ModelOutput
 from .densenet import DenseNet
 from .head import HEAD_INITS as HEAD_INITS
-from .head import ModelOutput as ModelOutput
 from .head import PooledLinearHead as PooledLinearHead
 from .inception import InceptionV3
 from .resnet import ResNet

@@ -12,8 +12,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, UInt32
 
 from ..errors import ConfigError
+from .contract import ModelOutput
 from .cpu_ops import conv_general_dilated
-from .head import ModelOutput, PooledLinearHead
+from .head import PooledLinearHead
 from .norm import BatchNorm
 
 he_fan_out = nn.initializers.variance_scaling(2.0, "fan_out", "normal")

@@ -1,4 +1,4 @@
-"""What every model returns, and the head that makes it: the contract between backbones and CAMs."""
+"""The head of most backbones: a mean over places and one linear layer."""
 
 from __future__ import annotations
 
@@ -6,29 +6,11 @@ import math
 from collections.abc import Callable
 
 import flax.linen as nn
-import flax.struct
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, UInt32
 
-
-@flax.struct.dataclass
-class ModelOutput:
-    """Logits and what a class activation map needs, all float32.
-
-    `logits == features.mean((1, 2)) @ kernel + bias`: `features` is the tensor that is really pooled, so that the
-    mean over places of a class's map plus its bias is that class's logit; in training with dropout it is the logit's
-    mean over masks.
-
-    `hooked` has the shape of `features` and is what CYBORG's code (Boyd et al., WACV 2023) takes for it: an earlier
-    tensor, but in Inception, where the two are the same. Nothing is said of its mean.
-    """
-
-    logits: Float[Array, "batch classes"]
-    features: Float[Array, "batch h w channels"]
-    kernel: Float[Array, "channels classes"]
-    bias: Float[Array, " classes"]
-    hooked: Float[Array, "batch h w channels"]
+from .contract import ModelOutput
 
 
 def _uniform(channels: int) -> nn.initializers.Initializer:

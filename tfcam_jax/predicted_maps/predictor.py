@@ -47,7 +47,7 @@ def prediction_loss(evidence: Evidence) -> Terms:
 
 
 def _predict(output: Any) -> Float[Array, "batch h w"]:
-    return cams.class_activation_maps(output.features, output.kernel)[..., 0]
+    return output.class_map(0)
 
 
 def cross_fit(recipe: Recipe, train: Source, wanted: Int[np.ndarray, " m"], folds: int) -> tuple[np.ndarray, Predicted]:

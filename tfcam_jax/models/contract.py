@@ -1,0 +1,98 @@
+"""What a model takes and returns: the contract between networks and class activation maps."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int, UInt32
+
+from .. import cams
+
+
+@flax.struct.dataclass
+class ModelOutput:
+    """Logits and what a class activation map needs, all float32. One of `kernel` and `head` is there.
+
+    Attributes:
+      logits: of every class.
+      features: the tensor that the maps are made of.
+      kernel: weights of the one linear layer behind the mean over places. Then
+        `logits == features.mean((1, 2)) @ kernel + bias`, so that the mean of a class's map plus its bias is that
+        class's logit; in training with dropout it is the logit's mean over masks.
+      bias: of that layer.
+      hooked: of the shape of `features`, what CYBORG's code (Boyd et al., WACV 2023) takes for it: an earlier tensor,
+        but in Inception, where the two are the same. Nothing is said of its mean. None: the network has no such tensor.
+      head: for a network whose logits are another function of `features`: that function, of features of this batch, a
+        `jax.tree_util.Partial` of whatever else it needs, as parameters. Maps are then those of the logits' gradient
+        (`cams.gradient_class_activation_maps`), and what their mean leaves of the logit counts as bias.
+    """
+
+    logits: Float[Array, "batch classes"]
+    features: Float[Array, "batch h w channels"]
+    kernel: Float[Array, "channels classes"] | None
+    bias: Float[Array, " classes"] | None
+    hooked: Float[Array, "batch h w channels"] | None = None
+    head: jax.tree_util.Partial | None = None
+
+    def true_false_maps(
+        self, labels: Int[Array, " batch"], features: Float[Array, "batch h w channels"] | None = None
+    ) -> tuple[Float[Array, "batch h w"], Float[Array, "batch h w"]]:
+        """T and U, raw, see `cams.split_true_false`; of `features` in place of the model's own where they are given."""
+        features = self.features if features is None else features
+        if self.kernel is not None:
+            return cams.true_false_maps(features, self.kernel, labels, self.logits)
+        return cams.gradient_true_false_maps(self._head, features, labels, self.logits)
+
+    def decompose_margin(self, labels: Int[Array, " batch"]) -> cams.Decomposition:
+        """`cams.decompose_margin`; without a kernel the difference of the biases is what the mean of D leaves."""
+        if self.kernel is not None and self.bias is not None:
+            return cams.decompose_margin(self.features, self.kernel, self.bias, labels, self.logits)
+        return cams.decompose_gradient_margin(self._head, self.features, labels, self.logits)
+
+    def class_map(self, index: int) -> Float[Array, "batch h w"]:
+        """The raw map of one class."""
+        if self.kernel is not None:
+            return cams.class_activation_maps(self.features, self.kernel[:, index : index + 1])[..., 0]
+        weights = jnp.broadcast_to(jax.nn.one_hot(index, self.logits.shape[-1]), self.logits.shape)
+        return cams.gradient_class_activation_maps(self._head, self.features, weights)
+
+    def at(self, features: Float[Array, "batch h w channels"]) -> ModelOutput:
+        """What the same head says of other features."""
+        if self.kernel is not None and self.bias is not None:
+            logits = features.mean((1, 2)) @ self.kernel + self.bias[None]
+        else:
+            logits = self._head(features)
+        return ModelOutput(logits, features, self.kernel, self.bias, head=self.head)
+
+    @property
+    def _head(self) -> jax.tree_util.Partial:
+        if self.head is None:
+            raise ValueError("a ModelOutput needs the kernel of its linear head, or the head itself as a function")
+        return self.head
+
+
+class Model(Protocol):
+    """What steps need of a network; Flax's Linen modules are called in this way, others through `adapters`."""
+
+    def init(self, rngs: Array, images: Float[Array, "batch H W 3"], train: bool) -> dict[str, Any]:
+        """Random variables: `params`, which are trained, and `batch_stats`, which a forward pass may change."""
+        ...
+
+    def apply(
+        self,
+        variables: dict[str, Any],
+        images: Float[Array, "batch H W 3"],
+        train: bool,
+        mask: Float[Array, " batch"] | None = None,
+        draw: UInt32[Array, " batch"] | None = None,
+        mutable: Any = False,
+    ) -> Any:
+        """`ModelOutput`, or with `mutable=["batch_stats"]` it and a dict of the changed `batch_stats`.
+
+        `mask` is 1 for an example that counts in batch statistics, 0 for padding; `draw` are each example's random
+        numbers, for dropout.
+        """
+        ...
