@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 if TYPE_CHECKING:
-    from jaxtyping import Array, Bool, Float, Int
+    from jaxtyping import Array, Bool, Float, Int, Shaped
 
 # A map whose range is below this share of its largest magnitude is float32 rounding noise around a constant.
 CONSTANT_TOLERANCE = 1e-5
@@ -159,6 +159,53 @@ def two_columns(one_logit: Float[Array, "*leading 1"]) -> Float[Array, "*leading
         raise ValueError(f"{wanted}; got shape {jnp.shape(one_logit)}")
     half = at_least_float32(one_logit) / 2
     return jnp.concatenate([-half, half], axis=-1)
+
+
+def present_absent_maps(
+    maps: Float[Array, "*batch h w L"], labels: Int[Array, "*batch L"]
+) -> tuple[Float[Array, "*batch L h w"], Float[Array, "*batch L h w"]]:
+    """T and U of every label of a multi-label head, where each label is a decision of its own, by one logit.
+
+    `T_l = s_l M_l / 2` and `U_l = -T_l`, with `s_l` 1 where label l is present and -1 where it is absent: T is the
+    evidence for what is true of the label, its presence or its absence, U the evidence for the contrary. It is what
+    `two_columns` gives each label alone, so that `D_l = T_l - U_l = s_l M_l` is the logit's own map, signed.
+
+    Args:
+      maps: raw CAMs of the labels' logits, `class_activation_maps(features, kernel)`.
+      labels: 1 present, 0 absent; below 0: unknown, whose maps are zero (constant: to be masked out).
+
+    Returns:
+      `(true_map, false_map)`, at least float32, a map for each label. They go into any loss, which then gives a value
+      for each label of each example.
+
+    Raises:
+      ValueError: labels of another shape, or that are not integers.
+    """
+    maps, labels = at_least_float32(maps), jnp.asarray(labels)
+    wanted = (*maps.shape[:-3], maps.shape[-1])
+    if labels.shape != wanted or not jnp.issubdtype(labels.dtype, jnp.integer):
+        given = f"got {labels.dtype} {labels.shape}"
+        raise ValueError(f"maps of shape {maps.shape} need labels of shape {wanted}, 1, 0 or -1 each; {given}")
+    sign = jnp.where(labels < 0, 0, jnp.where(labels > 0, 1, -1)).astype(maps.dtype)
+    true_map = jnp.moveaxis(maps, -1, -3) * (sign / 2)[..., None, None]
+    return true_map, -true_map
+
+
+def fold_depth(volume: Shaped[Array, "*volume"], channels: bool = False) -> Shaped[Array, "*folded"]:
+    """Slices one below the other, so that volumes go through every function here and in `losses` as images do.
+
+    Maps, means over places, min-max and all losses look at places as a set: where they lie plays no part (but for
+    `saliency.border_ring` and resizing, which take three sizes). D of a volume folded is D, folded.
+
+    Args:
+      volume: maps or saliency [*batch, d, h, w], which become [*batch, d h, w].
+      channels: features or class maps, [*batch, d, h, w, C], which become [*batch, d h, w, C].
+    """
+    first = volume.ndim - 3 - channels
+    if first < 0:
+        raise ValueError(f"fold_depth needs three dimensions of places; got shape {volume.shape}, channels={channels}")
+    d, h = volume.shape[first : first + 2]
+    return volume.reshape(*volume.shape[:first], d * h, *volume.shape[first + 2 :])
 
 
 def check_decomposition(

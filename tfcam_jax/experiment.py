@@ -33,8 +33,9 @@ from .devices.placement import Placement, make_placement
 from .errors import ConfigError, check_known, did_you_mean
 from .metrics.attacks import MODES as ATTACK_DETECTION
 from .metrics.classification import BETTER
-from .models import HEAD_INITS, MODEL_CARDS, MODELS, Backbone, cam_size
+from .models import HEAD_INITS, MODEL_CARDS, MODELS, Model, cam_size
 from .models.resolution import describe_cam, finer
+from .models.tasks import one_logit
 from .models.weights import load_pretrained
 from .optimizers import make_optimizer, make_schedule
 from .run.files import WorkdirError, write_text
@@ -105,7 +106,7 @@ class Recipe:
     alpha: float | None
     reads_maps: bool
     model_name: str
-    make_model: Callable[..., Backbone]
+    make_model: Callable[..., Model]
     weights: str
     keep_head: bool
     image_size: int
@@ -175,6 +176,8 @@ def resolve(config: ConfigDict, placement: Placement | None = None) -> Recipe:
     alpha = default_alpha(config.strategy) if config.guidance.alpha is None else config.guidance.alpha
     _check_places(config, image_size, cam_side, alpha)
     devices = config.parallel.take(("mode", "devices", "shard_state"))
+    fields = {key: config.model[key] for key in _OF_MODEL}
+    make_model = functools.partial(MODELS[config.model.name], dtype=jnp.dtype(config.model.dtype), **fields)
     recipe = Recipe(
         **{name: config[name] for name in _LOOP},
         **{name: config.data[name] for name in ("num_threads", "num_workers", "balance")},
@@ -187,11 +190,7 @@ def resolve(config: ConfigDict, placement: Placement | None = None) -> Recipe:
         alpha=alpha,
         reads_maps=reads_human_maps(config.strategy, alpha) or config.data.maps.placebo != "none",
         model_name=config.model.name,
-        make_model=functools.partial(
-            MODELS[config.model.name],
-            dtype=jnp.dtype(config.model.dtype),
-            **{key: config.model[key] for key in _OF_MODEL},
-        ),
+        make_model=functools.partial(one_logit, make_model) if config.model.one_logit else make_model,
         weights=config.model.weights,
         keep_head=config.model.keep_head,
         image_size=image_size,

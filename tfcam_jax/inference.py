@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import flax.linen as nn
 import jax
 import numpy as np
 from jaxtyping import Float
@@ -22,6 +21,7 @@ from .data.unlisted import open_images
 from .devices.placement import fetch, make_placement
 from .errors import ConfigError
 from .experiment import Recipe, keep_checks, open_dataset, resolve
+from .models import Model
 from .run.checkpoints import CheckpointError, Checkpoints
 from .run.files import WorkdirError
 from .run.fingerprints import checksum_json
@@ -55,7 +55,7 @@ class Trained:
       domains: those that training saw.
       rows: of its data, see `describe_rows`.
       state: parameters and batch statistics, on every device.
-      model: the Flax module, for `model.apply(trained.variables, trained.recipe.preprocess(images), train=False)`.
+      model: the network, for `model.apply(trained.variables, trained.recipe.preprocess(images), train=False)`.
       eval_step: compiled, see `steps.make_eval_step`.
     """
 
@@ -66,7 +66,7 @@ class Trained:
     rows: Mapping[str, int]
     epoch: int
     state: steps.TrainState
-    model: nn.Module
+    model: Model
     eval_step: Callable[[Any, Any, steps.Batch], steps.EvalOutput]
 
     def __repr__(self) -> str:

@@ -43,6 +43,24 @@ def to_cam_resolution(
     return jnp.where(usable[..., None, None], normalize(resized), 0), usable
 
 
+def volumes_to_cam_resolution(
+    human_maps: Float[Array, "*batch D H W"], size: tuple[int, int, int]
+) -> tuple[Float[Array, "*batch d h w"], Bool[Array, "*batch"]]:
+    """`to_cam_resolution` of volumes, all three sides by the same filter: resizes to `size = (d, h, w)`.
+
+    Each volume is normalised as a whole; one that is constant is not usable, and 0 everywhere. For the losses both maps
+    and saliency are folded (`cams.fold_depth`).
+    """
+    resized = _resize(at_least_float32(human_maps), size[1:])
+    if resized.shape[-3] != size[0]:
+        weights = _triangles(resized.shape[-3], size[0]).astype(resized.dtype)
+        resized = jnp.einsum("...dhw,de->...ehw", resized, weights, precision=jax.lax.Precision.HIGHEST)
+    flat = resized.reshape(*resized.shape[:-3], size[0] * size[1], size[2])
+    usable = ~is_constant(flat)
+    normalized = normalize(flat).reshape(resized.shape)
+    return jnp.where(usable[..., None, None, None], normalized, 0), usable
+
+
 def _resize(maps: Float[Array, "*batch H W"], size: tuple[int, ...]) -> Float[Array, "*batch h w"]:
     """As `jax.image.resize(maps, ..., "linear", antialias=True)` but for the last bits, in half the time on a CPU.
 
@@ -67,8 +85,11 @@ def _triangles(old: int, new: int) -> np.ndarray:
     return weights / weights.sum(axis=0)
 
 
-def border_ring(size: tuple[int, ...]) -> Float[Array, "h w"]:
-    """1 on the ring of places near the border, 0 inside: a map that says nothing about any image. float32."""
-    centred = lambda n: (2 * jnp.arange(n) + 1) / n - 1
-    distance = jnp.hypot(centred(size[0])[:, None], centred(size[1])[None, :])
+def border_ring(size: tuple[int, ...]) -> Float[Array, "*places"]:
+    """1 on the ring of places near the border, 0 inside: a map that says nothing about any image. float32.
+
+    Of a volume's three sizes it is a shell.
+    """
+    centred = [(2 * jnp.arange(n) + 1) / n - 1 for n in size]
+    distance = jnp.sqrt(sum(jnp.square(each) for each in jnp.meshgrid(*centred, indexing="ij")))
     return (distance > RING_RADIUS).astype(jnp.float32)

@@ -134,7 +134,7 @@ def make_train_step(
             return share, (totals, updated, correct)
 
         gradient, (totals, updated, correct) = jax.grad(loss, has_aux=True)(params)
-        return (gradient, totals, Total(correct, (part["mask"] > 0).sum())), updated
+        return (gradient, totals, correct), updated
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, StepMetrics]:
         params = gather(state.params)
@@ -163,18 +163,20 @@ def make_train_step(
 
 def _forward(
     model: Any, strategy: Strategy, preprocess: Callable[[Array], Array], params: Any, batch_stats: Any, batch: Batch
-) -> tuple[Terms, Any, Array]:
-    """Forward pass: the strategy's terms, the updated batch statistics, the number of right predictions."""
+) -> tuple[Terms, Any, Total]:
+    """Forward pass: the strategy's terms, the updated batch statistics, right predictions and how many there are."""
     variables = {"params": params, "batch_stats": batch_stats}
-    images, mask = preprocess(batch["image"]), batch["mask"] > 0
+    images, labels, mask = preprocess(batch["image"]), batch["label"], batch["mask"] > 0
     of_batch = {"mask": batch["mask"], "draw": batch["draw"]}
     apply = lambda x: model.apply(variables, x, train=True, **of_batch, mutable=["batch_stats"])
     output, updated = apply(images)
-    log_probabilities = lambda logits: jnp.where(mask[:, None], jax.nn.log_softmax(logits), 0)
+    per_decision = lambda x: jnp.broadcast_to(x.reshape(*x.shape, *[1] * (labels.ndim - 1)), labels.shape)
+    mask, weight = per_decision(mask) & (labels >= 0), per_decision(batch["weight"])
+    log_probabilities = lambda logits: jnp.where(mask[..., None], jax.nn.log_softmax(logits), 0)
     input_gradient = lambda: jax.grad(lambda x: log_probabilities(apply(x)[0].logits).sum())(images)
-    evidence = Evidence(output, batch["label"], mask, batch["weight"], batch["saliency"], input_gradient)
-    correct = (output.logits.argmax(-1) == batch["label"]) & mask
-    return strategy(evidence), updated.get("batch_stats", {}), correct.sum()
+    evidence = Evidence(output, labels, mask, weight, batch["saliency"], input_gradient)
+    correct = (output.logits.argmax(-1) == labels) & mask
+    return strategy(evidence), updated.get("batch_stats", {}), Total(correct.sum(), mask.sum())
 
 
 def _accumulate(function: Callable[[Any, Batch], tuple[Any, Any]], carry: Any, parts: Batch) -> tuple[Any, Any]:

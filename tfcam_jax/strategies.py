@@ -29,15 +29,18 @@ ATTRIBUTIONS = ("true", "difference")
 
 
 class View(NamedTuple):
-    """The maps of a batch at the CAM's resolution; `usable` marks human maps that say something."""
+    """The maps of a batch at the CAM's resolution; `usable` marks human maps that say something.
 
-    true_map: Float[Array, "batch h w"]
-    false_map: Float[Array, "batch h w"]
-    saliency: Float[Array, "batch h w"]
-    usable: Bool[Array, " batch"]
+    Leading dimensions are [batch], or [batch, labels] where each image has many (`models.tasks.MultiLabel`).
+    """
+
+    true_map: Float[Array, "*batch h w"]
+    false_map: Float[Array, "*batch h w"]
+    saliency: Float[Array, "*batch h w"]
+    usable: Bool[Array, "*batch"]
 
 
-Guidance = Callable[[View], tuple[Float[Array, " batch"], Bool[Array, " batch"]]]
+Guidance = Callable[[View], tuple[Float[Array, "*batch"], Bool[Array, "*batch"]]]
 
 
 def cross_entropy(evidence: Evidence) -> Terms:
@@ -151,6 +154,10 @@ def hard_negative(evidence: Evidence, *, alpha: float = 0.5) -> Terms:
 
 def input_gradient(evidence: Evidence, *, alpha: float = 0.5) -> Terms:
     """Right for the right reasons: no input gradient outside the human map (Ross et al., IJCAI 2017)."""
+    if evidence.labels.ndim > 1:
+        raise ConfigError(
+            "strategy input_gradient takes one decision an image; of many labels each has its own gradient"
+        )
 
     def guidance(view: View):
         image_saliency, usable = saliency.to_cam_resolution(evidence.human_maps, evidence.human_maps.shape[-2:])
@@ -248,6 +255,9 @@ def _view(evidence: Evidence, labels: Array | None, features: Array | None) -> V
     labels = evidence.labels if labels is None else labels
     true_map, false_map = evidence.output.true_false_maps(labels, features)
     human, usable = saliency.to_cam_resolution(evidence.human_maps, true_map.shape[-2:])
+    if human.ndim < true_map.ndim:  # one human map for all labels of an image
+        human, usable = (jnp.expand_dims(each, 1) for each in (human, usable))
+    human, usable = jnp.broadcast_to(human, true_map.shape), jnp.broadcast_to(usable, true_map.shape[:-2])
     return View(true_map, false_map, human, usable)
 
 

@@ -17,13 +17,18 @@ from jaxtyping import Array, Bool, Float, Int
 class Output(Protocol):
     """What is used of a model's output; `tfcam_jax.models.ModelOutput` is one."""
 
-    logits: Float[Array, "batch classes"]
-    features: Float[Array, "batch h w channels"]
-    hooked: Float[Array, "batch h w channels"] | None
+    @property
+    def logits(self) -> Float[Array, "*batch classes"]: ...
+
+    @property
+    def features(self) -> Float[Array, "images h w channels"]: ...
+
+    @property
+    def hooked(self) -> Float[Array, "images h w channels"] | None: ...
 
     def true_false_maps(
-        self, labels: Int[Array, " batch"], features: Float[Array, "batch h w channels"] | None = None
-    ) -> tuple[Float[Array, "batch h w"], Float[Array, "batch h w"]]:
+        self, labels: Int[Array, "*batch"], features: Float[Array, "images h w channels"] | None = None
+    ) -> tuple[Float[Array, "*batch h w"], Float[Array, "*batch h w"]]:
         """T and U, raw; of other features than the model's own where they are given."""
         ...
 
@@ -31,10 +36,12 @@ class Output(Protocol):
 class Evidence(NamedTuple):
     """One batch as a model sees it.
 
+    Leading dimensions are [batch], or [batch, labels] where each image has many (`models.tasks.MultiLabel`).
+
     Attributes:
       output: logits, pooled features and head of the model.
-      labels: true classes, 0..K-1.
-      mask: True for an example, False for padding.
+      labels: true classes, 0..K-1; of many labels 0 or 1 each.
+      mask: True for a decision that counts, False for padding and where the label is unknown (below 0).
       weight: of each example's cross-entropy; 1 where classes are not weighed.
       human_maps: human saliency at the image's resolution, any non-negative range; all zero where nobody annotated.
       input_gradient: computes the gradient of `sum_k log p_k` by the normalised image, `[batch, H, W, channels]`.
@@ -42,10 +49,10 @@ class Evidence(NamedTuple):
     """
 
     output: Output
-    labels: Int[Array, " batch"]
-    mask: Bool[Array, " batch"]
-    weight: Float[Array, " batch"]
-    human_maps: Float[Array, "batch H W"]
+    labels: Int[Array, "*batch"]
+    mask: Bool[Array, "*batch"]
+    weight: Float[Array, "*batch"]
+    human_maps: Float[Array, "*batch H W"]
     input_gradient: Callable[[], Array]
 
 
@@ -53,8 +60,8 @@ class Term(NamedTuple):
     """One term of the loss: `weight * sum(mask * per_example) / sum(mask)` over all devices."""
 
     weight: float
-    per_example: Float[Array, " batch"]
-    mask: Bool[Array, " batch"]
+    per_example: Float[Array, "*batch"]
+    mask: Bool[Array, "*batch"]
 
 
 Terms = dict[str, Term]

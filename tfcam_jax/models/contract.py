@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import flax.struct
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int, UInt32
+from jaxtyping import Array, Float, Int
 
 from .. import cams
 
@@ -74,25 +74,58 @@ class ModelOutput:
         return self.head
 
 
-class Model(Protocol):
-    """What steps need of a network; Flax's Linen modules are called in this way, others through `adapters`."""
+@flax.struct.dataclass
+class MultiLabelOutput:
+    """What a network with a logit for each of L labels says, each label as two classes, absent and present.
 
-    def init(self, rngs: Array, images: Float[Array, "batch H W 3"], train: bool) -> dict[str, Any]:
-        """Random variables: `params`, which are trained, and `batch_stats`, which a forward pass may change."""
+    Attributes:
+      output: the network's own.
+      logits: (-z / 2, z / 2) of every label, whose softmax is the sigmoid of z (`cams.two_columns`).
+    """
+
+    output: ModelOutput
+    logits: Float[Array, "batch labels 2"]
+
+    @property
+    def features(self) -> Float[Array, "batch h w channels"]:
+        return self.output.features
+
+    @property
+    def hooked(self) -> Float[Array, "batch h w channels"] | None:
+        return self.output.hooked
+
+    def true_false_maps(
+        self, labels: Int[Array, "batch labels"], features: Float[Array, "batch h w channels"] | None = None
+    ) -> tuple[Float[Array, "batch labels h w"], Float[Array, "batch labels h w"]]:
+        """T and U of every label, see `cams.present_absent_maps`; of `features` where they are given."""
+        output = self.output if features is None else self.output.at(features)
+        maps = jnp.stack([output.class_map(index) for index in range(output.logits.shape[-1])], axis=-1)
+        return cams.present_absent_maps(maps, labels)
+
+    def decompose_margin(self, labels: Int[Array, "batch labels"]) -> cams.Decomposition:
+        """T, U and D of every label, its margin (the logit, signed by what is true) and what D's mean leaves of it."""
+        true_map, false_map = self.true_false_maps(labels)
+        difference = cams.difference_salience(true_map, false_map)
+        margin = jnp.where(labels < 0, 0, jnp.where(labels > 0, 1, -1)) * (self.logits[..., 1] - self.logits[..., 0])
+        return cams.Decomposition(true_map, false_map, difference, margin, margin - difference.mean((-2, -1)))
+
+
+@runtime_checkable
+class Model(Protocol):
+    """What steps need of a network. Flax's Linen modules are called in this way, others through `adapters`."""
+
+    def init(self, rngs: Any, /, *args: Any, **kwargs: Any) -> Any:
+        """`init(key, images, train=False)`: random variables from a key and images [batch, H, W, 3].
+
+        A dict of `params`, which are trained, and `batch_stats`, which a forward pass in training may change.
+        """
         ...
 
-    def apply(
-        self,
-        variables: dict[str, Any],
-        images: Float[Array, "batch H W 3"],
-        train: bool,
-        mask: Float[Array, " batch"] | None = None,
-        draw: UInt32[Array, " batch"] | None = None,
-        mutable: Any = False,
-    ) -> Any:
-        """`ModelOutput`, or with `mutable=["batch_stats"]` it and a dict of the changed `batch_stats`.
+    def apply(self, variables: Any, /, *args: Any, **kwargs: Any) -> Any:
+        """`apply(variables, images, train=...)` is a `ModelOutput`.
 
-        `mask` is 1 for an example that counts in batch statistics, 0 for padding; `draw` are each example's random
-        numbers, for dropout.
+        In training also `mask` [batch], 1 for an example that counts in batch statistics and 0 for padding, `draw`
+        uint32 [batch], random numbers of each example for dropout, and `mutable=["batch_stats"]`, for which the output
+        comes with a dict of the changed `batch_stats`.
         """
         ...

@@ -90,6 +90,7 @@ ADDED = {
     "data.folders.domain_pattern": "",
     "data.folders.shares": [0.7, 0.15, 0.15],
     "data.folders.seed": 0,
+    "model.one_logit": False,
     "model.head_init": "lecun",
     "model.dropout": 0.0,
     "model.batch_norm_momentum": 0.9,
