@@ -19,8 +19,9 @@ def get_config() -> ConfigDict:
     # Options of the strategy.
     config.guidance = ConfigDict()
     config.guidance.alpha = placeholder(float)  # total = alpha * cross-entropy + (1 - alpha) * guidance
+    config.guidance.weighting = placeholder(str)  # fixed; or loss_share: each step's alpha = CE / (CE + guidance)
     config.guidance.divergence = placeholder(str)  # mse, l1, bce, kl or pearson
-    config.guidance.cam_class = placeholder(str)  # cyborg: "true" or "predicted"
+    config.guidance.cam_class = placeholder(str)  # whose map is T, U being the others': "true" or "predicted"
     config.guidance.cam_features = placeholder(str)  # cyborg: "pooled", or "hooked" as in the CYBORG code
     config.guidance.attribution = placeholder(str)  # energy, outside: "true" or "difference"
 
@@ -74,7 +75,7 @@ def get_config() -> ConfigDict:
     config.data.maps.predicted = "use"  # maps of launch/predict_maps.py: use, ignore, or other_image, a control
     config.data.maps.share = 1.0  # of training's maps that people drew, to see what fewer would do
     config.data.maps.share_seed = 0  # of which ones
-    config.data.maps.placebo = "none"  # of training: other_image, mean_map or border_ring in place of the true maps
+    config.data.maps.placebo = "none"  # of training, for true maps: other_image, mean_map, border_ring or inverted
 
     # Which images train, validate and test.
     config.data.protocol = ConfigDict()
@@ -136,7 +137,7 @@ def get_config() -> ConfigDict:
     config.data.chest_xray.maps = "maps"  # of collection lists
     config.data.chest_xray.group_pattern = ""  # of collection lists: as above, the patient
 
-    # Augmentation in training, of image and human map jointly but for colour: none in the recipe.
+    # Augmentation in training, of image and human map jointly but for colour and blur: none in the recipe.
     config.augment = ConfigDict()
     config.augment.flip = 0.0  # probability of a horizontal flip
     config.augment.crop = 0.0  # largest share of each side cut off
@@ -147,6 +148,7 @@ def get_config() -> ConfigDict:
     config.augment.brightness = 0.0  # of the image alone: largest shift, as a share of the range
     config.augment.contrast = 0.0  # largest relative change
     config.augment.saturation = 0.0  # largest relative change
+    config.augment.map_blur = ()  # of the map alone: sigmas of a 3 x 3 Gaussian in map pixels, from and to: (0.1, 2.0)
 
     config.model = ConfigDict()
     config.model.name = "resnet18"  # a key of tfcam_jax.models.MODELS
@@ -190,7 +192,7 @@ def get_config() -> ConfigDict:
     # For launch/compare.py: the runs to compare. Arms x alphas x protocols and their folds x seeds.
     config.compare = ConfigDict()
     config.compare.strategies = ("cross_entropy", "cyborg", "opposed", "difference", "contrast")
-    config.compare.placebos = ()  # controls: other_image, mean_map, border_ring in place of the true maps,
+    config.compare.placebos = ()  # controls: other_image, mean_map, border_ring, inverted for the true maps,
     config.compare.placebo_of = ("cyborg", "difference")  # each for those of the strategies
     config.compare.variants = ConfigDict()  # further arms: a name, and the keys in which it differs from this config
     config.compare.alphas = ()  # every guided arm tries each, chosen on validation; empty: guidance.alpha alone

@@ -87,6 +87,16 @@ def test_the_cyborg_recipe_by_backbone(name):
     assert resolve(other).strategy_name == "difference"
 
 
+def test_the_viser_recipe_is_cyborgs_but_for_weight_and_blur():
+    load_config = lambda name, *chosen: load(REPO / f"configs/{name}_recipe.py").get_config(*chosen)
+    cyborg, viser = (dict(flatten(load_config(name))) for name in ("cyborg", "viser"))
+    changed = {key: value for key, value in viser.items() if value != cyborg[key]}
+    assert changed == {"guidance.weighting": "loss_share", "augment.map_blur": (0.1, 2.0)}
+    baseline = load_config("viser", "cross_entropy")
+    baseline.data.manifest = "any.csv"
+    assert not resolve(baseline).loss_share and resolve(baseline).augment.map_blur == (0.1, 2.0)
+
+
 def test_the_default_is_the_cyborg_recipe():
     """Boyd et al., WACV 2023, as the method text states it."""
     config = default.get_config()
@@ -96,4 +106,4 @@ def test_the_default_is_the_cyborg_recipe():
     assert (config.batch_size, config.epochs) == (20, 50)
     assert (config.optimizer.name, config.optimizer.learning_rate, config.optimizer.weight_decay) == ("sgd", 5e-3, 1e-6)
     assert config.optimizer.schedule == "step" and config.evaluation.select_by == "accuracy"
-    assert all(value == 0 for value in config.augment.values())
+    assert Augment(**config.augment) == Augment()

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from hypothesis import given
@@ -128,6 +129,18 @@ def test_border_ring_is_that_of_the_sham_strategy():
     np.testing.assert_array_equal(places, saliency.border_ring((7, 7)))
     assert places.sum() == 28
     np.testing.assert_array_equal(placebo_maps(numbered([0, 1]), "border_ring", 0)[1].saliency, ring_map())
+
+
+def test_inverted_maps_mark_what_the_others_leave_out():
+    """1 - S once both are brought to [0, 1], at any resolution; no map stays no map."""
+    source = numbered([0, 1, 0], has_map=[True, True, False])
+    placebo = placebo_maps(source, "inverted", 0)
+    for i in range(2):
+        maps = (jnp.asarray(each[i].saliency) for each in (source, placebo))
+        own, inverted = (saliency.to_cam_resolution(each, (1, 3))[0] for each in maps)
+        np.testing.assert_allclose(inverted, 1 - own, atol=1e-6)
+        np.testing.assert_array_equal(placebo[i].image, source[i].image)
+    assert placebo[2].saliency is None and placebo.records == source.records
 
 
 def test_placebos_by_name():

@@ -11,7 +11,7 @@ from tfcam_jax.data.transforms import Augment, Resize, apply
 from tfcam_jax.errors import ConfigError
 
 SIZE = 8
-AUGMENT = Augment(flip=0.5, crop=0.3, rotate=20, translate=0.1)
+AUGMENT = Augment(flip=0.5, crop=0.3, rotate=20, translate=0.1, map_blur=(0.1, 2.0))
 
 
 @dataclass(frozen=True)

@@ -306,3 +306,52 @@ def test_grey_images_have_no_saturation():
     example = Example.from_arrays(np.full((4, 4, 1), 90, np.uint8), None)
     image, _ = apply(example, 4, Augment(saturation=1.0), np.random.default_rng(0))
     np.testing.assert_array_equal(image, example.image)
+
+
+def blurred(values, augment, seed):
+    """The map [h, w] after augmentation, at its own size; the draws leave an image as it is."""
+    example = Example.from_arrays(np.zeros((4, 4, 3), np.uint8), values)
+    return apply(example, len(values), augment, np.random.default_rng(seed))[1]
+
+
+def test_a_blurred_map_is_convolved_with_nine_values_of_a_gaussian():
+    """Against SciPy, whose "mirror" does not repeat the border; the deviation is read off a dot, and is uniform."""
+    dot, found = np.zeros((7, 7), np.float32), []
+    dot[3, 3] = 1
+    human = np.random.default_rng(0).random((9, 9), np.float32)
+    for seed in range(60):
+        spread = blurred(dot, Augment(map_blur=(0.4, 2.0)), seed)
+        found.append(np.sqrt(-0.5 / np.log(spread[3, 4] / spread[3, 3])))
+        side = np.exp(-0.5 * (np.array([-1, 0, 1]) / found[-1]) ** 2)
+        kernel = np.outer(side, side) / side.sum() ** 2
+        expected = ndimage.correlate(human.astype(float), kernel, mode="mirror")
+        np.testing.assert_allclose(blurred(human, Augment(map_blur=(0.4, 2.0)), seed), expected, atol=1e-5)
+    assert 0.4 <= min(found) < 0.55 and 1.85 < max(found) <= 2.0 and abs(np.mean(found) - 1.2) < 0.2
+
+
+def test_blur_comes_last_and_disturbs_nothing():
+    """After the resize straight to the CAM's places; image, geometry and colours as without; no draws, no blur."""
+    rng = np.random.default_rng(1)
+    example = Example.from_arrays(rng.integers(0, 256, (30, 30, 3), np.uint8), rng.random((28, 28), np.float32))
+    parts, draws = {"flip": 0.5, "crop": 0.2, "rotate": 10.0, "contrast": 0.3}, lambda: np.random.default_rng(5)
+    resize, sigma = Resize(16, (), 7), np.random.default_rng(5).random(14)[-1] * 1.9 + 0.1
+    image, plain = transforms.apply(example, resize, Augment(**parts), draws())
+    same, moved = transforms.apply(example, resize, Augment(**parts, map_blur=(0.1, 2.0)), draws())
+    np.testing.assert_array_equal(same, image)
+    side = np.exp(-0.5 * (np.array([-1, 0, 1]) / sigma) ** 2)
+    kernel = np.outer(side, side) / side.sum() ** 2
+    np.testing.assert_allclose(moved, ndimage.correlate(plain.astype(float), kernel, mode="mirror"), rtol=1e-4)
+    evaluated = transforms.apply(example, resize, Augment(map_blur=(2.0, 2.0)))[1]
+    np.testing.assert_array_equal(evaluated, transforms.apply(example, resize)[1])
+
+
+@pytest.mark.parametrize("human", [None, np.zeros((5, 5), np.float32), np.full((5, 5), 0.4, np.float32)])
+def test_what_is_no_map_is_none_after_the_blur(human):
+    example = Example.from_arrays(np.zeros((4, 4, 3), np.uint8), human)
+    assert not apply(example, 5, Augment(map_blur=(1.0, 1.0)), np.random.default_rng(0))[1].any()
+
+
+@pytest.mark.parametrize("sigmas", [(1.0,), (0.0, 1.0), (2.0, 1.0), (0.1, 1.0, 2.0), ("a", "b")])
+def test_blur_takes_two_deviations(sigmas):
+    with pytest.raises(ValueError, match=r"augment.map_blur must be empty or two numbers.*\(0.1, 2.0\)"):
+        Augment(map_blur=sigmas)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from tfcam_jax.run import metric_window
-from tfcam_jax.run.metric_window import MetricWindow, NonFiniteError, summarize
+from tfcam_jax.run.metric_window import MetricWindow, NonFiniteError, summarize, summarize_shares
 from tfcam_jax.steps import StepMetrics
 from tfcam_jax.terms import Total
 
@@ -32,6 +32,17 @@ def test_means_over_steps_add_before_they_divide():
         "train/accuracy": 0.8,
         "train/grad_norm": 1.5,
     }
+
+
+def test_shares_are_of_each_step():
+    """Alpha and loss of a step's own means, then the mean over steps; without a map alpha is 1, at 0 and 0 it is 0."""
+    step = lambda a, b, maps=2.0: StepMetrics(
+        {"cross_entropy": Total(a * 4, 4.0), "b": Total(b * maps, maps)}, *[0] * 2
+    )
+    two = [step(0.6, 0.2), step(0.3, 0.3)]
+    assert summarize_shares(two) == {"train/alpha": pytest.approx(0.625), "train/loss": pytest.approx(0.4)}
+    assert summarize_shares([step(0.6, 0.2, 0.0)]) == {"train/alpha": 1.0, "train/loss": pytest.approx(0.6)}
+    assert summarize_shares([step(0.0, 0.0)]) == {"train/alpha": 0.0, "train/loss": 0.0}
 
 
 def test_a_window_goes_on_to_the_same_bits():

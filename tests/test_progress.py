@@ -146,6 +146,18 @@ def test_a_run_that_was_stopped_before_a_validation(monkeypatch):
     assert line.startswith("epoch 2/2  step 10  loss -  val AUROC 0.812, accuracy 0.750  ")
 
 
+def test_what_steps_found_is_averaged_over_steps(monkeypatch):
+    """Lines of three steps and of one; of a run that goes on, the steps whose line was not written count too."""
+    monkeypatch.setattr(sys, "stdout", io.StringIO())
+    found = lambda alpha, loss: SCALARS | {"train/alpha": alpha, "train/loss": loss}
+    with Progress("cyborg", 2, None, "auroc") as run:
+        run.start(2, 4, epoch=0, batch=2, pending=2)
+        run.advance(3, 1, found(0.2, 1.0))
+        run.advance(4, 1, found(0.6, 3.0))
+        run.end_epoch(1, 4, VALIDATION, best=False)
+    assert "loss 1.5000 (cross-entropy 0.5000, cyborg 0.2500, alpha 0.300)" in sys.stdout.getvalue()
+
+
 def test_nothing_is_said_quietly_or_by_another_process(told):
     assert told(quiet=True) == told(first=False) == told(Screen(), Screen(), quiet=True) == ("", "")
 
@@ -159,6 +171,10 @@ def test_nothing_is_said_quietly_or_by_another_process(told):
             "loss 0.3750 (cross-entropy 0.5000, cyborg -)",  # as the loss was: a term without examples adds nothing
         ),
         ({"scalars": SCALARS | {"train/third": 1.0, "train/third_examples": 1.0}}, "loss - (cross-entropy 0.5000, cyb"),
+        (
+            {"alpha": None, "scalars": SCALARS | {"train/alpha": 0.7, "train/loss": 0.42}},
+            "loss 0.4200 (cross-entropy 0.5000, cyborg 0.2500, alpha 0.700)",
+        ),
         ({"select_by": "cross_entropy"}, "accuracy 0.750, cross-entropy 0.625  0.0 s  best cross-entropy so far\n"),
         ({"best": False}, "accuracy 0.750  0.0 s\n"),
     ],

@@ -38,7 +38,8 @@ def manifest(tmp_path_factory):
 @pytest.fixture(scope="module")
 def config(manifest):
     """Three epochs of three batches; a line after the second and third, a checkpoint in their middle."""
-    return make_config(manifest, checkpoint_every_steps=2, **{"model.dropout": 0.3})
+    drawn = {"model.dropout": 0.3, "augment.map_blur": (0.1, 2.0)}
+    return make_config(manifest, checkpoint_every_steps=2, **drawn, **{"guidance.weighting": "loss_share"})
 
 
 @pytest.fixture(scope="module")

@@ -10,6 +10,7 @@ import optax
 import pytest
 
 from tfcam_jax import steps
+from tfcam_jax.devices.placement import make_placement
 from tfcam_jax.models import SmallCNN
 from tfcam_jax.strategies import STRATEGIES, make_strategy
 from tfcam_jax.terms import Term
@@ -261,6 +262,48 @@ def test_parts_on_two_devices_equal_the_whole():
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6, rtol=1e-5), (state, metrics), (expected, history)
     )
+
+
+@functools.cache
+def written_out_shares():
+    """Gradient of `(C^2 + G^2) / (C + G)` for `cyborg`, from the equations alone; rows 0 and 5 have no map."""
+    batch, state = make_batch(), make_state(optax.sgd(1.0))
+
+    def loss(params):
+        variables = {"params": params, "batch_stats": state.batch_stats}
+        output, _ = frozen(make_model()).apply(
+            variables, PREPROCESS(jnp.asarray(batch["image"])), train=True, mutable=["batch_stats"]
+        )
+        rows = np.array([1, 2, 3, 4, 6])
+        log_p = jax.nn.log_softmax(output.logits)[jnp.arange(7), batch["label"][:7]]
+        maps = minmax(jnp.einsum("bhwc,cb->bhw", output.features, output.kernel[:, batch["label"]])[rows])
+        human = minmax(jax.image.resize(jnp.asarray(batch["saliency"])[rows], maps.shape, "linear"))
+        cross_entropy, guidance = -log_p.mean(), ((maps - human) ** 2).mean()
+        return (cross_entropy**2 + guidance**2) / (cross_entropy + guidance)
+
+    return jax.jit(jax.grad(loss))(state.params)
+
+
+@pytest.mark.parametrize(
+    ("mode", "parts"), [("jit", 1), ("jit", 4), ("mesh", 1), ("mesh", 2), ("pmap", 1), ("pmap", 2)]
+)
+def test_shared_losses_are_those_of_the_whole_batch(mode, parts):
+    """Maps and padding fall unevenly on devices and parts; alpha is one number, and the gradient goes through it."""
+    where, tx = make_placement(mode), optax.sgd(1.0)
+    step = steps.make_train_step(
+        frozen(make_model(where.axis_name)),
+        tx,
+        make_strategy("cyborg", weighting="loss_share"),
+        PREPROCESS,
+        axis_name=where.axis_name,
+        accumulate_steps=parts,
+    )
+    start = jax.device_get(make_state(tx))
+    state = where.put_state(start)
+    updated, metrics = where.compile_train_step(step, state)(state, where.put_train_batch(make_batch(), parts))
+    actual = jax.tree.map(np.subtract, start.params, jax.device_get(updated.params))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-6), actual, written_out_shares())
+    assert [float(total.count) for total in metrics.terms.values()] == [7, 5]
 
 
 def test_parts_of_padding_leave_batch_statistics_alone():

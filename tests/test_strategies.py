@@ -58,16 +58,19 @@ def test_constant_maps_do_not_count(name):
     assert not terms[name].mask.any()
 
 
-def test_cyborg_on_the_predicted_class_keeps_the_true_label_in_cross_entropy():
-    evidence = make_evidence(batch=40)
+@pytest.mark.parametrize("name", [name for name in GUIDED if "cam_class" in strategy_options(name)])
+def test_the_predicted_class_takes_the_place_of_the_label_in_guidance_alone(name):
+    """T and U are those of the relabelled examples."""
+    evidence = make_evidence(classes=3, batch=40)
     predicted = evidence.output.logits.argmax(-1)
     assert (predicted != evidence.labels).any(), "the test needs a wrong prediction"
-    terms = make_strategy("cyborg", cam_class="predicted")(evidence)
-    reference = make_strategy("cyborg")(evidence)
-    relabelled = make_strategy("cyborg")(evidence._replace(labels=predicted))
-    np.testing.assert_array_equal(terms["cyborg"].per_example, relabelled["cyborg"].per_example)
+    terms = make_strategy(name, cam_class="predicted")(evidence)
+    reference = make_strategy(name)(evidence)
+    relabelled = make_strategy(name)(evidence._replace(labels=predicted))
+    np.testing.assert_array_equal(terms[name].per_example, relabelled[name].per_example)
     np.testing.assert_array_equal(terms["cross_entropy"].per_example, reference["cross_entropy"].per_example)
-    assert (terms["cyborg"].per_example != reference["cyborg"].per_example).any()
+    assert ((terms[name].per_example != reference[name].per_example) <= (predicted != evidence.labels)).all()
+    assert (terms[name].per_example != reference[name].per_example).any()
 
 
 def test_cyborg_on_hooked_features_is_cyborg_on_them():
@@ -104,6 +107,10 @@ def test_options_reach_the_loss():
         ("opposed", {"cam_features": "hooked"}, "no option 'cam_features'"),
         ("energy", {"attribution": "diff"}, "attribution is 'diff'"),
         ("opposed", {"alpha": 1.5}, r"\[0, 1\]"),
+        ("hard_negative", {"cam_class": "predicted"}, "no option 'cam_class'"),
+        ("cyborg", {"weighting": "loss-share"}, "Did you mean 'loss_share'"),
+        ("cyborg", {"weighting": "loss_share", "alpha": 0.5}, "alpha is 0.5 and weighting is 'loss_share'.*leave one"),
+        ("cross_entropy", {"weighting": "loss_share"}, "no option 'weighting'"),
     ],
 )
 def test_options_that_make_no_sense_are_refused(name, options, message):
@@ -112,8 +119,38 @@ def test_options_that_make_no_sense_are_refused(name, options, message):
 
 
 def test_unset_options_take_the_strategys_default():
-    assert strategy_options("cyborg") == ["alpha", "divergence", "cam_class", "cam_features"]
-    make_strategy("contrast", alpha=0.5, divergence=None, cam_class=None)
+    assert strategy_options("cyborg") == ["alpha", "divergence", "cam_class", "cam_features", "weighting"]
+    make_strategy("contrast", alpha=0.5, divergence=None, cam_class=None, weighting=None)
+    evidence = make_evidence()
+    own, fixed = (make_strategy("contrast", weighting=weighting)(evidence) for weighting in (None, "fixed"))
+    assert {term.weight for term in [*own.values(), *fixed.values()]} == {0.5}
+
+
+def shared(cross_entropy, guidance, guided=True):
+    """Value and slopes of the loss of two terms that share, each of three examples with this mean."""
+
+    def loss(means):
+        examples = jnp.array([0.5, 1.0, 1.5])
+        masks = {"cross_entropy": jnp.ones(3, bool), "cyborg": jnp.full(3, guided)}
+        terms = {name: Term(None, means[name] * examples, mask) for name, mask in masks.items()}
+        return reduce_terms(terms)[0]
+
+    value, slopes = jax.value_and_grad(loss)({"cross_entropy": cross_entropy, "cyborg": guidance})
+    return float(value), float(slopes["cross_entropy"]), float(slopes["cyborg"])
+
+
+@pytest.mark.parametrize(("c", "g"), [(0.7, 0.1), (0.7, 0.4), (0.2, 0.2), (0.05, 0.9), (0.3, 0.0), (0.0, 0.3)])
+def test_shared_losses_have_the_gradient_through_alpha(c, g):
+    """The written-out derivatives of `(c^2 + g^2) / (c + g)`, which are not alpha and 1 - alpha."""
+    alpha, square = c / (c + g), (c + g) ** 2
+    slopes = (c * c + 2 * c * g - g * g) / square, (g * g + 2 * c * g - c * c) / square
+    np.testing.assert_allclose(shared(c, g), (alpha * c + (1 - alpha) * g, *slopes), rtol=1e-5, atol=1e-6)
+    assert (slopes[1] < 0) == (alpha > 0.5**0.5)
+
+
+def test_shared_losses_without_a_map_or_without_a_loss():
+    assert shared(0.7, 0.4, guided=False) == (pytest.approx(0.7), pytest.approx(1.0), 0.0)
+    assert shared(0.0, 0.0) == (0.0, 0.0, 0.0)
 
 
 def test_reduction_divides_by_the_examples_that_count():

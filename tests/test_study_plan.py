@@ -11,6 +11,7 @@ from tiny_manifest import write_manifest
 from tiny_run import tiny_config
 
 from tfcam_jax.data.source import DataError, Dataset, Records
+from tfcam_jax.data.transforms import IDENTITY
 from tfcam_jax.errors import ConfigError
 from tfcam_jax.experiment import open_source, resolve
 from tfcam_jax.study.plan import placebo_arms, plan_arms, plan_runs
@@ -76,10 +77,11 @@ def test_every_guided_arm_gets_every_alpha_and_the_baseline_none(config, dataset
 
 
 def test_controls_differ_from_their_strategy_in_the_placebo_alone(config, dataset):
-    config.compare.placebos = ("other_image", "border_ring")
+    config.compare.placebos = ("other_image", "inverted", "border_ring")
     config.compare.placebo_of = ("difference", "opposed")  # opposed is no strategy of this study
     arms = plan_arms(config)
-    assert placebo_arms(config) == {"difference": ["difference_other_image", "difference_border_ring"]}
+    names = ["difference_other_image", "difference_inverted", "difference_border_ring"]
+    assert placebo_arms(config) == {"difference": names}
     control, own = arms["difference_border_ring"].to_dict(), arms["difference"].to_dict()
     assert control["data"]["maps"].pop("placebo") == "border_ring"
     assert own["data"]["maps"].pop("placebo") == "none"
@@ -104,6 +106,21 @@ def test_variants_are_laid_over_the_base_config(config, dataset):
         (0.1, None, 0.2),
     ]
     assert all(run.config.data.maps.blur == 0 for run in runs if run.entry.arm != "blurred")
+
+
+def test_an_alpha_that_each_step_finds_is_no_grid(config, dataset):
+    """Beside a grid a variant has one run; without a grid every guided arm has one, and cross-entropy no weighting."""
+    config.compare.variants = ConfigDict({"shared": {"strategy": "cyborg", "guidance": {"weighting": "loss_share"}}})
+    config.compare.alphas = (0.1, 0.2)
+    grid = [(entry.arm, entry.alpha) for entry in entries(config, dataset)]
+    assert ("shared", None) in grid and len(grid) == 1 + 2 + 2 + 1
+    config.compare.alphas, config.guidance.weighting = (), "loss_share"
+    runs = plan_runs(config, plan_arms(config), dataset)
+    assert {(run.entry.arm, run.entry.alpha, run.config.guidance.weighting) for run in runs} == {
+        ("cross_entropy", None, None),
+        *((arm, None, "loss_share") for arm in ("cyborg", "difference", "shared")),
+    }
+    assert all(resolve(run.config).loss_share == (run.entry.arm != "cross_entropy") for run in runs)
 
 
 def test_protocols_become_folds_each_a_run(config, dataset):
@@ -187,6 +204,8 @@ def test_mistakes_are_named(config, dataset, overrides, message):
     ("overrides", "message"),
     [
         ({"guidance.alpha": 0.3, "compare.alphas": (0.1,)}, "both given"),
+        ({"guidance.weighting": "loss_share", "compare.alphas": (0.1,)}, "'loss_share', by which.*compare.alphas"),
+        ({"guidance.weighting": "loss_share", "guidance.alpha": 0.3}, "arm 'cyborg': alpha is 0.3 and weighting"),
         ({"data.protocol.name": "k_fold", "compare.protocols": ("closed",)}, "'k_fold', which is not in"),
         ({"data.protocol.domains": ("a",), "compare.protocols": ("closed",)}, "serve protocol open"),
     ],
@@ -247,4 +266,4 @@ def test_the_papers_studies_are_ready_for_whoever_has_the_data(tmp_path, name, s
     assert {"cross_entropy", "cyborg", "opposed", "difference", "contrast", "difference_other_image"} <= arms.keys()
     recipe = runs[0].config
     assert (recipe.model.name, recipe.batch_size, recipe.epochs) == ("densenet121", 20, 50)
-    assert all(value == 0 for value in recipe.augment.values())
+    assert resolve(recipe).augment == IDENTITY

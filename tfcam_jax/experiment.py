@@ -39,7 +39,7 @@ from .models.tasks import one_logit
 from .models.weights import load_pretrained
 from .optimizers import make_optimizer, make_schedule
 from .run.files import WorkdirError, write_text
-from .strategies import STRATEGIES, check_places, default_alpha, make_strategy, reads_human_maps, strategy_options
+from .strategies import STRATEGIES, alpha_of, check_places, make_strategy, reads_human_maps, strategy_options
 from .terms import Strategy
 
 if TYPE_CHECKING:
@@ -77,7 +77,8 @@ class Recipe:
     Attributes:
       stored: the whole config as JSON has it, kept with a run and compared with it.
       make_model: from `num_classes` and further fields of `models.Backbone`.
-      alpha: the weight of cross-entropy in the loss; None where there is nothing else in it.
+      alpha: the weight of cross-entropy in the loss; None where there is nothing else in it, or `loss_share`.
+      loss_share: each step finds alpha from its losses, see `strategies.share_losses`.
       reads_maps: human maps, or placebos in their place, are to enter the loss.
       image_size: pixels a side.
       map_size: places a side that training's maps are resized to alone; None: with the image. See `Resize`.
@@ -104,6 +105,7 @@ class Recipe:
     strategy_name: str
     strategy: Strategy
     alpha: float | None
+    loss_share: bool
     reads_maps: bool
     model_name: str
     make_model: Callable[..., Model]
@@ -173,7 +175,7 @@ def resolve(config: ConfigDict, placement: Placement | None = None) -> Recipe:
     mean, std = tuple(config.data.mean or card.mean), tuple(config.data.std or card.std)
     cam_side = _cam_side(MODELS[config.model.name], image_size)
     strategy = make_strategy(config.strategy, **config.guidance.take(_guidance_options()))
-    alpha = default_alpha(config.strategy) if config.guidance.alpha is None else config.guidance.alpha
+    alpha = alpha_of(config.strategy, config.guidance.alpha, config.guidance.weighting)
     _check_places(config, image_size, cam_side, alpha)
     devices = config.parallel.take(("mode", "devices", "shard_state"))
     fields = {key: config.model[key] for key in _OF_MODEL}
@@ -188,6 +190,7 @@ def resolve(config: ConfigDict, placement: Placement | None = None) -> Recipe:
         strategy_name=config.strategy,
         strategy=strategy,
         alpha=alpha,
+        loss_share=config.guidance.weighting == "loss_share",
         reads_maps=reads_human_maps(config.strategy, alpha) or config.data.maps.placebo != "none",
         model_name=config.model.name,
         make_model=functools.partial(one_logit, make_model) if config.model.one_logit else make_model,
@@ -199,7 +202,7 @@ def resolve(config: ConfigDict, placement: Placement | None = None) -> Recipe:
         cam_side=cam_side,
         preprocess=functools.partial(steps.standardize, mean=mean, std=std),
         make_optimizer=_optimizer(config),
-        augment=Augment(**config.augment.take(_fields(Augment))),
+        augment=_augment(config),
         data=_data_recipe(config),
         placement=placement or make_placement(**devices),
         local_batch_norm=config.parallel.batch_norm == "local",
@@ -307,6 +310,11 @@ def _check_places(config: _Reading, image_size: int, cam_side: int, alpha: float
     except ConfigError as error:
         remedy = finer(config.model.name, image_size, cam_side)
         raise ConfigError(f"config.data.image_size is {image_size}: {error} Take {remedy}.") from error
+
+
+def _augment(config: _Reading) -> Augment:
+    options = config.augment.take(_fields(Augment))
+    return Augment(**options | {"map_blur": tuple(options["map_blur"])})  # a list in a config that was stored as JSON
 
 
 def _optimizer(config: _Reading) -> Callable[[int], optax.GradientTransformation]:

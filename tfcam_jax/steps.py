@@ -17,7 +17,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int, UInt8
 
 from . import saliency
-from .terms import Evidence, Strategy, Terms, Total, count_terms, reduce_terms
+from .terms import Evidence, Strategy, Terms, Total, reduce_terms, total_terms
 
 Batch = dict[str, Array]
 
@@ -114,8 +114,8 @@ def make_train_step(
       axis_name: pmap axis over which the batch is spread; None where one program sees the whole batch.
       accumulate_steps: parts that the batch is worked through in, one after the other, to need less memory. Terms are
         divided by their counts over the whole batch, so that the update is that of the whole batch but for BatchNorm's
-        statistics, which are those of each part. A strategy that leaves out flat maps knows the counts only after all
-        forward passes, which it then does twice: a third more time.
+        statistics, which are those of each part. A strategy that leaves out flat maps, or leaves weights to the step,
+        knows counts and means only after all forward passes, which it then does twice: a third more time.
       gather: from the parameters as they are kept to those that the model computes with, on every device.
       scatter: from such a gradient to one that is spread like the parameters.
 
@@ -127,10 +127,10 @@ def make_train_step(
     """
     forward = functools.partial(_forward, model, strategy, preprocess)
 
-    def part_of_gradient(params: Any, batch_stats: Any, part: Batch, counts: dict[str, Array] | None):
+    def part_of_gradient(params: Any, batch_stats: Any, part: Batch, whole: dict[str, Total] | None):
         def loss(params: Any):
             terms, updated, correct = forward(params, batch_stats, part)
-            share, totals = reduce_terms(terms, axis_name, counts)
+            share, totals = reduce_terms(terms, axis_name, whole)
             return share, (totals, updated, correct)
 
         gradient, (totals, updated, correct) = jax.grad(loss, has_aux=True)(params)
@@ -144,9 +144,9 @@ def make_train_step(
             # Each part takes one row of every so many: no row changes its device.
             split = lambda x: einops.rearrange(x, "(row part) ... -> part row ...", part=accumulate_steps)
             parts = {name: split(x) for name, x in batch.items()}
-            count = lambda _, part: (count_terms(forward(params, state.batch_stats, part)[0], axis_name), ())
-            counts, _ = _accumulate(count, (), parts)
-            gradient_of = lambda stats, part: part_of_gradient(params, stats, part, counts)
+            total = lambda _, part: (total_terms(forward(params, state.batch_stats, part)[0], axis_name), ())
+            whole, _ = _accumulate(total, (), parts)
+            gradient_of = lambda stats, part: part_of_gradient(params, stats, part, whole)
             sums, batch_stats = _accumulate(gradient_of, state.batch_stats, parts)
         gradient, totals, correct = sums
         if axis_name is not None:

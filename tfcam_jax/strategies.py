@@ -2,6 +2,8 @@
 
     total = alpha * cross-entropy + (1 - alpha) * guidance
 
+with an alpha that is given, or that each step finds (`WEIGHTINGS`).
+
 A new strategy is one function here, one line in `STRATEGIES` and a config. `opposed`, `difference` and `contrast`
 are reconstructions from the abstract of arXiv 2507.17000; see `tfcam_jax.losses`.
 """
@@ -26,12 +28,16 @@ from .terms import Evidence, Strategy, Term, Terms
 CAM_CLASSES = ("true", "predicted")
 CAM_FEATURES = ("pooled", "hooked")
 ATTRIBUTIONS = ("true", "difference")
+# What alpha is. fixed: a number. loss_share: cross-entropy / (cross-entropy + guidance), of each batch's means.
+WEIGHTINGS = ("fixed", "loss_share")
 
 
 class View(NamedTuple):
     """The maps of a batch at the CAM's resolution; `usable` marks human maps that say something.
 
-    Leading dimensions are [batch], or [batch, labels] where each image has many (`models.tasks.MultiLabel`).
+    `true_map` is T and `false_map` U for the labels, or for the predicted classes in their place (`guided`'s
+    `cam_class`). Leading dimensions are [batch], or [batch, labels] where each image has many
+    (`models.tasks.MultiLabel`).
     """
 
     true_map: Float[Array, "*batch h w"]
@@ -54,7 +60,7 @@ def guided(
     alpha: float,
     name: str,
     guidance: Guidance,
-    cam_labels: Array | None = None,
+    cam_class: str = "true",
     cam_features: Array | None = None,
 ) -> Terms:
     """Cross-entropy and one guidance term: what most strategies consist of, and a new one can start from.
@@ -64,12 +70,17 @@ def guided(
       alpha: total = alpha * cross-entropy + (1 - alpha) * guidance; at 1 the guidance is not even traced.
       name: of the guidance term, in metrics.
       guidance: from the maps to one value per example, and which examples it holds for.
-      cam_labels: class whose map counts as the true one; None: the labels.
+      cam_class: the class whose map is T, U being the other classes': "true", the label, or "predicted", the largest
+        logit, as in the code of CYBORG and VISER. They differ for images that are classified wrongly: there "predicted"
+        asks for evidence of the wrong class where people looked (of two classes D changes its sign), and cross-entropy
+        alone speaks for the label.
       cam_features: [batch, h, w, channels], what the maps are made of; None: the features that are pooled.
     """
+    check_known("cam_class", cam_class, CAM_CLASSES)
     terms = {"cross_entropy": cross_entropy(evidence)["cross_entropy"]._replace(weight=alpha)}
     if alpha < 1:
-        per_example, usable = guidance(_view(evidence, cam_labels, cam_features))
+        labels = evidence.labels if cam_class == "true" else evidence.output.logits.argmax(-1)
+        per_example, usable = guidance(_view(evidence, labels, cam_features))
         terms[name] = Term(1 - alpha, per_example, evidence.mask & usable)
     return terms
 
@@ -88,25 +99,25 @@ def cyborg(
     that is not the pooled one, `cam_features="hooked"`: the means of such maps are not the logits. Only the guidance
     sees it; evaluation keeps to the pooled tensor.
     """
-    check_known("cam_class", cam_class, CAM_CLASSES)
     check_known("cam_features", cam_features, CAM_FEATURES)
-    labels = evidence.labels if cam_class == "true" else evidence.output.logits.argmax(-1)
     features = None if cam_features == "pooled" else evidence.output.hooked
     if cam_features == "hooked" and features is None:
         raise ConfigError("cam_features=hooked: this network has no such tensor; leave it unset (pooled)")
     loss = lambda view: losses.cyborg_loss(view.true_map, view.saliency, divergence)
     guidance = lambda view: (loss(view), view.usable & _vary(view.true_map))
-    return guided(evidence, alpha, "cyborg", guidance, labels, features)
+    return guided(evidence, alpha, "cyborg", guidance, cam_class, features)
 
 
-def opposed(evidence: Evidence, *, alpha: float = 0.5, divergence: Divergence = mse) -> Terms:
+def opposed(evidence: Evidence, *, alpha: float = 0.5, divergence: Divergence = mse, cam_class: str = "true") -> Terms:
     """True-class map like the human's, false-class map like its complement (reconstruction 1)."""
     loss = lambda view: losses.opposed_loss(view.true_map, view.false_map, view.saliency, divergence)
     guidance = lambda view: (loss(view), view.usable & _vary(view.true_map, view.false_map))
-    return guided(evidence, alpha, "opposed", guidance)
+    return guided(evidence, alpha, "opposed", guidance, cam_class)
 
 
-def difference(evidence: Evidence, *, alpha: float = 0.5, divergence: Divergence = mse) -> Terms:
+def difference(
+    evidence: Evidence, *, alpha: float = 0.5, divergence: Divergence = mse, cam_class: str = "true"
+) -> Terms:
     """Difference of the raw maps like the human's map (reconstruction 2)."""
 
     def guidance(view: View):
@@ -115,35 +126,36 @@ def difference(evidence: Evidence, *, alpha: float = 0.5, divergence: Divergence
         magnitude = cams.largest_magnitude(view.true_map, view.false_map)
         return loss, view.usable & ~cams.is_constant(maps, magnitude)
 
-    return guided(evidence, alpha, "difference", guidance)
+    return guided(evidence, alpha, "difference", guidance, cam_class)
 
 
-def contrast(evidence: Evidence, *, alpha: float = 0.5) -> Terms:
+def contrast(evidence: Evidence, *, alpha: float = 0.5, cam_class: str = "true") -> Terms:
     """Maps that diverge where people looked and agree elsewhere (reconstruction 3)."""
     loss = lambda view: losses.contrast_loss(view.true_map, view.false_map, view.saliency)
     guidance = lambda view: (loss(view), view.usable & _vary(view.true_map, view.false_map))
-    return guided(evidence, alpha, "contrast", guidance)
+    return guided(evidence, alpha, "contrast", guidance, cam_class)
 
 
-def energy(evidence: Evidence, *, alpha: float = 0.5, attribution: str = "true") -> Terms:
+def energy(evidence: Evidence, *, alpha: float = 0.5, attribution: str = "true", cam_class: str = "true") -> Terms:
     """Positive attribution inside the human map (Rao et al., ICCV 2023), on T or on D."""
 
     def guidance(view: View):
         maps = _attribution(view, attribution)
         return losses.energy_loss(maps, view.saliency), view.usable & (maps > 0).any((-2, -1))
 
-    return guided(evidence, alpha, "energy", guidance)
+    return guided(evidence, alpha, "energy", guidance, cam_class)
 
 
-def outside(evidence: Evidence, *, alpha: float = 0.5, attribution: str = "true") -> Terms:
+def outside(evidence: Evidence, *, alpha: float = 0.5, attribution: str = "true", cam_class: str = "true") -> Terms:
     """No attribution outside the human map (RRR* in Rao et al., ICCV 2023), on T or on D."""
     guidance = lambda view: (losses.outside_loss(_attribution(view, attribution), view.saliency), view.usable)
-    return guided(evidence, alpha, "outside", guidance)
+    return guided(evidence, alpha, "outside", guidance, cam_class)
 
 
-def entropy(evidence: Evidence, *, alpha: float = 0.5) -> Terms:
+def entropy(evidence: Evidence, *, alpha: float = 0.5, cam_class: str = "true") -> Terms:
     """Low entropy of the true-class map (Piland et al., arXiv 2303.00818). Uses no human map."""
-    return guided(evidence, alpha, "entropy", lambda view: (losses.entropy_loss(view.true_map), _vary(view.true_map)))
+    guidance = lambda view: (losses.entropy_loss(view.true_map), _vary(view.true_map))
+    return guided(evidence, alpha, "entropy", guidance, cam_class)
 
 
 def hard_negative(evidence: Evidence, *, alpha: float = 0.5) -> Terms:
@@ -166,10 +178,10 @@ def input_gradient(evidence: Evidence, *, alpha: float = 0.5) -> Terms:
     return guided(evidence, alpha, "input_gradient", guidance)
 
 
-def sham(evidence: Evidence, *, alpha: float = 0.5, divergence: Divergence = mse) -> Terms:
+def sham(evidence: Evidence, *, alpha: float = 0.5, divergence: Divergence = mse, cam_class: str = "true") -> Terms:
     """Adversarial control: `cyborg` towards the border ring, on the same examples that `cyborg` would use."""
     guidance = lambda view: (losses.sham_loss(view.true_map, divergence), view.usable & _vary(view.true_map))
-    return guided(evidence, alpha, "sham", guidance)
+    return guided(evidence, alpha, "sham", guidance, cam_class)
 
 
 STRATEGIES: dict[str, Callable[..., Terms]] = {
@@ -195,16 +207,24 @@ _WITHOUT_HUMAN_MAPS = frozenset({"cross_entropy", "entropy", "hard_negative", "s
 
 
 def strategy_options(name: str) -> list[str]:
-    """Names of the options that a strategy of the table has."""
+    """Names of the options that `make_strategy` takes for a strategy of the table.
+
+    Its own, and `weighting` where it weighs guidance at all.
+    """
     check_known("strategy", name, STRATEGIES)
     parameters = inspect.signature(STRATEGIES[name]).parameters.values()
-    return [parameter.name for parameter in parameters if parameter.kind is parameter.KEYWORD_ONLY]
+    own = [parameter.name for parameter in parameters if parameter.kind is parameter.KEYWORD_ONLY]
+    return [*own, "weighting"] if "alpha" in own else own
 
 
-def default_alpha(name: str) -> float | None:
-    """The `alpha` of a strategy that is given none; None for one without, as `cross_entropy`."""
-    parameters = inspect.signature(STRATEGIES[name]).parameters
-    return parameters["alpha"].default if "alpha" in strategy_options(name) else None
+def alpha_of(name: str, alpha: float | None, weighting: str | None) -> float | None:
+    """The number that weighs cross-entropy in a strategy with these options, None being its default.
+
+    None where there is no such number: nothing else is in the loss, as in `cross_entropy`, or each step finds its own.
+    """
+    if "alpha" not in strategy_options(name) or weighting == "loss_share":
+        return None
+    return inspect.signature(STRATEGIES[name]).parameters["alpha"].default if alpha is None else alpha
 
 
 def reads_human_maps(name: str, alpha: float | None = None) -> bool:
@@ -226,6 +246,7 @@ def make_strategy(name: str, **options: Any) -> Strategy:
     Args:
       name: key of `STRATEGIES`.
       **options: keyword arguments of the strategy; None means its own default. `divergence` is a key of `DIVERGENCES`.
+        `weighting` is one of `WEIGHTINGS`, by default "fixed", see `share_losses` for the other.
 
     Raises:
       ConfigError: an unknown name or value, or an option that this strategy does not have (it would do nothing).
@@ -240,19 +261,46 @@ def make_strategy(name: str, **options: Any) -> Strategy:
             )
     if not 0 <= chosen.get("alpha", 0.5) <= 1:
         raise ConfigError(f"alpha weighs cross-entropy against guidance and lies in [0, 1]; got {chosen['alpha']}")
-    named = {"divergence": DIVERGENCES, "attribution": ATTRIBUTIONS}
+    named = {"divergence": DIVERGENCES, "attribution": ATTRIBUTIONS, "weighting": WEIGHTINGS}
     named |= {"cam_class": CAM_CLASSES, "cam_features": CAM_FEATURES}
     for key, values in named.items():
         if key in chosen:
             check_known(key, chosen[key], values)
     if "divergence" in chosen:
         chosen["divergence"] = DIVERGENCES[chosen["divergence"]]
-    return functools.partial(STRATEGIES[name], **chosen)
+    weighting = chosen.pop("weighting", "fixed")
+    if weighting == "loss_share" and "alpha" in chosen:
+        raise ConfigError(
+            f"alpha is {chosen['alpha']} and weighting is 'loss_share', by which each step finds its own alpha, "
+            "cross-entropy / (cross-entropy + guidance): leave one unset."
+        )
+    strategy = functools.partial(STRATEGIES[name], **chosen)
+    return share_losses(strategy) if weighting == "loss_share" else strategy
 
 
-def _view(evidence: Evidence, labels: Array | None, features: Array | None) -> View:
+def share_losses(strategy: Strategy) -> Strategy:
+    """The strategy with each term weighed by its share of their sum, found anew from the means of every batch.
+
+    With cross-entropy C and guidance G, means over the whole batch, alpha = C / (C + G). The gradient goes through
+    alpha, as in the public code of VISER (Dowling, Piland, Frederick, Sweet, Czajka, IJCB 2026, arXiv 2603.17859):
+
+        total = alpha C + (1 - alpha) G = (C^2 + G^2) / (C + G)
+
+    So a step does not follow `alpha grad C + (1 - alpha) grad G`. The slope by G is `(G^2 + 2 C G - C^2) / (C + G)^2`,
+    **negative while G < (sqrt(2) - 1) C**, where alpha > 0.707: the step then moves the maps away from the human ones.
+    Likewise cross-entropy is pushed up while C < 0.414 G, where alpha < 0.293. The larger of the two terms is always
+    pulled down. 0, with gradient 0, where both are 0 (that code adds 1e-8 to the divisor). A batch without a usable
+    human map has G = 0 and alpha = 1: plain cross-entropy, of weight 1, where a fixed alpha leaves alpha times it.
+    """
+    return functools.partial(_share_losses, strategy)
+
+
+def _share_losses(strategy: Strategy, evidence: Evidence) -> Terms:
+    return {name: term._replace(weight=None) for name, term in strategy(evidence).items()}
+
+
+def _view(evidence: Evidence, labels: Array, features: Array | None) -> View:
     """Computes the maps; what a strategy does not use is removed by the compiler."""
-    labels = evidence.labels if labels is None else labels
     true_map, false_map = evidence.output.true_false_maps(labels, features)
     human, usable = saliency.to_cam_resolution(evidence.human_maps, true_map.shape[-2:])
     if human.ndim < true_map.ndim:  # one human map for all labels of an image

@@ -57,9 +57,13 @@ class Evidence(NamedTuple):
 
 
 class Term(NamedTuple):
-    """One term of the loss: `weight * sum(mask * per_example) / sum(mask)` over all devices."""
+    """One term of the loss: `weight * mean`, its mean being `sum(mask * per_example) / sum(mask)` over all devices.
 
-    weight: float
+    A `weight` of None is found in each step: the term's mean over the sum of the means of all terms that have None, see
+    `reduce_terms`. Such terms must not be negative.
+    """
+
+    weight: float | None
     per_example: Float[Array, "*batch"]
     mask: Bool[Array, "*batch"]
 
@@ -76,27 +80,51 @@ class Total(NamedTuple):
 
 
 def reduce_terms(
-    terms: Terms, axis_name: str | None = None, counts: dict[str, Array] | None = None
+    terms: Terms, axis_name: str | None = None, whole: dict[str, Total] | None = None
 ) -> tuple[Float[Array, ""], dict[str, Total]]:
     """Reduces terms to this part's share of the loss and to each term's total over all devices.
 
     The shares of all devices and parts sum to the loss, so gradients are to be *summed* over them. A term without any
     example that counts contributes 0, with gradient 0. `axis_name` is of pmap; None where the arrays span all devices.
-    `counts` are those of the whole batch (`count_terms`), where it has other parts than these arrays over all devices.
+    `whole` are the totals of the whole batch (`total_terms`), where it has other parts than these arrays over all
+    devices.
+
+    The loss is `sum_k weight_k mean_k`. Terms without a weight have `weight_k = mean_k / sum_j mean_j`, the sum over
+    all of them, and the gradient goes through that weight too: together `sum_k mean_k^2 / sum_k mean_k`. Value and
+    gradient are 0 where all of these means are.
     """
     share = jnp.zeros(())
-    totals = {}
-    here = count_terms(terms, axis_name)
+    totals = total_terms(terms, axis_name)
+    whole = whole or totals
+    slopes = _slopes(terms, whole)
     for name, term in terms.items():
-        # `where`, not a product: 0 * nan is nan, and what is masked may be anything.
-        local = jnp.where(term.mask, term.per_example, 0).sum()
-        share = share + term.weight * local / jnp.maximum((counts or here)[name], 1)
-        everywhere = local if axis_name is None else jax.lax.psum(jax.lax.stop_gradient(local), axis_name)
-        totals[name] = Total(everywhere, here[name])
+        share = share + slopes[name] * _sum(term) / jnp.maximum(whole[name].count, 1)
     return share, totals
 
 
-def count_terms(terms: Terms, axis_name: str | None = None) -> dict[str, Float[Array, ""]]:
-    """The number of examples that enter each term, over all devices."""
-    counts = {name: term.mask.sum().astype(jnp.float32) for name, term in terms.items()}
-    return counts if axis_name is None else jax.lax.psum(counts, axis_name)
+def total_terms(terms: Terms, axis_name: str | None = None) -> dict[str, Total]:
+    """Each term's sum over the examples that enter it, as a constant, and their number, over all devices."""
+    count = lambda term: term.mask.sum().astype(jnp.float32)
+    totals = {name: Total(jax.lax.stop_gradient(_sum(term)), count(term)) for name, term in terms.items()}
+    return totals if axis_name is None else jax.lax.psum(totals, axis_name)
+
+
+def _sum(term: Term) -> Float[Array, ""]:
+    # `where`, not a product: 0 * nan is nan, and what is masked may be anything.
+    return jnp.where(term.mask, term.per_example, 0).sum()
+
+
+def _slopes(terms: Terms, whole: dict[str, Total]) -> dict[str, float | Float[Array, ""]]:
+    """Derivative of the loss by each term's mean, a constant of the step.
+
+    With `s_k` the share of mean k in the sum, that of `sum_k mean_k^2 / sum_k mean_k` is `2 s_k - sum_j s_j^2`. As this
+    loss grows with its terms' common factor, `sum_k slope_k mean_k` is the loss itself: what is linear in the terms has
+    both its value and its gradient, and can be added up over devices and parts.
+    """
+    unweighted = [name for name, term in terms.items() if term.weight is None]
+    means = {name: whole[name].sum / jnp.maximum(whole[name].count, 1) for name in unweighted}
+    total = sum(means.values())
+    shares = {name: mean / jnp.where(total == 0, 1, total) for name, mean in means.items()}
+    squares = sum(jnp.square(share) for share in shares.values())
+    found = {name: 2 * share - squares for name, share in shares.items()}
+    return {name: found[name] if term.weight is None else term.weight for name, term in terms.items()}

@@ -190,7 +190,7 @@ def train_one_epoch(run: _Run, state: TrainState, epoch: int, first_batch: int, 
     """
     recipe, size = run.experiment.recipe, run.experiment.steps_per_epoch
     step = int(state.step)
-    window = MetricWindow(run.experiment.dataset.splits["train"].records.ids, step, pending)
+    window = MetricWindow(run.experiment.dataset.splits["train"].records.ids, step, pending, recipe.loss_share)
     on_device = lambda batch: run.experiment.put_batch({k: v for k, v in batch.items() if k != "index"})
     host_batches = run.experiment.train_epoch(epoch, first_batch)
     batches = prefetch_to_device(host_batches, lambda batch: (on_device(batch), batch["index"]))

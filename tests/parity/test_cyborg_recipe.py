@@ -1,5 +1,7 @@
 """An epoch of `configs/cyborg_recipe.py` in float64 against PyTorch's, written from the recipe's description.
 
+Also with the weight of VISER's recipe, which each step finds (`guidance.weighting=loss_share`), not detached.
+
 The reference hooks its features, for DenseNet runs the network twice, loops over the images and ends the epoch with a
 smaller batch, as the CYBORG code is described to do. From image files' sizes on both go their own way.
 
@@ -70,11 +72,11 @@ def test_the_tensors_hooked_are_those_described():
 
 
 @pytest.mark.timeout(1800)  # Inception takes twelve minutes on two busy cores, most of it to compile
-@pytest.mark.parametrize("name", SIZES)
-def test_every_step_has_pytorchs_gradient(name):
+@pytest.mark.parametrize(("name", "weighting"), [*((name, "fixed") for name in SIZES), ("resnet18", "loss_share")])
+def test_every_step_has_pytorchs_gradient(name, weighting):
     config = cyborg_recipe.get_config(name)
     config.strategy, config.data.image_size, config.data.manifest = "cyborg", SIZES[name], "any.csv"
-    config.batch_size = BATCH_SIZE
+    config.batch_size, config.guidance.weighting = BATCH_SIZE, weighting
     recipe = resolve(config)
     network = build_reference(name, seed=0, num_classes=2)
     start = by_our_names(numpy_state_dict(network), name)
@@ -86,7 +88,8 @@ def test_every_step_has_pytorchs_gradient(name):
         max(max(relative_errors(mine, reference).values()) for mine, reference in zip(one, other, strict=True))
         for one, other in zip(ours, theirs, strict=True)
     ]
-    print(f"\n{name:<13}", *(f"{error:.1e}" for error in errors), end=" ", flush=True)
+    title = f"{name}, loss_share" if recipe.loss_share else name
+    print(f"\n{title:<21}", *(f"{error:.1e}" for error in errors), end=" ", flush=True)
     assert all(error <= tolerance for error, tolerance in zip(errors, TOLERANCES, strict=True)), errors
 
 
@@ -142,8 +145,10 @@ def run_reference(name: str, network: Any, batches: list[dict[str, np.ndarray]],
         optimizer.zero_grad()
         logits = network(images)
         features = hooked.pop() if layer else network.features(images)
-        total = loss(torch, logits, features, torch.from_numpy(np.arange(COUNT) % 2)[rows], human, network)
-        total.backward()
+        labels = torch.from_numpy(np.arange(COUNT) % 2)[rows]
+        cross_entropy, guidance = losses(torch, logits, features, labels, human, network)
+        alpha = cross_entropy / (cross_entropy + guidance) if recipe.loss_share else 0.5
+        (alpha * cross_entropy + (1 - alpha) * guidance).backward()
         gradient = {key: parameter.grad.numpy().copy() for key, parameter in parameters.items()}
         optimizer.step()
         steps.append(Step(by_our_names(gradient, name), by_our_names(numpy_state_dict(network), name)))
@@ -152,15 +157,15 @@ def run_reference(name: str, network: Any, batches: list[dict[str, np.ndarray]],
     return steps
 
 
-def loss(torch: Any, logits: Any, features: Any, labels: Any, human: Any, network: Any) -> Any:
-    """Half the cross-entropy, and half the mean squared error of the predicted class's map."""
+def losses(torch: Any, logits: Any, features: Any, labels: Any, human: Any, network: Any) -> tuple[Any, Any]:
+    """The cross-entropy, and the mean squared error of the predicted class's map."""
     head = [module for module in network.modules() if isinstance(module, torch.nn.Linear)][-1].weight
-    guidance = 0.0
+    guidance = torch.zeros((), dtype=torch.float64)
     for channels, predicted, wanted in zip(features, logits.argmax(1).tolist(), human, strict=True):
         cam = torch.einsum("c,chw->hw", head[predicted], channels)
         cam = (cam - cam.min()) / (cam.max() - cam.min())
         guidance = guidance + torch.nn.functional.mse_loss(cam, wanted)
-    return 0.5 * torch.nn.functional.cross_entropy(logits, labels) + 0.5 * guidance / len(human)
+    return torch.nn.functional.cross_entropy(logits, labels), guidance / len(human)
 
 
 def loaded(rows: np.ndarray, image_size: int, map_size: int, card: Any) -> tuple[Any, Any]:

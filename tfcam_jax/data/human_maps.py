@@ -1,7 +1,7 @@
 """What is done with human maps once they are drawn: combining annotators, blur, threshold, and placebos.
 
-A placebo replaces the maps of training by ones that say nothing of their image. A gain counts only if the true maps
-beat them. The examples that have a map stay the same, and so do order, augmentation and step count.
+A placebo replaces the maps of training by ones that say nothing of their image, or the opposite. A gain counts only if
+the true maps beat them. The examples that have a map stay the same, and so do order, augmentation and step count.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from .source import DataError, Dataset, Example, Records, Source, WithRecords
 
 # How annotators are combined; any other word is the name of one.
 HOW = ("mean", "majority")
-PLACEBOS = ("none", "other_image", "mean_map", "border_ring")
+PLACEBOS = ("none", "other_image", "mean_map", "border_ring", "inverted")
 PREDICTED = ("use", "ignore", "other_image")
 
 # A smaller share of training with a map is told.
@@ -286,6 +286,8 @@ def placebo_maps(source: Source, kind: str, seed: int) -> Source:
     mean_map: the mean over the class's maps, each first divided by its peak. It knows where the class's objects lie
       on average, and nothing of the image. An image's own map is in it with 1/n.
     border_ring: 1 on the 28 outer ones of 7 x 7 places, 0 within; says nothing even of the class.
+    inverted: the image's own map upside down, its peak minus it: guidance to where nobody looked (the sanity check of
+      SAGE, arXiv 2511.12744, 2025). It is usable where the map is: both have the same range.
 
     `seed` is that of the dealing. Raises DataError for other_image, if a class has one map only, or one group holds
     more than half of a class's maps, and ConfigError for a kind that is none of `PLACEBOS`.
@@ -295,6 +297,8 @@ def placebo_maps(source: Source, kind: str, seed: int) -> Source:
         return source
     if kind == "other_image":
         return WithMaps(source, partial(_donors_map, source, deal_maps(source.records, seed)))
+    if kind == "inverted":
+        return WithMaps(source, _inverted_map)
     labels = source.records.labels
     maps = mean_maps(source) if kind == "mean_map" else dict.fromkeys(np.unique(labels).tolist(), ring_map())
     return WithMaps(source, partial(_class_map, labels, maps))
@@ -304,6 +308,10 @@ def placebo_maps(source: Source, kind: str, seed: int) -> Source:
 def _donors_map(source: Source, donors: np.ndarray, index: int, saliency: np.ndarray) -> np.ndarray:
     other = source[int(donors[index])].saliency
     return saliency if other is None else other
+
+
+def _inverted_map(index: int, saliency: np.ndarray) -> np.ndarray:
+    return saliency.max() - saliency
 
 
 def _class_map(labels: np.ndarray, maps: Mapping[int, np.ndarray], index: int, saliency: np.ndarray) -> np.ndarray:

@@ -1,4 +1,5 @@
-"""One geometric transform for an image and its human map (crop, resize, flip, affine), and colour for the image."""
+"""One geometric transform for an image and its human map (crop, resize, flip, affine), colour for the image alone,
+and blur for the map alone."""
 
 from __future__ import annotations
 
@@ -17,7 +18,7 @@ _BILINEAR = Image.Resampling.BILINEAR
 
 @dataclass(frozen=True)
 class Augment:
-    """Random geometry and colour, every part drawn uniformly. The default changes nothing, as in the CYBORG recipe.
+    """Random geometry, colour and blur, all drawn uniformly. The default changes nothing, as in the CYBORG recipe.
 
     Attributes:
       flip: probability of a left-right flip, 0..1.
@@ -29,6 +30,11 @@ class Augment:
       brightness: largest shift of all values, as a share of the range, either way, 0..0.5.
       contrast: largest change of the values' distance from their mean, as a share, either way, 0..0.9.
       saturation: largest change of the colours' distance from grey, as a share, either way, 0..1.
+      map_blur: of the map alone, last: least and largest standard deviation, above 0, of a Gaussian, in pixels of the
+        map as it is handed on; empty: none. Its kernel has 3 x 3 pixels, whatever the deviation, and what lies beyond
+        the border is mirrored without repeating the border, as in torchvision's `GaussianBlur(3, sigma)`, which the
+        public code of VISER (IJCB 2026) applies to maps of 7 x 7 places, `Resize.map_size` here. On maps of an image's
+        size 3 x 3 pixels are next to nothing. The peak is not restored.
 
     Raises:
       ConfigError: a value beyond its limits.
@@ -43,11 +49,16 @@ class Augment:
     brightness: float = 0.0
     contrast: float = 0.0
     saturation: float = 0.0
+    map_blur: tuple = ()
 
     # Beyond these limits no image is left to learn from, and what must be padded grows without bound.
     def __post_init__(self):
         limits = {"flip": 1, "crop": 0.9, "rotate": 180, "translate": 0.5, "scale": 0.5, "shear": 45}
         check_ranges("augment", self, limits | {"brightness": 0.5, "contrast": 0.9, "saturation": 1})
+        numbers = all(isinstance(sigma, int | float) for sigma in self.map_blur)
+        if self.map_blur and not (numbers and len(self.map_blur) == 2 and 0 < self.map_blur[0] <= self.map_blur[1]):
+            what = "augment.map_blur must be empty or two numbers, the least and largest standard deviation in pixels"
+            raise ConfigError(f"{what}, 0 < least <= largest, as (0.1, 2.0); got {self.map_blur}")
 
 
 IDENTITY = Augment()
@@ -104,16 +115,23 @@ def apply(
     """
     geometry = _Geometry() if rng is None else _draw(augment, rng)
     image = _move_picture(_in_stages(example.picture, resize.through), resize.size, geometry)
-    if rng is not None and (augment.brightness or augment.contrast or augment.saturation):
-        image = _recolour(image, augment, rng)
+    # Drawn whether used or not, as in `_draw`.
+    colours, blur = (None, None) if rng is None else (rng.random(3), rng.random())
+    if colours is not None and (augment.brightness or augment.contrast or augment.saturation):
+        image = _recolour(image, augment, colours)
     map_size = resize.map_size or resize.size
     if example.saliency is None:
         return image, np.zeros((map_size, map_size), np.float32)
     saliency = np.asarray(example.saliency, np.float32)
     if resize.map_size is None:
-        return image, _move_map(_in_stages(Image.fromarray(saliency), resize.through), map_size, geometry)
-    eight_bits = Image.fromarray(np.rint(np.clip(saliency, 0, 1) * 255).astype(np.uint8))
-    return image, _move_map(eight_bits, map_size, geometry).astype(np.float32)
+        moved = _move_map(_in_stages(Image.fromarray(saliency), resize.through), map_size, geometry)
+    else:
+        eight_bits = Image.fromarray(np.rint(np.clip(saliency, 0, 1) * 255).astype(np.uint8))
+        moved = _move_map(eight_bits, map_size, geometry).astype(np.float32)
+    if blur is not None and augment.map_blur:
+        least, largest = augment.map_blur
+        moved = _blur(moved, least + (largest - least) * blur)
+    return image, moved
 
 
 def _draw(augment: Augment, rng: np.random.Generator) -> _Geometry:
@@ -132,9 +150,9 @@ def _draw(augment: Augment, rng: np.random.Generator) -> _Geometry:
     return _Geometry((left, top, left + width, top + height), bool(flip < augment.flip), affine)
 
 
-def _recolour(image: np.ndarray, augment: Augment, rng: np.random.Generator) -> np.ndarray:
+def _recolour(image: np.ndarray, augment: Augment, unit: np.ndarray) -> np.ndarray:
     """Brightness and contrast as one table of 256 values, then saturation; the map has no colours."""
-    brightness, contrast, saturation = 2 * rng.random(3) - 1
+    brightness, contrast, saturation = 2 * unit - 1
     mean = image.mean()
     table = (1 + augment.contrast * contrast) * (np.arange(256) - mean) + mean + 255 * augment.brightness * brightness
     image = np.clip(np.rint(table), 0, 255).astype(np.uint8)[image]
@@ -163,6 +181,15 @@ def _move_map(saliency: Image.Image, size: int, geometry: _Geometry) -> np.ndarr
     if geometry.affine:
         values = np.asarray(_affine(moved, size, _affine_coefficients(size, *geometry.affine)))
     return values
+
+
+def _blur(values: np.ndarray, sigma: float) -> np.ndarray:
+    """A Gaussian cut to 3 x 3 pixels; zeros stay zeros."""
+    beside = np.float32(math.exp(-0.5 / sigma**2))
+    middle, beside = 1 / (1 + 2 * beside), beside / (1 + 2 * beside)
+    padded = np.pad(values, 1, mode="reflect")
+    rows = beside * (padded[:-2] + padded[2:]) + middle * padded[1:-1]
+    return beside * (rows[:, :-2] + rows[:, 2:]) + middle * rows[:, 1:-1]
 
 
 def _in_stages(picture: Image.Image, sides: tuple[int, ...]) -> Image.Image:

@@ -113,7 +113,9 @@ def _shown() -> dict[str, Any]:
 
 def _experiment(recipe: Recipe, learned: Source, last: Experiment | None) -> Experiment:
     """What trains a predictor; compiled functions of the last one serve again where its epochs are as long."""
-    recipe = dataclasses.replace(recipe, strategy=prediction_loss, strategy_name="map_prediction", balance="none")
+    sharp = dataclasses.replace(recipe.augment, map_blur=())  # the maps are what is learned
+    changed = {"strategy": prediction_loss, "strategy_name": "map_prediction", "balance": "none", "augment": sharp}
+    recipe = dataclasses.replace(recipe, **changed)
     dataset = Dataset("map predictors", ("map",), {"train": learned})
     if last is not None and last.steps_per_epoch == -(-len(learned) // recipe.batch_size):
         return build_experiment(recipe, dataset, last)

@@ -32,10 +32,18 @@ class MetricWindow:
       ids: name of each training example, to name those of a step that went wrong.
       last_step: number of the step before the first that is added.
       entries: `as_json` of a window that was cut off after `last_step`.
+      loss_share: the steps weigh their terms by `strategies.share_losses`.
     """
 
-    def __init__(self, ids: Sequence[str], last_step: int, entries: Sequence[dict[str, Any]] = ()):
+    def __init__(
+        self,
+        ids: Sequence[str],
+        last_step: int,
+        entries: Sequence[dict[str, Any]] = (),
+        loss_share: bool = False,
+    ):
         self._ids = ids
+        self._loss_share = loss_share
         self._last_step = last_step
         terms = lambda entry: {name: Total(total, count) for name, total, count in entry["terms"]}
         self._metrics = [StepMetrics(terms(one), Total(*one["correct"]), one["grad_norm"]) for one in entries]
@@ -81,9 +89,12 @@ class MetricWindow:
         ]
 
     def close(self) -> dict[str, float | None]:
-        """The means over the window (see `summarize`), waiting for all steps; empties it. Raises NonFiniteError."""
+        """The means over the window (see `summarize` and `summarize_shares`), waiting for all steps; empties it.
+
+        Raises NonFiniteError.
+        """
         self._look(len(self))
-        scalars = summarize(self._metrics)
+        scalars = summarize(self._metrics) | (summarize_shares(self._metrics) if self._loss_share else {})
         self._metrics, self._rows, self._sound = [], [], 0
         return scalars
 
@@ -113,3 +124,17 @@ def summarize(metrics: Sequence[StepMetrics]) -> dict[str, float | None]:
     scalars["train/accuracy"] = correct / sum(float(entry.correct.count) for entry in metrics)
     scalars["train/grad_norm"] = sum(float(entry.grad_norm) for entry in metrics) / len(metrics)
     return scalars
+
+
+def summarize_shares(metrics: Sequence[StepMetrics]) -> dict[str, float | None]:
+    """Means over steps, each counting once, of what those that share losses found (`strategies.share_losses`).
+
+    `train/alpha` is the weight of cross-entropy, and `train/loss` the total. A term without any example is 0.
+    """
+    alphas, losses = [], []
+    for entry in metrics:
+        means = {name: float(total.sum) / max(float(total.count), 1) for name, total in entry.terms.items()}
+        divisor = sum(means.values()) or 1.0
+        alphas.append(means["cross_entropy"] / divisor)
+        losses.append(sum(mean * mean for mean in means.values()) / divisor)
+    return {"train/alpha": sum(alphas) / len(alphas), "train/loss": sum(losses) / len(losses)}

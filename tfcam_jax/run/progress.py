@@ -12,6 +12,7 @@ from tqdm import tqdm
 
 from ..devices.distributed import is_first
 
+_SHARED = frozenset({"train/alpha", "train/loss"})  # of `metric_window.summarize_shares`
 _COUNT = "_examples"  # of a term's mean in the scalars of `metric_window.summarize`
 _LABELS = {"auroc": "AUROC", "accuracy": "accuracy", "cross_entropy": "cross-entropy"}
 
@@ -25,7 +26,8 @@ class Progress:
     Args:
       title: of the bar.
       epochs: of the run.
-      alpha: weight of cross-entropy in the loss; None where it is the only term.
+      alpha: weight of cross-entropy in the loss; None where it is the only term, or the scalars tell
+        (`metric_window.summarize_shares`).
       select_by: the validation figure that the best epoch is chosen by.
       quiet: say nothing.
     """
@@ -36,7 +38,7 @@ class Progress:
         self._lines = self._speaks and not (sys.stdout.isatty() and sys.stderr.isatty())
         self._bar = tqdm(disable=True)
         self._shown: dict[str, str] = {}
-        self._total = 0
+        self._total = self._told = 0
         self._begin_epoch()
 
     def __enter__(self) -> Progress:
@@ -58,7 +60,7 @@ class Progress:
         yet: `advance` will have their losses.
         """
         total = self._total = self._epochs * steps_per_epoch
-        logged = batch - pending
+        logged, self._told = batch - pending, step - pending
         if epoch == self._epochs:
             self.say(f"All {self._epochs} epochs have been trained before.")
         elif step:
@@ -76,6 +78,9 @@ class Progress:
                 name = key.removeprefix("train/").removesuffix(_COUNT)
                 total, examples = self._sums.get(name, (0.0, 0.0))
                 self._sums[name] = total + mean * count, examples + count
+        for name in _SHARED.intersection(scalars):
+            self._found[name] = self._found.get(name, 0.0) + (scalars[name] or 0.0) * (step - self._told)
+        self._steps, self._told = self._steps + step - self._told, step
         self._bar.update(step - self._bar.n)
         self._show(epoch=f"{epoch}/{self._epochs}", loss=_decimal(self._loss(), 3))
 
@@ -95,6 +100,8 @@ class Progress:
 
     def _begin_epoch(self) -> None:
         self._sums: dict[str, tuple[float, float]] = {}
+        self._found: dict[str, float] = {}  # sums over the epoch's steps so far
+        self._steps = 0
         self._since = time.monotonic()
 
     def _show(self, **figures: str) -> None:
@@ -106,6 +113,8 @@ class Progress:
 
     def _loss(self) -> float | None:
         """The total of the epoch's means so far; None for terms that `alpha` alone does not weigh."""
+        if self._found:
+            return self._found["train/loss"] / self._steps
         means = self._means()
         cross_entropy, *guidance = means.values() if next(iter(means), "") == "cross_entropy" else [None]
         if cross_entropy is None or len(guidance) > 1 or (guidance and self._alpha is None):
@@ -115,7 +124,8 @@ class Progress:
 
     def _losses(self) -> str:
         terms = ", ".join(f"{name.replace('_', '-')} {_decimal(value, 4)}" for name, value in self._means().items())
-        return f"loss {_decimal(self._loss(), 4)} ({terms})" if terms else "loss -"
+        alpha = f", alpha {_decimal(self._found['train/alpha'] / self._steps, 3)}" if self._found else ""
+        return f"loss {_decimal(self._loss(), 4)} ({terms}{alpha})" if terms else "loss -"
 
 
 def _decimal(value: float | None, digits: int) -> str:

@@ -44,6 +44,7 @@ INDIFFERENT = (
 # Keys that came after the first runs of this format, and what runs whose config lacks them did.
 ADDED = {
     "guidance.cam_features": None,
+    "guidance.weighting": None,
     "data.resize_through": [],
     "data.maps.resize": "with_image",
     "data.bits": None,
@@ -90,6 +91,7 @@ ADDED = {
     "data.folders.domain_pattern": "",
     "data.folders.shares": [0.7, 0.15, 0.15],
     "data.folders.seed": 0,
+    "augment.map_blur": [],
     "model.one_logit": False,
     "model.head_init": "lecun",
     "model.dropout": 0.0,

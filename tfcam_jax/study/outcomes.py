@@ -21,7 +21,7 @@ class Entry(NamedTuple):
 
     folder: str
     arm: str  # a strategy, or one of its variants or controls: "difference", "cyborg_mean_map", "cross_entropy"
-    alpha: float | None  # total = alpha * cross-entropy + (1 - alpha) * guidance; None without guidance
+    alpha: float | None  # total = alpha * cross-entropy + (1 - alpha) * guidance; None without guidance, or loss_share
     protocol: str  # a name of `protocol.PROTOCOLS`
     fold: str  # "" where the protocol has one; else the number of the fold, or the domain left out
     seed: int  # of weights, batches and augmentation

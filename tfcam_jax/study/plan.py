@@ -14,7 +14,7 @@ from ..data.protocol import PROTOCOLS, apply_protocol, enumerate_folds
 from ..data.source import Dataset
 from ..errors import ConfigError, check_known
 from ..experiment import ConfigDict, resolve
-from ..strategies import STRATEGIES, default_alpha, reads_human_maps, strategy_options
+from ..strategies import STRATEGIES, alpha_of, reads_human_maps, strategy_options
 from .outcomes import Entry
 
 # What a variant can't change: it would not be the same study any more.
@@ -94,6 +94,11 @@ def plan_runs(config: ConfigDict, arms: dict[str, ConfigDict], dataset: Dataset)
         raise ConfigError(f"config.compare.alphas must be different numbers in [0, 1]; got {tuple(alphas)}")
     if alphas and config.guidance.alpha is not None:
         raise ConfigError("config.guidance.alpha and config.compare.alphas are both given: leave one unset.")
+    if alphas and config.guidance.weighting == "loss_share":
+        raise ConfigError(
+            "config.guidance.weighting is 'loss_share', by which each step finds its own alpha, and "
+            "config.compare.alphas is given: leave one unset. (A variant may have that weighting beside the grid.)"
+        )
     # Arms with the same maps next to each other: what is decoded serves them all.
     names = sorted(arms, key=lambda name: PLACEBOS.index(arms[name].data.maps.placebo))
     return [
@@ -138,13 +143,11 @@ def _make_run(arm: ConfigDict, name: str, alpha: float | None, protocol: dict[st
 
 
 def _alphas(arm: ConfigDict, alphas: Sequence[float]) -> Sequence[float | None]:
-    """Those of the study, unless the arm has its own; the strategy's default without any; None without guidance."""
-    default = default_alpha(arm.strategy)
-    if default is None:
-        return (None,)
-    if arm.guidance.alpha is not None:
-        return (arm.guidance.alpha,)
-    return [float(alpha) for alpha in alphas or (default,)]
+    """Those of the study, unless the arm has its own; the strategy's default without any; None where it has none."""
+    own = alpha_of(arm.strategy, arm.guidance.alpha, arm.guidance.weighting)
+    if own is None or arm.guidance.alpha is not None or not alphas:
+        return (own,)
+    return [float(alpha) for alpha in alphas]
 
 
 def _arm_of(config: ConfigDict, strategy: str) -> ConfigDict:
