@@ -152,7 +152,9 @@ def get_config() -> ConfigDict:
 
     config.model = ConfigDict()
     config.model.name = "resnet18"  # a key of tfcam_jax.models.MODELS
-    config.model.weights = ""  # "": from scratch; "imagenet", a .safetensors or .pth file, or a Hub repository
+    config.model.weights = (
+        ""  # "": from scratch; "imagenet", a .safetensors or .pth file, a Hub repository, or a run's folder
+    )
     config.model.keep_head = False  # take the weights' head too; classes must agree
     config.model.one_logit = False  # of two classes: one logit z in place of two, which are then -z/2 and z/2
     config.model.dtype = "float32"  # of convolutions and activations: float32 or bfloat16

@@ -4,6 +4,7 @@ Nothing here imports jax before a script's work begins, so that help and a missp
 """
 
 import os
+import re
 import sys
 from collections.abc import Callable
 from logging import Formatter, LogRecord
@@ -20,6 +21,11 @@ os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # config files import `configs.default`
 
 from tfcam_jax.errors import UserError
+
+# What ml_collections says, among more, of a --config that is not there.
+_MISSING_CONFIG = re.compile(
+    r"Failed loading config file .*\s(\S+)\s+\[Errno 2\] No such file or directory: '\1'", re.DOTALL
+)
 
 
 def run(main: Callable[[], object], several_processes: bool = False) -> None:
@@ -85,6 +91,8 @@ def _parse(argv: list[str]) -> list[str]:
             getattr(flags.FLAGS[name].value, "is_locked", None)
     except (flags.Error, AttributeError, KeyError, OSError, TypeError, ValueError) as error:
         message = str(error)
+        if missing := _MISSING_CONFIG.search(message):
+            sys.exit(f"error: there is no config file {missing[1]}; those of the project lie in configs/.")
         if message[:1] == message[-1:] and message[:1] in ("'", '"'):
             # ml_collections hands on the repr of a message, which hides its line end; such a message begins with a key.
             message = message[1:-1].replace("\\n", "\n").replace("\\'", "'")

@@ -1,14 +1,20 @@
 """Evaluates the best checkpoint of a run by the whole protocol, from its folder alone.
 
 python launch/evaluate.py --workdir=runs/mine
+python launch/evaluate.py --config=configs/manifest.py --config.data.manifest=test.csv --config.model.name=resnet18 \\
+    --config.model.weights=resnet18.pth --config.model.keep_head=True --workdir=runs/imported
 python launch/evaluate.py --workdir=runs/mine --data=other/manifest.csv --out=evaluations/other
 python launch/evaluate.py --leave_one_domain_out=runs/without_a,runs/without_b --out=evaluations/study
 """
 
 import command_line
 from absl import app, flags
+from ml_collections import config_flags
 
-WORKDIR = flags.DEFINE_string("workdir", None, "Folder of a run.")
+CONFIG = config_flags.DEFINE_config_file(
+    "config", None, "Of a network to evaluate without training it, by its model.weights; makes the run, of 0 epochs."
+)
+WORKDIR = flags.DEFINE_string("workdir", None, "Folder of a run; with --config new, or of the same config.")
 DATA = flags.DEFINE_string("data", None, "CSV manifest of other data with the same classes.")
 SPLIT = flags.DEFINE_enum("split", None, ["train", "val", "test"], "Split to evaluate; test, or val without one.")
 THRESHOLDS = flags.DEFINE_string(
@@ -24,12 +30,14 @@ STUDY = flags.DEFINE_list("leave_one_domain_out", [], "Workdirs or scores.csv of
 
 
 def main() -> None:
-    from tfcam_jax.evaluation import evaluate, evaluate_leave_one_domain_out
+    from tfcam_jax import evaluation, training
 
     if STUDY.value:
-        evaluate_leave_one_domain_out(STUDY.value, OUT.value)
+        evaluation.evaluate_leave_one_domain_out(STUDY.value, OUT.value)
     elif WORKDIR.value:
-        evaluate(WORKDIR.value, DATA.value, SPLIT.value, THRESHOLDS.value, OUT.value, FAITHFULNESS.value)
+        if CONFIG.value is not None:
+            training.import_network(CONFIG.value, WORKDIR.value)
+        evaluation.evaluate(WORKDIR.value, DATA.value, SPLIT.value, THRESHOLDS.value, OUT.value, FAITHFULNESS.value)
     else:
         raise app.UsageError("give the --workdir of a run, or --leave_one_domain_out")
 

@@ -2,12 +2,18 @@
 
 python launch/explain.py --workdir=runs/mine --split=test --out=report
 python launch/explain.py --workdir=runs/mine --images=photographs --out=report
+python launch/explain.py --config=configs/manifest.py --config.data.manifest=test.csv --config.model.name=resnet18 \\
+    --config.model.weights=resnet18.pth --config.model.keep_head=True --workdir=runs/imported
 """
 
 import command_line
 from absl import flags
+from ml_collections import config_flags
 
-WORKDIR = flags.DEFINE_string("workdir", None, "Folder of a run.")
+CONFIG = config_flags.DEFINE_config_file(
+    "config", None, "Of a network to explain without training it, by its model.weights; makes the run, of 0 epochs."
+)
+WORKDIR = flags.DEFINE_string("workdir", None, "Folder of a run; with --config new, or of the same config.")
 OUT = flags.DEFINE_string(
     "out",
     None,
@@ -20,9 +26,11 @@ flags.mark_flags_as_required(["workdir"])
 
 
 def main() -> None:
-    from tfcam_jax.explanation import explain
+    from tfcam_jax import explanation, training
 
-    print(f"Report: {explain(WORKDIR.value, OUT.value, IMAGES.value, SPLIT.value, DATA.value)}")
+    if CONFIG.value is not None:
+        training.import_network(CONFIG.value, WORKDIR.value)
+    print(f"Report: {explanation.explain(WORKDIR.value, OUT.value, IMAGES.value, SPLIT.value, DATA.value)}")
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ from tqdm import tqdm
 
 from tfcam_jax.data.in_memory import keep_in_memory
 from tfcam_jax.experiment import build_experiment, open_dataset, resolve
+from tfcam_jax.inference import initial_state
 from tfcam_jax.run.files import WorkdirError, write_json
 from tfcam_jax.run.interruption import StoppedError
 from tfcam_jax.run.workdir import load_config
@@ -155,10 +156,10 @@ def test_arms_of_a_seed_share_weights_batches_and_number_of_steps(study):
     assert len(built) == 5
     first = next(iter(built.values()))
     other_seed = cache.experiment(resolve(next(run.config for run in runs if run.entry.seed == 0)))
-    kernel = lambda experiment: experiment.initial_state().params["head"]["kernel"]
+    kernel = lambda experiment: initial_state(experiment).state.params["head"]["kernel"]
     assert (kernel(first) != kernel(other_seed)).any()
     for entry, experiment in list(built.items())[1:]:
-        jax.tree.map(np.testing.assert_array_equal, first.initial_state().params, experiment.initial_state().params)
+        jax.tree.map(np.testing.assert_array_equal, *(initial_state(each).state.params for each in (first, experiment)))
         assert experiment.steps_per_epoch == first.steps_per_epoch == 3
         for epoch in (0, 1):
             for a, b in zip(first.train_epoch(epoch), experiment.train_epoch(epoch), strict=True):

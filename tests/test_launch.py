@@ -77,7 +77,8 @@ def test_train_evaluate_explain(tmp_path, other_frameworks):
     again = launch(
         "explain.py", f"--workdir={workdir}", f"--images={tmp_path / 'data'}", f"--out={tmp_path / 'report'}"
     )
-    assert again.returncode == 1 and again.stderr.startswith("error: ") and "not empty" in again.stderr
+    assert again.returncode == 1 and again.stderr.startswith("error: ")
+    assert f"holds a report already: give another folder, as --out={tmp_path / 'report2'}" in again.stderr
 
 
 @pytest.mark.end_to_end

@@ -22,7 +22,16 @@ from .data.source import Records, Source, Subset, choose_rows
 from .devices.distributed import is_first
 from .devices.placement import fetch
 from .experiment import Experiment
-from .inference import Trained, choose_split, join_outputs, open_other_data, open_own_data, outputs_of, restore
+from .inference import (
+    Trained,
+    choose_split,
+    find_workdir,
+    join_outputs,
+    open_other_data,
+    open_own_data,
+    outputs_of,
+    restore,
+)
 from .metrics import agreement
 from .metrics.attacks import decide_attack_detection
 from .metrics.classification import classification
@@ -47,10 +56,11 @@ def evaluate_best(experiment: Experiment, checkpoints: Checkpoints) -> tuple[dic
     """Metrics of the best checkpoint at the end of training; `evaluate` gives the whole protocol.
 
     Returns:
-      What `results.json` holds, and the scores of each image of validation and test. `skipped` counts unreadable rows
-      left out, `training_maps` is `human_maps.count_maps`, `thresholds` are chosen on validation for all later data,
-      and `sets` holds `describe_set` of `val` and, where there is a test, of `closed` and `open`
-      (`protocol.split_by_protocol`).
+      What `results.json` holds, and the scores of each image of validation and test. `step` and `epoch` are the
+      checkpoint's, `skipped` counts unreadable rows left out, `training_maps` is `human_maps.count_maps`, `thresholds`
+      are chosen on validation for all later data, and `sets` holds `describe_set` of `val` and, where there is a test,
+      of `closed` and `open` (`protocol.split_by_protocol`). Without validation, which only an imported network does
+      without, there are neither thresholds nor `val`; without training's domains the test is the one set `test`.
 
     Raises:
       CheckpointError: there is none.
@@ -61,21 +71,25 @@ def evaluate_best(experiment: Experiment, checkpoints: Checkpoints) -> tuple[dic
         raise CheckpointError("there is no best checkpoint: the run ended before its first validation")
     state, record = restored
     dataset, splits = experiment.dataset, experiment.dataset.splits
-    seen = set(splits["train"].records.domains)
-    tabulate = lambda split, output: tabulate_scores(splits[split].records, split, output.logits, seen)
-    val = evaluate_source(experiment, state, splits["val"])
-    sets, tables = {"val": describe_set(val)}, [tabulate("val", val)]
-    if "test" in splits:
-        test = evaluate_source(experiment, state, splits["test"])
-        parts = split_by_protocol(splits["train"].records.domains, splits["test"].records.domains, test.labels)
-        sets |= {name: describe_set(jax.tree.map(lambda x, r=rows: x[r], test)) for name, rows in parts.items()}
-        tables.append(tabulate("test", test))
+    seen = None if record["domains"] is None else set(record["domains"])
+    sets, tables, thresholds = {}, [], {}
+    for split in (name for name in ("val", "test") if name in splits):
+        output = evaluate_source(experiment, state, splits[split])
+        scores = tabulate_scores(splits[split].records, split, output.logits, seen)
+        parts = {split: np.arange(len(scores))}
+        if split == "val":
+            thresholds = choose_thresholds(scores.splits, scores.labels, scores.logits)
+        elif seen is not None:
+            parts = split_by_protocol(list(seen), scores.domains, scores.labels)
+        sets |= {name: describe_set(jax.tree.map(lambda x, r=rows: x[r], output)) for name, rows in parts.items()}
+        tables.append(scores)
     results = {
+        "step": record["step"],
         "epoch": record["epoch"],
         "class_names": list(dataset.class_names),
         "skipped": len(dataset.skipped),
         "training_maps": count_maps(dataset),
-        "thresholds": choose_thresholds(["val"] * len(val.labels), val.labels, val.logits),
+        "thresholds": thresholds,
         "sets": sets,
     }
     return results, join_scores(tables)
@@ -123,9 +137,10 @@ def evaluate(
       faithfulness_images: how many images the perturbation curves and the sanity check look at; 0 leaves them out.
 
     Returns:
-      `epoch`, `class_names`, `data`, `split`, `thresholds_from`, `thresholds_on_tested` (they were chosen on the very
-      images evaluated), `thresholds`, `attack_detection` (`attacks.AttackDetection`), `sets` and `domains`
-      (`per_protocol_metrics`), `map_agreement` by set, `faithfulness` (empty if left out).
+      `epoch`, `class_names`, `data`, `split`, `thresholds_from` (None: there are no validation images, hence no
+      thresholds), `thresholds_on_tested` (they were chosen on the very images evaluated), `thresholds`,
+      `attack_detection` (`attacks.AttackDetection`), `sets` and `domains` (`per_protocol_metrics`), `map_agreement` by
+      set, `faithfulness` (empty if left out).
 
     Raises:
       WorkdirError, CheckpointError: no run with a sound checkpoint there; or `out` is a file, or left out and holds
@@ -134,7 +149,7 @@ def evaluate(
       SelectionError: thresholds from test data, from those evaluated, or from other data where none are given.
     """
     _check_thresholds(data, thresholds)
-    workdir = Path(workdir)
+    workdir = find_workdir(workdir)
     out = Path(out) if out else _choose_folder(workdir, data)
     if out.exists() and not out.is_dir():
         raise WorkdirError(f"{out} is a file; give a folder as --out")
@@ -148,7 +163,10 @@ def evaluate(
         with _stage(f"scores of {len(validation)} val images"):
             val, _ = score_source(trained, validation, "val")
     with _stage("metrics, intervals and agreement"):
-        chosen = choose_thresholds(val.splits, val.labels, val.logits) if val else stored_thresholds(workdir, trained)
+        if val:
+            chosen, origin = choose_thresholds(val.splits, val.labels, val.logits), "val"
+        else:
+            chosen, origin = stored_thresholds(workdir, trained)
         metrics = per_protocol_metrics(scores, chosen) | {"map_agreement": agreement_of_sets(scores, measured)}
     attack_detection = decide_attack_detection(trained.recipe.attack_detection, trained.class_names)
     evaluation = {
@@ -156,7 +174,7 @@ def evaluate(
         "class_names": list(trained.class_names),
         "data": _name_data(trained, data),
         "split": tested,
-        "thresholds_from": "val of the new data" if data and thresholds == "data" else "val",
+        "thresholds_from": "val of the new data" if data and thresholds == "data" else origin,
         "thresholds_on_tested": val is scores and bool(chosen),
         "thresholds": chosen,
         "attack_detection": attack_detection._asdict(),
@@ -251,14 +269,15 @@ def evaluate_leave_one_domain_out(tables: list[str | Path], out: str | Path | No
 def open_sources(
     trained: Trained, workdir: Path, data: str | Path | None, split: str | None, thresholds: str
 ) -> tuple[Source | None, str, Source]:
-    """`(validation, split, tested)`; no validation where the thresholds are those of the run and the data others.
+    """`(validation, split, tested)`; no validation where the data have none, or they are others than the run's, whose
+    thresholds are stored.
 
     Raises SelectionError if other data's thresholds would be chosen on what is tested.
     """
     if not data:
         dataset = open_own_data(trained, workdir)
         split = choose_split(dataset, split)
-        return dataset.splits["val"], split, dataset.splits[split]
+        return dataset.splits.get("val"), split, dataset.splits[split]
     tested, *validation = open_other_data(trained, workdir, data, [split, *(["val"] if thresholds == "data" else [])])
     if validation and tested.split == "val":
         raise SelectionError(
@@ -277,21 +296,22 @@ def score_source(trained: Trained, source: Source, split: str) -> tuple[Scores, 
             logits.append(output.logits)
             measured.append(found)
             bar.update(len(output.logits))
-    scores = tabulate_scores(source.records, split, np.concatenate(logits), set(trained.domains))
+    seen = None if trained.domains is None else set(trained.domains)
+    scores = tabulate_scores(source.records, split, np.concatenate(logits), seen)
     return scores, join_outputs(measured)
 
 
 def tabulate_scores(
-    records: Records, split: str, logits: Float[np.ndarray, "n classes"], seen_domains: set[str]
+    records: Records, split: str, logits: Float[np.ndarray, "n classes"], seen_domains: set[str] | None
 ) -> Scores:
-    """What the model says of each image beside what is known of it."""
+    """What the model says of each image beside what is known of it; no `seen_domains`: nobody knows them."""
     return Scores(
         ids=tuple(records.ids),
         splits=(split,) * len(records),
         labels=np.asarray(records.labels),
         domains=tuple(records.domains),
         groups=tuple(records.groups),
-        seen=tuple(domain in seen_domains for domain in records.domains),
+        seen=tuple(None if seen_domains is None else domain in seen_domains for domain in records.domains),
         logits=logits,
     )
 
@@ -335,8 +355,11 @@ def agreement_of_sets(scores: Scores, measured: dict[str, Any]) -> dict[str, Any
     return entries
 
 
-def stored_thresholds(workdir: Path, trained: Trained) -> dict[str, dict[str, float]]:
-    """The thresholds that the end of training left, from its validation images; WorkdirError if it has not ended."""
+def stored_thresholds(workdir: Path, trained: Trained) -> tuple[dict[str, dict[str, float]], str | None]:
+    """The thresholds that the end of training left, and the split that they come from; none where it had no validation.
+
+    Raises WorkdirError if training has not ended.
+    """
     path = workdir / "results.json"
     results = read_json(path, remedy="continue the training, which writes it anew") if path.exists() else {}
     if results.get("epoch") != trained.epoch:
@@ -345,7 +368,7 @@ def stored_thresholds(workdir: Path, trained: Trained) -> dict[str, dict[str, fl
             "Continue it with launch/train.py, or take the thresholds from validation images of the new data with "
             "--thresholds=data."
         )
-    return results["thresholds"]
+    return results["thresholds"], "val" if "val" in results["sets"] else None
 
 
 def format_results(results: dict[str, Any], title: str) -> str:

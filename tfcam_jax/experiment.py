@@ -36,7 +36,6 @@ from .metrics.classification import BETTER
 from .models import HEAD_INITS, MODEL_CARDS, MODELS, Model, cam_size
 from .models.resolution import describe_cam, finer
 from .models.tasks import one_logit
-from .models.weights import load_pretrained
 from .optimizers import make_optimizer, make_schedule
 from .run.files import WorkdirError, write_text
 from .strategies import STRATEGIES, alpha_of, check_places, make_strategy, reads_human_maps, strategy_options
@@ -60,7 +59,7 @@ _KNOWN = {
 }
 _LOOP = ("seed", "epochs", "batch_size", "accumulate_steps")
 _LOOP += ("log_every_steps", "checkpoint_every_steps", "grace_seconds")
-_AT_LEAST_ONE = (*_LOOP[1:], "evaluation.batch_size", "optimizer.step_epochs")
+_AT_LEAST_ONE = (*_LOOP[2:], "evaluation.batch_size", "optimizer.step_epochs")
 _SHARES = ("model.dropout", "model.batch_norm_momentum")
 _OF_MODEL = ("freeze_batch_norm", "batch_norm_momentum", "head_init", "dropout", "rematerialize")
 _OF_SCHEDULE = ("learning_rate", "step_epochs", "step_factor", "warmup_epochs")
@@ -153,12 +152,13 @@ class Recipe:
         }
 
 
-def resolve(config: ConfigDict, placement: Placement | None = None) -> Recipe:
+def resolve(config: ConfigDict, placement: Placement | None = None, *, untrained: bool = False) -> Recipe:
     """Checks a config and unpacks it. Looks at no data.
 
     Args:
       config: as `configs/default.py` gives it.
       placement: devices to use in place of those that the config asks for.
+      untrained: take 0 epochs too, which evaluate a network as it comes: `training.import_network`.
 
     Raises:
       ConfigError: a key that nothing reads, or a value that would fail late or do nothing sensible; names the key and
@@ -172,6 +172,7 @@ def resolve(config: ConfigDict, placement: Placement | None = None) -> Recipe:
     card = MODEL_CARDS[config.model.name]
     image_size = card.image_size if config.data.image_size is None else config.data.image_size
     _check_values(config, image_size)
+    _check_epochs(config, untrained)
     mean, std = tuple(config.data.mean or card.mean), tuple(config.data.std or card.std)
     cam_side = _cam_side(MODELS[config.model.name], image_size)
     strategy = make_strategy(config.strategy, **config.guidance.take(_guidance_options()))
@@ -304,6 +305,26 @@ def _check_values(config: _Reading, image_size: int) -> None:
         )
 
 
+def _check_epochs(config: _Reading, untrained: bool) -> None:
+    """Without training there must be a network, and its head."""
+    if config.epochs < 0 or (config.epochs == 0 and not untrained):
+        raise ConfigError(
+            f"config.epochs is {config.epochs}; it must be at least 1 to train. To evaluate or explain a network as it "
+            "comes: launch/evaluate.py or launch/explain.py with --config, --config.model.weights=FILE, "
+            "--config.model.keep_head=True and a new --workdir."
+        )
+    if config.epochs == 0 and not config.model.weights:
+        raise ConfigError(
+            "config.model.weights is empty: nothing is trained here, so the weights would be random. Give the path of "
+            "a .safetensors or .pth file, or of a run."
+        )
+    if config.epochs == 0 and not config.model.keep_head:
+        raise ConfigError(
+            "config.model.keep_head is False: nothing is trained here, so a new head would be random. Set "
+            "--config.model.keep_head=True to take that of the weights."
+        )
+
+
 def _check_places(config: _Reading, image_size: int, cam_side: int, alpha: float | None) -> None:
     try:
         check_places(config.strategy, alpha, cam_side**2)
@@ -332,7 +353,7 @@ def _data_recipe(config: _Reading) -> DataRecipe:
         raise ConfigError(f"config.data.folders.images is empty: give {wanted}.")
     options = {"manifest": data.manifest} if data.source == "manifest" else data[data.source]
     if data.source in ("manifest", "folders"):
-        options = {**options, "labels": data.labels or ()}
+        options = {**options, "labels": data.labels or (), "to_train": config.epochs > 0}
     columns = maps.columns.take(maps.columns.keys())
     own = {"bits": data.bits, "columns": {meaning: name for meaning, name in columns.items() if name}}
     reading = {key: own[key] if key in own else maps[key] for key in READING}
@@ -387,8 +408,7 @@ class Experiment:
     Attributes:
       dataset: the splits, validated.
       initialize: compiled; the model's random variables from a key.
-      random_state: makes the state of step 0 from the seed alone; also what a checkpoint is restored like.
-      initial_state: the same with the pretrained weights that the recipe names, if any.
+      create_state: makes the state of step 0 from the model's variables.
       train_step: compiled, like `eval_step`; its state argument is donated.
       eval_epoch: see `Recipe.read_for_evaluation`.
     """
@@ -397,11 +417,18 @@ class Experiment:
     dataset: Dataset
     steps_per_epoch: int
     initialize: Callable[[jax.Array], dict[str, Any]]
-    random_state: Callable[[], steps.TrainState]
-    initial_state: Callable[[], steps.TrainState]
+    create_state: Callable[[dict[str, Any]], steps.TrainState]
     train_step: Callable[[steps.TrainState, steps.Batch], tuple[steps.TrainState, steps.StepMetrics]]
     eval_step: Callable[[Any, Any, steps.Batch], steps.EvalOutput]
     eval_epoch: Callable[[Source], Iterator[steps.Batch]]
+
+    def random_variables(self) -> dict[str, Any]:
+        """The model's variables from the seed alone."""
+        return self.initialize(jax.random.key(self.recipe.seed))
+
+    def random_state(self) -> steps.TrainState:
+        """The state of step 0 from the seed alone; also what a checkpoint is restored like."""
+        return self.create_state(self.random_variables())
 
     def train_epoch(self, epoch: int, first_batch: int = 0) -> Iterator[Batch]:
         """See `Recipe.read_for_training`."""
@@ -419,7 +446,8 @@ def build_experiment(recipe: Recipe, dataset: Dataset | None = None, programs: E
     differs in the seed alone and which has as many steps in an epoch: its compiled functions serve here too.
     """
     dataset = dataset or open_dataset(recipe)
-    steps_per_epoch = -(-len(dataset.splits["train"]) // recipe.batch_size)
+    trained_on = len(dataset.splits["train"]) if "train" in dataset.splits else 1  # schedules want a length
+    steps_per_epoch = -(-trained_on // recipe.batch_size)
     tx, placement, num_classes = recipe.make_optimizer(steps_per_epoch), recipe.placement, len(dataset.class_names)
     if programs:
         initialize, train_step, eval_step = programs.initialize, programs.train_step, programs.eval_step
@@ -432,19 +460,12 @@ def build_experiment(recipe: Recipe, dataset: Dataset | None = None, programs: E
         train_step = steps.make_train_step(model, tx, recipe.strategy, recipe.preprocess, **options)
         train_step = placement.compile_train_step(train_step, recipe.abstract_state(num_classes))
         eval_step = placement.compile_eval_step(steps.make_eval_step(model, recipe.preprocess))
-    variables = functools.partial(initialize, jax.random.key(recipe.seed))
-    create_state = lambda variables: placement.put_state(steps.create_train_state(variables, tx))
     return Experiment(
         recipe=recipe,
         dataset=dataset,
         steps_per_epoch=steps_per_epoch,
         initialize=initialize,
-        random_state=lambda: create_state(variables()),
-        initial_state=lambda: create_state(
-            load_pretrained(recipe.model_name, recipe.weights, variables(), keep_head=recipe.keep_head)
-            if recipe.weights
-            else variables()
-        ),
+        create_state=lambda variables: placement.put_state(steps.create_train_state(variables, tx)),
         train_step=train_step,
         eval_step=eval_step,
         eval_epoch=recipe.read_for_evaluation,

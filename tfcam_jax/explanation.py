@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import heapq
+import itertools
 import json
 import shutil
 from collections.abc import Iterator
@@ -24,7 +25,7 @@ from . import cams
 from .data.source import Records, Source, Subset
 from .data.unlisted import open_image_folder
 from .errors import UserError
-from .inference import Trained, choose_split, open_other_data, open_own_data, restore
+from .inference import Trained, choose_split, find_workdir, open_other_data, open_own_data, restore
 from .metrics.agreement import correlation, fooling_gap
 from .report import summary as of_report
 from .report.page import write_page
@@ -99,11 +100,13 @@ def explain(
       DataError: no such images, broken ones (each is named), or other classes.
       ReportError: `out` holds something, or images and a split were asked for at once.
     """
-    workdir, out = Path(workdir), Path(out) if out else Path(workdir) / "report"
+    workdir = find_workdir(workdir)
+    out = Path(out) if out else workdir / "report"
     if images and (split or data):
         raise ReportError("give either a folder of images, or a split of the run's data or of a manifest")
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise ReportError(f"{out} exists already and is not empty; choose another folder with --out, or delete it")
+        what = "holds a report already" if (out / "figures.json").exists() else "exists already and is not empty"
+        raise ReportError(f"{out} {what}: give another folder, as --out={_free(out)}, or delete it for a new report")
     trained = restore(workdir)
     source, title = _open(trained, workdir, images, split, data)
     about = {
@@ -128,6 +131,11 @@ def explain(
         out.rmdir()  # it is empty, or this raises
     staging.rename(out)
     return out / "index.html"
+
+
+def _free(folder: Path) -> Path:
+    """The first folder of that name with a number that does not exist yet."""
+    return next(path for n in itertools.count(2) if not (path := folder.with_name(f"{folder.name}{n}")).exists())
 
 
 def _open(

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from absl import logging
 from jaxtyping import Float
 from ml_collections import ConfigDict
 from scipy.special import softmax
@@ -20,12 +22,13 @@ from .data.source import DataError, Dataset, Source
 from .data.unlisted import open_images
 from .devices.placement import fetch, make_placement
 from .errors import ConfigError
-from .experiment import Recipe, keep_checks, open_dataset, resolve
-from .models import Model
+from .experiment import Experiment, Recipe, keep_checks, open_dataset, resolve
+from .models import MODEL_CARDS, Model
+from .models.weights import WeightsError, find_weights, load_pretrained, merge
 from .run.checkpoints import CheckpointError, Checkpoints
 from .run.files import WorkdirError
-from .run.fingerprints import checksum_json
-from .run.workdir import CHECKS, OTHER_CHECKS, config_differences, load_config
+from .run.fingerprints import checksum_json, fingerprint_tree
+from .run.workdir import CHECKS, OTHER_CHECKS, config_differences, is_run, load_config
 
 Also = Callable[[steps.EvalOutput, steps.Batch], Any]
 
@@ -52,7 +55,7 @@ class Trained:
       config: of the run, locked.
       recipe: the same, resolved; its placement is that of the devices here.
       class_names: position = class index.
-      domains: those that training saw.
+      domains: those that training saw; None of a network that was imported: nobody knows.
       rows: of its data, see `describe_rows`.
       state: parameters and batch statistics, on every device.
       model: the network, for `model.apply(trained.variables, trained.recipe.preprocess(images), train=False)`.
@@ -62,7 +65,7 @@ class Trained:
     config: ConfigDict
     recipe: Recipe
     class_names: tuple[str, ...]
-    domains: tuple[str, ...]
+    domains: tuple[str, ...] | None
     rows: Mapping[str, int]
     epoch: int
     state: steps.TrainState
@@ -126,17 +129,98 @@ def join_outputs(outputs: Iterable[Any]) -> Any:
     return jax.tree.map(lambda *leaves: np.concatenate(leaves), *outputs)
 
 
+class InitialState(NamedTuple):
+    """The state of step 0, and JSON-able where its weights come from; None: from the seed alone.
+
+    `origin` has `source`, what the config names; of a file its path `file` and its `sha256`, of a run its folder `run`,
+    `step` and `epoch`; `head`, which is `kept` or `new`; and `fingerprint`, of the values taken, the same for the same
+    values wherever they come from.
+    """
+
+    state: steps.TrainState
+    origin: dict[str, Any] | None
+
+
+def initial_state(experiment: Experiment) -> InitialState:
+    """What training begins from: the weights that the recipe names, on top of random ones from its seed.
+
+    Raises:
+      WeightsError, StateDictError: weights that can't be had or don't fit, see `load_pretrained`; a run of another
+        backbone, or, where its head is to be kept, of other classes.
+      WorkdirError, CheckpointError: a run that can't be restored.
+    """
+    recipe = experiment.recipe
+    if not recipe.weights:
+        return InitialState(experiment.random_state(), None)
+    take = _take_from_run if is_run(find_workdir(recipe.weights)) else _take_from_file
+    loaded, origin = take(experiment)
+    taken = {name: {k: v for k, v in tree.items() if recipe.keep_head or k != "head"} for name, tree in loaded.items()}
+    origin |= {"head": "kept" if recipe.keep_head else "new", "fingerprint": checksum_json(fingerprint_tree(taken))}
+    return InitialState(experiment.create_state(loaded), {"source": recipe.weights, **origin})
+
+
+def _take_from_file(experiment: Experiment) -> tuple[dict[str, Any], dict[str, Any]]:
+    recipe = experiment.recipe
+    file = find_weights(MODEL_CARDS[recipe.model_name], recipe.weights)
+    variables = experiment.random_variables()
+    loaded = load_pretrained(recipe.model_name, file, variables, keep_head=recipe.keep_head)
+    with file.open("rb") as opened:
+        digest = hashlib.file_digest(opened, "sha256").hexdigest()
+    return loaded, {"file": str(file.resolve()), "sha256": digest}
+
+
+def _take_from_run(experiment: Experiment) -> tuple[dict[str, Any], dict[str, Any]]:
+    recipe, class_names = experiment.recipe, experiment.dataset.class_names
+    run = find_workdir(recipe.weights)
+    trained = restore(run)
+    if trained.recipe.model_name != recipe.model_name:
+        told = f"{run} holds a {trained.recipe.model_name}, and config.model.name is {recipe.model_name}"
+        raise WeightsError(f"{told}: set --config.model.name={trained.recipe.model_name}, or take another run.")
+    if recipe.keep_head and trained.class_names != class_names:
+        theirs, ours = ", ".join(trained.class_names), ", ".join(class_names)
+        remedy = "--config.model.keep_head=False takes a new head"
+        if set(trained.class_names) == set(class_names):
+            remedy = f'--config.data.labels="{trained.class_names}" gives the data its order, and {remedy}'
+        raise WeightsError(
+            f"the head of {run} is of the classes {theirs}, in this order; the data have {ours}. {remedy}."
+        )
+    if trained.recipe.preprocess.keywords != recipe.preprocess.keywords:
+        told = lambda each: " and ".join(f"{name} {values}" for name, values in each.preprocess.keywords.items())
+        logging.warning("%s was trained on images of %s; here they are %s.", run, told(trained.recipe), told(recipe))
+    values = jax.device_get(trained.variables)  # from all devices: the new run may use others
+    loaded = merge(values, experiment.random_variables(), keep_head=recipe.keep_head, origin=str(run))
+    return loaded, {"run": str(run.resolve()), "step": int(trained.state.step), "epoch": trained.epoch}
+
+
+def describe_origin(origin: Mapping[str, Any], class_names: Sequence[str]) -> str:
+    """What to tell a user of `InitialState.origin`; of a file's head also which output counts as which class."""
+    head = "with their head" if origin["head"] == "kept" else "with a new head"
+    if "run" in origin:
+        return f"Weights: {origin['run']}, step {origin['step']} (epoch {origin['epoch']}), {head}."
+    told = f"Weights: {origin['file']} (SHA-256 {origin['sha256'][:16]}...), {head}."
+    if origin["head"] == "kept":
+        order = ", ".join(f"{index} {name}" for index, name in enumerate(class_names))
+        told += f"\nThe head's classes are taken to be {order}; if that is not their order, give --config.data.labels."
+    return told
+
+
+def find_workdir(name: str | Path) -> Path:
+    """The folder of a run from what a user calls it by: that folder, or the `checkpoints` in it."""
+    path = Path(name).expanduser()
+    return path.parent if path.name == "checkpoints" and is_run(path.parent) else path
+
+
 def restore(workdir: str | Path) -> Trained:
-    """Restores the best checkpoint of a run.
+    """Restores the best checkpoint of a run; `workdir` is a name for `find_workdir`.
 
     Raises:
       WorkdirError: the folder holds no run, or its config can't be read.
       CheckpointError: no checkpoint was finished there, or it is damaged.
     """
-    workdir = Path(workdir)
+    workdir = find_workdir(workdir)
     config = ConfigDict(load_config(workdir)).lock()
     try:
-        recipe = resolve(config, make_placement())
+        recipe = resolve(config, make_placement(), untrained=True)
     except AttributeError as error:
         raise WorkdirError(f"{workdir / 'config.json'} is of another version of this project: {error}") from error
     except ConfigError as error:
@@ -151,9 +235,10 @@ def restore(workdir: str | Path) -> Trained:
         with Checkpoints(workdir, read_only=True) as checkpoints:
             restored = checkpoints.restore_best(like)
     if restored is None:
+        script = "train.py" if recipe.epochs else "evaluate.py"
         raise CheckpointError(
             f"{workdir} has no best checkpoint: the run ended before its first validation. Continue it with "
-            "launch/train.py and the same config."
+            f"launch/{script} and the same config."
         )
     state, record = restored
     model = recipe.make_model(num_classes=len(record["class_names"]))
@@ -161,7 +246,7 @@ def restore(workdir: str | Path) -> Trained:
         config=config,
         recipe=recipe,
         class_names=tuple(record["class_names"]),
-        domains=tuple(record["domains"]),
+        domains=None if record["domains"] is None else tuple(record["domains"]),
         rows=record["rows"],
         epoch=record["epoch"],
         state=state,

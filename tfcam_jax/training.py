@@ -12,9 +12,9 @@ from .data.human_maps import check_maps, describe_maps
 from .data.pipeline import WorkerError, prefetch_to_device
 from .data.source import DataError, Dataset
 from .devices.distributed import is_first, wait_for_all
-from .evaluation import evaluate_best, evaluate_source, format_results
+from .evaluation import evaluate_best, evaluate_source, format_results, tabulate_scores
 from .experiment import ConfigDict, Experiment, Recipe, build_experiment, keep_checks, open_dataset, resolve
-from .inference import describe_rows
+from .inference import InitialState, describe_origin, describe_rows, initial_state
 from .metrics.classification import BETTER, classification
 from .metrics.scores import write_scores
 from .run.checkpoints import Checkpoints
@@ -24,7 +24,7 @@ from .run.interruption import Interruption, StoppedError
 from .run.metric_window import MetricWindow
 from .run.metrics_log import START, MetricWriter, open_writer
 from .run.progress import Progress, next_steps
-from .run.workdir import CHECKS, check_workdir, hold_workdir
+from .run.workdir import CHECKS, check_workdir, hold_workdir, note_weights
 from .steps import TrainState
 
 
@@ -53,6 +53,27 @@ def train(config: ConfigDict, workdir: str | Path) -> dict[str, Any]:
     return train_recipe(resolve(config), workdir)
 
 
+def import_network(config: ConfigDict, workdir: str | Path) -> None:
+    """Makes the run, of 0 epochs, of a network that was trained elsewhere; nothing if the workdir holds it already.
+
+    It has what any run has: config, provenance, a checkpoint of step 0, `results.json`. The data need a test or a val
+    split; thresholds need val.
+
+    Args:
+      config: as of `train`, with `model.weights` and `model.keep_head`; whatever it says of `epochs`, there are none.
+      workdir: as of `train`.
+
+    Raises:
+      As `train`; ConfigError also where the weights or the head would be random.
+    """
+    config = config.copy_and_resolve_references()
+    config.epochs = 0
+    recipe = resolve(config, untrained=True)
+    if check_workdir(Path(workdir), recipe.stored) and (Path(workdir) / "results.json").exists():
+        return
+    train_recipe(recipe, workdir)
+
+
 def train_recipe(
     recipe: Recipe, workdir: str | Path, experiment: Experiment | None = None, quiet: bool = False
 ) -> dict[str, Any]:
@@ -63,10 +84,12 @@ def train_recipe(
     progress = Progress(recipe.strategy_name, recipe.epochs, recipe.alpha, recipe.select_by, quiet)
     progress.say(recipe.describe_cam())
     experiment = experiment or build_experiment(recipe, open_dataset(recipe, workdir / CHECKS))
-    if recipe.reads_maps:
+    if recipe.reads_maps and recipe.epochs:
         check_maps(experiment.dataset)
         progress.say("\n".join(describe_maps(experiment.dataset)))
-    initial = None if continued else experiment.initial_state()  # before a folder is made: weights may not load
+    initial = None if continued else initial_state(experiment)  # before a folder is made: weights may not load
+    if initial and initial.origin:
+        progress.say(describe_origin(initial.origin, experiment.dataset.class_names))
     with (
         hold_workdir(workdir, recipe.stored),
         Interruption(recipe.grace_seconds) as stop,
@@ -75,12 +98,15 @@ def train_recipe(
         keep_checks(workdir / CHECKS, experiment.dataset.checked)
         sets = experiment.eval_epoch
         experiment = dataclasses.replace(experiment, eval_epoch=lambda source: stop.watch(sets(source)))
-        state, record = _start(experiment, checkpoints, initial)
+        state, record = _start(experiment, checkpoints, initial, workdir)
         step = int(state.step)
         with open_writer(workdir, record["metrics"], step) as writer, progress:
             done = record["epoch"], record["batch"], len(record["pending"])
-            progress.start(step, experiment.steps_per_epoch, *done)
             run = _Run(experiment, checkpoints, writer, stop, progress)
+            if recipe.epochs:
+                progress.start(step, experiment.steps_per_epoch, *done)
+            elif not checkpoints.steps():
+                keep_imported(run, state)
             for epoch in range(record["epoch"], recipe.epochs):
                 first, pending = (record["batch"], record["pending"]) if epoch == record["epoch"] else (0, [])
                 state = train_one_epoch(run, state, epoch, first, pending)
@@ -89,12 +115,14 @@ def train_recipe(
         try:
             results, scores = evaluate_best(experiment, checkpoints)
         except StoppedError as error:
-            raise stop.stopped("training has ended; the same command evaluates it.") from error
+            what = "training has ended" if recipe.epochs else "the network is imported"
+            raise stop.stopped(f"{what}; the same command evaluates it.") from error
         if is_first():
             write_scores(workdir / "scores.csv", scores, experiment.dataset.class_names)
             write_json(workdir / "results.json", results)  # last: with it, the run is finished
-    progress.say(format_results(results, f"{recipe.strategy_name}: best checkpoint, epoch {results['epoch']}"))
-    progress.say(next_steps(workdir))
+    if recipe.epochs:
+        progress.say(format_results(results, f"{recipe.strategy_name}: best checkpoint, epoch {results['epoch']}"))
+        progress.say(next_steps(workdir))
     return results
 
 
@@ -133,7 +161,10 @@ class _Run:
         select_by = self.experiment.recipe.select_by
         value = validation[select_by] if validation else None
         # The best checkpoint has the largest score, the later one of equals, as in the CYBORG recipe.
-        return self.checkpoints.save(step, state, record, None if value is None else BETTER[select_by] * value)
+        score = None if value is None else BETTER[select_by] * value
+        if not self.experiment.recipe.epochs:
+            score = score or 0.0  # the only one is the best, validated or not
+        return self.checkpoints.save(step, state, record, score)
 
     def leave(self, state: TrainState, step: int, epoch: int, batch: int, window: MetricWindow | None) -> StoppedError:
         """Saves a last checkpoint and returns the error to leave with."""
@@ -144,12 +175,15 @@ class _Run:
 
 
 def _start(
-    experiment: Experiment, checkpoints: Checkpoints, initial: TrainState | None
+    experiment: Experiment, checkpoints: Checkpoints, initial: InitialState | None, workdir: Path
 ) -> tuple[TrainState, dict[str, Any]]:
-    """The state to go on from and the record that belongs to it."""
+    """The state to go on from and the record that belongs to it; of weights that it begins from, `run.json` tells."""
     restored = None if initial is not None else checkpoints.restore_latest(experiment.random_state())
     if restored is None:
-        return initial or experiment.initial_state(), {"epoch": 0, "batch": 0, "pending": [], "metrics": START}
+        state, origin = initial or initial_state(experiment)
+        if origin and is_first():
+            note_weights(workdir, origin)
+        return state, {"epoch": 0, "batch": 0, "pending": [], "metrics": START}
     data = experiment.recipe.data
     _check_dataset(data.options.get("manifest", data.source), restored[1], _describe_dataset(experiment.dataset))
     return restored
@@ -158,12 +192,13 @@ def _start(
 def _describe_dataset(dataset: Dataset) -> dict[str, Any]:
     """What a checkpoint has to know of its data, JSON-able.
 
-    `class_names`, `domains`; `rows`, a checksum of each split's names, labels and which of them have a map; `pixels`,
-    one of its images' digests where the source knows them.
+    `class_names`; `domains` of training, None without it; `rows`, a checksum of each split's names, labels and which of
+    them have a map; `pixels`, one of its images' digests where the source knows them.
     """
+    trained_on = dataset.splits.get("train")
     return {
         "class_names": list(dataset.class_names),
-        "domains": sorted(set(dataset.splits["train"].records.domains)),
+        "domains": sorted(set(trained_on.records.domains)) if trained_on is not None else None,
         "rows": describe_rows(dataset),
         "pixels": {name: checksum_json(split.records.digests) for name, split in dataset.splits.items()},
     }
@@ -230,3 +265,13 @@ def validate(run: _Run, state: TrainState, epoch: int) -> None:
         run.checkpoints.delete(step)  # of a run that was stopped while it validated; the one before is still there
     best = run.save(state, step, epoch + 1, 0, validation=validation)
     run.progress.end_epoch(epoch + 1, step, validation, best)
+
+
+def keep_imported(run: _Run, state: TrainState) -> None:
+    """Saves a network as it came as the checkpoint of step 0, the best one; validated where there is a val split."""
+    source, validation = run.experiment.dataset.splits.get("val"), None
+    if source is not None:
+        logits = evaluate_source(run.experiment, state, source).logits
+        scores = tabulate_scores(source.records, "val", logits, None)  # refuses logits that are not finite
+        validation = classification(scores.labels, scores.logits)
+    run.save(state, 0, 0, 0, validation=validation)

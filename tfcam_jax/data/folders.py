@@ -59,6 +59,7 @@ def list_folders(
     map_names: Sequence[str] = MAP_NAMES,
     image_names: Sequence[str] = (),
     labels: tuple[str, ...] = (),
+    to_train: bool = True,
     group_pattern: str = "",
     domain_pattern: str = "",
     shares: Sequence[float] = (0.7, 0.15, 0.15),
@@ -72,7 +73,8 @@ def list_folders(
 
     Folders train, val and test above the classes are the splits (also training, valid, validation, testing, in any
     letters). Without them all splits are drawn from all images; with train alone or with train and test, val is drawn
-    from train. Images in subfolders of a class belong to it; hidden files and folders are left out.
+    from train. Where nothing is trained nothing is drawn: images without a split test. Images in subfolders of a class
+    belong to it; hidden files and folders are left out.
 
     Args:
       images: folder with a folder for each class.
@@ -82,6 +84,7 @@ def list_folders(
       image_names: what the names of images end in that lie beside another image of the rest of their name and are no
         maps of it; also if `map_names` holds it. An ending of many that neither has is a problem of the listing.
       labels: class names in the order of their indices; empty takes the folders', sorted.
+      to_train: of `Listing`.
       group_pattern: regular expression whose first group, found in an image's path below `images`, names what must not
         cross splits; "": unknown.
       domain_pattern: the same of where the image comes from.
@@ -111,15 +114,16 @@ def list_folders(
     root = Path(os.path.commonpath([folder, *([] if place is None else [place if place.is_dir() else place.parent])]))
     table = place.relative_to(root).as_posix() if place is not None and place.is_file() else ""
     rows = _make_rows(found, folder, place or folder, root, table, patterns)
-    drawn = _draw(found, shares, seed)
+    drawn = _draw(found, shares, seed) if to_train else None
     rows = [replace(row, split="" if drawn and row.split in drawn.shares else row.split) for row in rows]
+    rows = rows if to_train else [replace(row, split=row.split or "test") for row in rows]
     tables = read_tables(root, rows, columns or {}, categories)
-    trained = {row.label for row in rows if row.split in ("", "train")}
+    trained = {row.label for row in rows if row.split in ("", "train")} or {row.label for row in rows}
     reader = MapReader(root, **reading, tables=tables.marks)
     named = check_annotator(reader, rows)
     problems, notes = (*found.problems, *tables.problems, *named), (*found.notes, *tables.remarks)
     class_names = tuple(labels) or tuple(sorted(trained))
-    return Listing(folder.resolve().name, tuple(rows), class_names, reader, problems, notes, drawn)
+    return Listing(folder.resolve().name, tuple(rows), class_names, reader, problems, notes, drawn, to_train)
 
 
 @dataclass

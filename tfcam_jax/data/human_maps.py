@@ -177,6 +177,8 @@ class MapChoice:
         for split, source in splits.items():
             if split != "train" or self.predicted == "ignore":
                 splits[split] = without_predicted(source)
+        if "train" not in splits:
+            return replace(dataset, splits=splits)
         train = splits["train"]
         if self.predicted == "other_image":
             train = _deal_predicted(train, self.share_seed)
@@ -223,7 +225,12 @@ def _group_rows(
 
 
 def count_maps(dataset: Dataset) -> dict[str, dict[str, int]]:
-    """Of training, by class: how many `images` there are and how many have a usable human map (`maps`)."""
+    """Of training, by class: how many `images` there are and how many have a usable human map (`maps`).
+
+    Empty where there is no training split.
+    """
+    if "train" not in dataset.splits:
+        return {}
     records = dataset.splits["train"].records
     of_class = lambda label: {
         "images": int((records.labels == label).sum()),
@@ -273,7 +280,9 @@ def process_maps(dataset: Dataset, *, blur: float, threshold: float, placebo: st
     `Smooth` and `placebo_maps`.
     """
     splits = {split: smooth_maps(source, blur, threshold) for split, source in dataset.splits.items()}
-    return replace(dataset, splits={**splits, "train": placebo_maps(splits["train"], placebo, seed)})
+    if "train" in splits:
+        splits["train"] = placebo_maps(splits["train"], placebo, seed)
+    return replace(dataset, splits=splits)
 
 
 def placebo_maps(source: Source, kind: str, seed: int) -> Source:

@@ -169,6 +169,8 @@ class Listing:
       problems: what was wrong with the lists themselves.
       notes: what was guessed, drawn or left out, a line each; nobody need do anything about it.
       draw: of rows whose split is "", as their owner gives none; None: there are no such rows.
+      to_train: a model is to be trained on it, which needs train and val, each with all classes; else a test or val
+        split of any classes will do.
     """
 
     name: str
@@ -178,6 +180,7 @@ class Listing:
     problems: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     draw: SplitDraw | None = None
+    to_train: bool = True
 
 
 @dataclass(frozen=True)

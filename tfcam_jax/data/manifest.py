@@ -38,6 +38,7 @@ def open_manifest(
     manifest: str,
     *,
     labels: tuple[str, ...] = (),
+    to_train: bool = True,
     channels: int = 3,
     progress: bool = True,
     skip_unreadable: bool = False,
@@ -53,6 +54,7 @@ def open_manifest(
         or a table of marks, for one image or many (`annotations`); several annotators are separated by "|"
         (`listing.Row`).
       labels: class names in the order of their indices; empty takes those of the train split, sorted.
+      to_train: of `Listing`; where nothing is trained and there is no train split, all rows name the classes.
       channels: 3 for RGB, 1 for grey.
       progress: show a bar if checking takes more than a few seconds.
       skip_unreadable: leave out rows whose files can't be read; `Dataset.skipped` lists them.
@@ -64,7 +66,7 @@ def open_manifest(
       ConfigError: options that can't be.
       DataError: with every problem found, each naming file, row and remedy.
     """
-    listing = list_manifest(manifest, labels=labels, **reading)
+    listing = list_manifest(manifest, labels=labels, to_train=to_train, **reading)
     return open_listing(listing, channels, progress, skip_unreadable, known)
 
 
@@ -107,6 +109,7 @@ def list_manifest(
     manifest: str,
     *,
     labels: tuple[str, ...] = (),
+    to_train: bool = True,
     skip_unreadable: bool = False,
     columns: Mapping[str, str] | None = None,
     categories: Sequence[str] = (),
@@ -122,12 +125,14 @@ def list_manifest(
     tables = read_tables(path.parent, rows, columns or {}, categories)
     reader, problems = MapReader(path.parent, **reading, tables=tables.marks), list(tables.problems)
     problems += check_annotator(reader, rows)
-    class_names = tuple(labels) or tuple(sorted({row.label for row in rows if row.split == "train" and row.label}))
+    named = [row for row in rows if row.split == "train"] or ([] if to_train else rows)
+    class_names = tuple(labels) or tuple(sorted({row.label for row in named if row.label}))
     if not rows:
         problems.append(f"{path}: no rows; {_WANTED}")
     told = "predicted is yes for a map that a network made, else empty"
     problems += [f"{row.place}: {told}; got {row.predicted!r}" for row in rows if row.predicted not in ("", "yes")]
-    return Listing(path.resolve().parent.name, tuple(rows), class_names, reader, tuple(problems), tables.remarks)
+    name, remarks = path.resolve().parent.name, tables.remarks
+    return Listing(name, tuple(rows), class_names, reader, tuple(problems), remarks, to_train=to_train)
 
 
 def is_manifest(path: Path) -> bool:

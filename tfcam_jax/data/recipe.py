@@ -84,10 +84,14 @@ class DataRecipe:
     def arrange(self, dataset: Dataset) -> Dataset:
         """Splits what `open` gave by the protocol, and gives it the maps that are asked for.
 
+        Where nothing is trained, published splits are taken as they are: they need not be complete.
+
         Raises DataError for what the protocol refuses, and for a placebo that can't be had.
         """
         maps = {"blur": self.blur, "threshold": self.threshold, "placebo": self.placebo, "seed": self.seed}
-        return process_maps(self._choice().apply(apply_protocol(dataset, **self.protocol)), **maps)
+        if self.options.get("to_train", True) or self.protocol.get("name", "published") != "published":
+            dataset = apply_protocol(dataset, **self.protocol)
+        return process_maps(self._choice().apply(dataset), **maps)
 
     def open_split(
         self, manifest: str | Path, split: str | None, class_names: tuple[str, ...], known: Outcomes | None = None

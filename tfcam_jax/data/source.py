@@ -138,7 +138,7 @@ class Source(Protocol):
 
 @dataclass(frozen=True)
 class Dataset:
-    """A data set with its splits: "train" and "val", and "test" where there is one.
+    """A data set with its splits: "train" and "val", and "test" where there is one; where nothing is trained, some.
 
     Attributes:
       name: for figures and tables.

@@ -22,7 +22,8 @@ SUMMARY = ("auroc", "eer", "accuracy", "balanced_accuracy")
 def per_protocol_metrics(scores: Scores, thresholds: Thresholds) -> dict[str, dict[str, Any]]:
     """`set_metrics` of every set of one split: `{"sets": {"all", "closed", "open"}, "domains": {domain: ...}}`.
 
-    Validation and training have no closed and open set. `thresholds` come from validation and may be empty.
+    Validation and training have no closed and open set, nor has the test of a network that was imported. `thresholds`
+    come from validation and may be empty.
     """
     domains = split_by_domain(scores.domains, scores.labels)
     measure = lambda parts: {name: set_metrics(scores[rows], thresholds) for name, rows in parts.items()}
@@ -30,9 +31,9 @@ def per_protocol_metrics(scores: Scores, thresholds: Thresholds) -> dict[str, di
 
 
 def protocol_sets(scores: Scores) -> dict[str, Int[np.ndarray, " m"]]:
-    """Row numbers of the sets of one split: `all`, and of a test `closed` and `open`."""
+    """Row numbers of the sets of one split: `all`, and of a test `closed` and `open` if the seen domains are known."""
     parts = {"all": np.arange(len(scores))}
-    if set(scores.splits) == {"test"}:
+    if set(scores.splits) == {"test"} and None not in scores.seen:
         parts |= split_by_protocol(scores.seen_domains(), scores.domains, scores.labels)
     return parts
 
@@ -101,10 +102,13 @@ def leave_one_domain_out(tables: Sequence[Scores]) -> dict[str, Any]:
       accuracy and balanced accuracy (at validation's equal-error threshold) of the margin.
 
     Raises:
-      ScoresError: a table without validation or test images, or whose test holds no unseen domain.
+      ScoresError: a table without validation or test images, or whose test holds no unseen domain, or of which nobody
+        knows the domains that were seen.
     """
     domains: dict[str, Any] = {}
     for number, table in enumerate(tables, start=1):
+        if None in table.seen:
+            raise ScoresError(f"table {number} is of an imported network: nobody knows which domains it has seen")
         val, test = (table[np.flatnonzero(np.asarray(table.splits) == split)] for split in ("val", "test"))
         for split, part in (("val", val), ("test", test)):
             if not len(part):

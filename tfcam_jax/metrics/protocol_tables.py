@@ -35,6 +35,7 @@ def format_evaluation(evaluation: Mapping[str, Any]) -> str:
         "origin": origin,
         "marks": _marks(evaluation),
         "on_tested": _ON_TESTED if evaluation["thresholds_on_tested"] else "",
+        "no_thresholds": _no_thresholds(evaluation),
         "attack_detection": evaluation["attack_detection"],
         "agreement": _agreement(agreement),
         "gaps": ", ".join(f"{name} {entry['fooling_gap']:.4f}" for name, entry in agreement.items()),
@@ -54,7 +55,8 @@ def format_screen(evaluation: Mapping[str, Any]) -> str:
     rows = evaluation["sets"] | {f"domain {name}": own for name, own in first.items()}
     shown = {
         "about": _about(evaluation),
-        "sets": (_binary_sets if binary else _classification)(rows, names),
+        "sets": _binary_sets(rows, names, bool(evaluation["thresholds"])) if binary else _classification(rows, names),
+        "no_thresholds": "" if evaluation["thresholds"] or not binary else _no_thresholds(evaluation),
         "hidden": len(domains) - len(first),
         "binary": binary,
         "marks": _marks(evaluation),
@@ -74,6 +76,13 @@ def _about(evaluation: Mapping[str, Any]) -> str:
     return f"Checkpoint of epoch {evaluation['epoch']} on {evaluation['split']} of {evaluation['data']}. {classes}"
 
 
+def _no_thresholds(evaluation: Mapping[str, Any]) -> str:
+    lacking = (
+        "validation or the set lacks a class" if evaluation["thresholds_from"] else "there are no validation images"
+    )
+    return f"No figures at a threshold: {lacking}."
+
+
 def _marks(evaluation: Mapping[str, Any]) -> str:
     """What the star of `_starred` means; "" where no row has one."""
     starred = any(own["few"] for own in (*evaluation["sets"].values(), *evaluation["domains"].values()))
@@ -84,11 +93,17 @@ def _starred(sets: Mapping[str, Any]) -> dict[str, Any]:
     return {f"{name} *" if own["few"] else name: own for name, own in sets.items()}
 
 
-def _binary_sets(sets: Mapping[str, Any], class_names: Sequence[str]) -> str:
-    """One row a set: the margin's AUROC with the interval to trust, and what its threshold of equal errors gives."""
+def _binary_sets(sets: Mapping[str, Any], class_names: Sequence[str], at_thresholds: bool) -> str:
+    """One row a set: the margin's AUROC with the interval to trust, and what its threshold of equal errors gives.
+
+    Without thresholds: what the larger logit gives.
+    """
     absent = {"auroc": None, "eer": None, "interval": None}
     items = [
-        (name, own | absent | own["scores"]["margin"] | _interval(own) | _at_equal_errors(own))
+        (
+            name,
+            own | absent | own["scores"]["margin"] | _interval(own) | (_at_equal_errors(own) if at_thresholds else {}),
+        )
         for name, own in _starred(sets).items()
     ]
     shown = [
@@ -99,7 +114,8 @@ def _binary_sets(sets: Mapping[str, Any], class_names: Sequence[str]) -> str:
         *columns(percent, {"eer": "EER %", "accuracy": "accuracy %", "balanced_accuracy": "balanced %"}),
         *columns(decimal, {"ece": "ECE"}),
     ]
-    title = "Sets. EER: of the set itself; accuracies: at the threshold where validation has equal errors."
+    point = "at the threshold where validation has equal errors" if at_thresholds else "of the larger logit"
+    title = f"Sets. EER: of the set itself; accuracies: {point}."
     return tabulate(title, "set", items, shown).text()
 
 

@@ -15,6 +15,8 @@ from ..errors import UserError
 from ..run.files import write_text
 from .classification import binary_scores
 
+_SEEN = {True: "yes", False: "no", None: ""}
+
 
 class ScoresError(UserError, ValueError):
     """A table of scores that can't be used."""
@@ -29,7 +31,7 @@ class Scores:
     labels: Int[np.ndarray, " n"]  # class index
     domains: tuple[str, ...]  # where the image comes from; "" if unknown
     groups: tuple[str, ...]  # what must not be torn apart; "" if unknown
-    seen: tuple[bool, ...]  # True where training had images of the same domain
+    seen: tuple[bool | None, ...]  # True where training had images of the same domain; None: nobody knows
     logits: Float[np.ndarray, "n classes"]
 
     def __post_init__(self):
@@ -63,9 +65,9 @@ def join_scores(parts: list[Scores]) -> Scores:
 def write_scores(path: Path, scores: Scores, class_names: tuple[str, ...]) -> None:
     """Writes a CSV, whole or not at all (see `run.files.write_bytes`).
 
-    Columns: id, split, label, domain, group, seen (yes or no), a logit_CLASS for each class, p (softmax probability of
-    class 1 for two classes, else of the predicted class), prediction; for two classes also those of `binary_scores`.
-    Floats are written so that they read back exactly.
+    Columns: id, split, label, domain, group, seen (yes, no, or empty: unknown), a logit_CLASS for each class, p
+    (softmax probability of class 1 for two classes, else of the predicted class), prediction; for two classes also
+    those of `binary_scores`. Floats are written so that they read back exactly.
     """
     proba = softmax(np.asarray(scores.logits, np.float64), axis=-1)
     binary = binary_scores(scores.logits) if len(class_names) == 2 else {}
@@ -77,7 +79,7 @@ def write_scores(path: Path, scores: Scores, class_names: tuple[str, ...]) -> No
         "label": named(scores.labels),
         "domain": scores.domains,
         "group": scores.groups,
-        "seen": ["yes" if seen else "no" for seen in scores.seen],
+        "seen": [_SEEN[seen] for seen in scores.seen],
         **{f"logit_{name}": exact(column) for name, column in zip(class_names, scores.logits.T, strict=True)},
         "p": exact(proba[:, 1] if binary else proba.max(-1)),
         "prediction": named(scores.logits.argmax(-1)),
@@ -107,7 +109,7 @@ def read_scores(path: Path) -> tuple[Scores, tuple[str, ...]]:
             labels=np.asarray([names.index(row["label"]) for row in rows]),
             domains=column("domain"),
             groups=column("group"),
-            seen=tuple(row["seen"] == "yes" for row in rows),
+            seen=tuple({told: seen for seen, told in _SEEN.items()}[row["seen"]] for row in rows),
             logits=np.asarray([[float(row[f"logit_{name}"]) for name in names] for row in rows]),
         )
     except ScoresError as error:

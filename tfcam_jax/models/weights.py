@@ -91,7 +91,7 @@ def find_weights(card: ModelCard, source: str | Path) -> Path:
         raise WeightsError(
             f"could not get {_HUB_FILE} of {repository} from the Hugging Face Hub, {hub_address()} ({reason}). "
             f"Download it where there is a connection and place it at {placed}, or give the path of a .safetensors or "
-            f".pth file instead of {str(source)!r}"
+            f".pth file, or of a run, instead of {str(source)!r}, where nothing lies"
         ) from error
 
 
@@ -106,7 +106,8 @@ def _local_file(source: str) -> Path | None:
     if path.is_dir():
         held = ", ".join(_weights_in(path)) or f"none ({', '.join(FILE_SUFFIXES)})"
         raise WeightsError(
-            f"model.weights={source} is a folder; give the path of a file. Weights in that folder: {held}."
+            f"model.weights={source} is a folder, and holds no run of this project; give the path of a file, or of a "
+            f"run. Weights in that folder: {held}."
         )
     if path.suffix in FILE_SUFFIXES or source.startswith(_PATH_BEGINS):
         folder = path.parent
@@ -187,7 +188,22 @@ def merge(
     ]
     if problems:
         raise WeightsError(
-            f"{origin} does not fit the model, {len(problems)} arrays differ:\n  " + "\n  ".join(problems)
+            f"{origin} does not fit the model, {len(problems)} arrays differ:\n  "
+            + "\n  ".join(problems)
+            + _about_heads(theirs, ours)
         )
     merged = old | taken(new)
     return traverse_util.unflatten_dict({path: jnp.asarray(merged[path]) for path in old})
+
+
+def _about_heads(theirs: Mapping[tuple[str, ...], Any], ours: Mapping[tuple[str, ...], Any]) -> str:
+    """What to do where the kernels of two kept heads, of these shapes by their paths, are of different width."""
+    one, other = (shapes.get(("params", "head", "kernel"), (0,))[-1] for shapes in (theirs, ours))
+    if not one or not other or one == other:
+        return ""
+    if (one, other) == (1, 2):
+        return "\nIts head has one output for two classes: set --config.model.one_logit=True, or take a new head."
+    return (
+        f"\nIts head has {one} outputs, the model's {other}: name a class for each output, in their order, by "
+        "--config.data.labels, or take a new head by --config.model.keep_head=False."
+    )

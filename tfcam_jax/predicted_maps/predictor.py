@@ -22,7 +22,7 @@ from ..devices.distributed import is_first
 from ..divergences import pearson
 from ..errors import UserError
 from ..experiment import Experiment, Recipe, build_experiment
-from ..inference import join_outputs, outputs_of
+from ..inference import initial_state, join_outputs, outputs_of
 from ..saliency import to_cam_resolution
 from ..steps import Batch, TrainState
 from ..terms import Evidence, Term, Terms
@@ -132,7 +132,7 @@ def _experiment(recipe: Recipe, learned: Source, last: Experiment | None) -> Exp
 
 
 def _fit(experiment: Experiment, bar: tqdm) -> TrainState:
-    state, metrics = experiment.initial_state(), None
+    state, metrics = initial_state(experiment).state, None
     for batch in _batches(experiment):
         state, metrics = experiment.train_step(state, experiment.put_batch(batch))
         bar.update()

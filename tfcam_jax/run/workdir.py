@@ -1,7 +1,8 @@
 """The folder of one run: its config, its provenance, and the refusal to overwrite another run.
 
 config.json     the config, enough to rebuild the run without its Python file
-run.json        versions, commit, devices, command of the first start, and of each later one under "continued"
+run.json        versions, commit, devices, command of the first start, and of each later one under "continued"; under
+                "weights" where those come from that it began from
 metrics.jsonl   one JSON object a line
 checkpoints/    see `checkpoints`
 results.json    figures of the best checkpoint
@@ -232,6 +233,17 @@ def load_config(workdir: Path) -> dict[str, Any]:
     _check_format(workdir)
     flat = traverse_util.flatten_dict(config, keep_empty_nodes=True, sep=".")
     return traverse_util.unflatten_dict(ADDED | flat, sep=".")
+
+
+def is_run(folder: Path) -> bool:
+    """Whether a folder holds a run, in whatever state; a `config.json` alone may be another project's."""
+    return (folder / "config.json").is_file() and any((folder / name).exists() for name in ("run.json", "checkpoints"))
+
+
+def note_weights(workdir: Path, origin: Mapping[str, Any]) -> None:
+    """Keeps in `run.json` where the weights come from that this run begins from, see `inference.InitialState`."""
+    path = workdir / "run.json"
+    write_json(path, _read_run(path) | {"weights": dict(origin)})
 
 
 def _read_run(path: Path) -> dict[str, Any]:

@@ -160,8 +160,20 @@ def check_table(listing: Listing) -> list[str]:
             hint = did_you_mean(row.label, listing.class_names) or " Correct it, or give the full list of labels."
             told.append((row, f"label {row.label!r} is none of {', '.join(listing.class_names)}.{hint}"))
     problems += _with_places(told)
-    if listing.draw is None:  # What is too few to draw has been told.
-        problems += _check_validation(listing, doubtful)
+    return [*problems, *(_check_splits(listing, doubtful) if listing.to_train else _check_evaluated(listing))]
+
+
+def _check_evaluated(listing: Listing) -> list[str]:
+    """A problem where no row could evaluate a network that is not trained here."""
+    place = listing.rows[0].list if listing.rows else listing.name
+    found = {row.split for row in listing.rows}
+    return [] if found & {"val", "test"} else [f"{place}: no row has split test or val; evaluation needs one of them"]
+
+
+def _check_splits(listing: Listing, doubtful: Collection[str]) -> list[str]:
+    """A problem for each split that training can't do without, and for each class that one of them lacks."""
+    # What is too few to draw has been told.
+    problems = _check_validation(listing, doubtful) if listing.draw is None else []
     place = listing.rows[0].list if listing.rows else listing.name
     for split in SPLITS:
         found = {row.label for row in listing.rows if row.split == split}
