@@ -3,6 +3,7 @@
 python launch/evaluate.py --workdir=runs/mine
 python launch/evaluate.py --config=configs/manifest.py --config.data.manifest=test.csv --config.model.name=resnet18 \\
     --config.model.weights=resnet18.pth --config.model.keep_head=True --workdir=runs/imported
+python launch/evaluate.py --workdir=hf://owner/name --data=my/manifest.csv --out=evaluations/theirs
 python launch/evaluate.py --workdir=runs/mine --data=other/manifest.csv --out=evaluations/other
 python launch/evaluate.py --leave_one_domain_out=runs/without_a,runs/without_b --out=evaluations/study
 """
@@ -14,7 +15,9 @@ from ml_collections import config_flags
 CONFIG = config_flags.DEFINE_config_file(
     "config", None, "Of a network to evaluate without training it, by its model.weights; makes the run, of 0 epochs."
 )
-WORKDIR = flags.DEFINE_string("workdir", None, "Folder of a run; with --config new, or of the same config.")
+WORKDIR = flags.DEFINE_string(
+    "workdir", None, "Folder of a run, or hf://owner/name; with --config new, or of the same config."
+)
 DATA = flags.DEFINE_string("data", None, "CSV manifest of other data with the same classes.")
 SPLIT = flags.DEFINE_enum("split", None, ["train", "val", "test"], "Split to evaluate; test, or val without one.")
 THRESHOLDS = flags.DEFINE_string(

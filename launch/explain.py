@@ -13,7 +13,9 @@ from ml_collections import config_flags
 CONFIG = config_flags.DEFINE_config_file(
     "config", None, "Of a network to explain without training it, by its model.weights; makes the run, of 0 epochs."
 )
-WORKDIR = flags.DEFINE_string("workdir", None, "Folder of a run; with --config new, or of the same config.")
+WORKDIR = flags.DEFINE_string(
+    "workdir", None, "Folder of a run, or hf://owner/name; with --config new, or of the same config."
+)
 OUT = flags.DEFINE_string(
     "out",
     None,

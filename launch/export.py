@@ -6,7 +6,7 @@ python launch/export.py --workdir=runs/mine --out=model.stablehlo
 import command_line
 from absl import flags
 
-WORKDIR = flags.DEFINE_string("workdir", None, "Folder of a run.")
+WORKDIR = flags.DEFINE_string("workdir", None, "Folder of a run, or hf://owner/name.")
 OUT = flags.DEFINE_string("out", None, "The file to write.")
 ON = flags.DEFINE_multi_enum(
     "platform", ["cpu", "cuda", "tpu"], ["cpu", "cuda", "tpu", "rocm"], "Where it is to run; may be repeated."

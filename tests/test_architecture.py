@@ -25,16 +25,18 @@ LAYERS = (
     ("experiment",),
     ("inference",),
     ("training", "evaluation", "explanation", "export"),
-    ("study", "predicted_maps"),
+    ("study", "predicted_maps", "sharing"),
 )
 RANK = {name: rank for rank, layer in enumerate(LAYERS) for name in layer}
-ROOMS = frozenset({"data", "models", "devices", "run", "metrics", "report", "study", "predicted_maps"})
+ROOMS = frozenset({"data", "models", "devices", "run", "metrics", "report", "study", "predicted_maps", "sharing"})
 CORE = frozenset(LAYERS[1])
 # Where configs are read and unpacked into plain values.
 EDGE = frozenset({"experiment", "inference", "training", "study", "predicted_maps"})
 
 # What launch scripts call.
-VERBS = frozenset({"training", "evaluation", "explanation", "export", "study", "data", "experiment", "predicted_maps"})
+VERBS = frozenset(
+    {"training", "evaluation", "explanation", "export", "study", "data", "experiment", "predicted_maps", "sharing"}
+)
 
 # What a module may import of the package, where that is less than all that comes before it.
 WITHIN = dict.fromkeys(CORE, CORE) | {

@@ -24,6 +24,7 @@ from .devices.placement import fetch
 from .experiment import Experiment
 from .inference import (
     Trained,
+    check_out,
     choose_split,
     find_workdir,
     join_outputs,
@@ -39,7 +40,7 @@ from .metrics.faithfulness import measure_faithfulness
 from .metrics.per_protocol import leave_one_domain_out, per_protocol_metrics, protocol_sets
 from .metrics.protocol_tables import format_evaluation, format_leave_one_domain_out, format_screen
 from .metrics.scores import Scores, ScoresError, join_scores, read_scores, write_scores
-from .metrics.tables import columns, decimal, tabulate
+from .metrics.tables import Table, columns, decimal, tabulate
 from .metrics.thresholds import SelectionError, choose_thresholds
 from .run.checkpoints import CheckpointError, Checkpoints
 from .run.files import WorkdirError, read_json, write_json, write_text
@@ -128,7 +129,7 @@ def evaluate(
     told on stderr.
 
     Args:
-      workdir: a run.
+      workdir: a run, or a published model (see `inference.restore`), which needs `data` and `out`.
       data: CSV manifest of other data with the same classes; None: the run's own data.
       split: `train`, `val` or `test`; None: `test`, or `val` if the data have no test.
       thresholds: `run` takes them from the validation images of the run's own data, `data` from those of `data`.
@@ -147,8 +148,10 @@ def evaluate(
         the evaluation of other data.
       DataError: data that are not there, or of other classes.
       SelectionError: thresholds from test data, from those evaluated, or from other data where none are given.
+      PublishedError: see `inference.restore`.
     """
     _check_thresholds(data, thresholds)
+    check_out(workdir, out)
     workdir = find_workdir(workdir)
     out = Path(out) if out else _choose_folder(workdir, data)
     if out.exists() and not out.is_dir():
@@ -371,13 +374,18 @@ def stored_thresholds(workdir: Path, trained: Trained) -> tuple[dict[str, dict[s
     return results["thresholds"], "val" if "val" in results["sets"] else None
 
 
-def format_results(results: dict[str, Any], title: str) -> str:
-    """An aligned table of what `evaluate_best` returns, a row per set."""
+def tabulate_results(results: dict[str, Any], title: str) -> Table:
+    """A row for each set of what `evaluate_best` returns."""
     metrics = {"cross_entropy": "cross-entropy", "accuracy": "accuracy", "auroc": "AUROC"}
     metrics |= {f"map_agreement/{name}": f"CC {name}" for name in ("true", "false", "difference")}
     shown = [*columns(str, {"images": "images", "maps": "maps"}), *columns(decimal, metrics)]
+    return tabulate(title, "set", results["sets"].items(), shown)
+
+
+def format_results(results: dict[str, Any], title: str) -> str:
+    """An aligned table of what `evaluate_best` returns, a row per set."""
     note = "CC: correlation of the model's maps with the human maps, over the images that have one."
     if "closed" in results["sets"]:
         note += "\nclosed: test images of the domains that training saw; open: of others."
-    table = tabulate(title, "set", results["sets"].items(), shown).text()
+    table = tabulate_results(results, title).text()
     return f"{table}\n{note}\nTraining images with a human map: {format_counts(results['training_maps'])}."

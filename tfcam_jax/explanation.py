@@ -25,7 +25,7 @@ from . import cams
 from .data.source import Records, Source, Subset
 from .data.unlisted import open_image_folder
 from .errors import UserError
-from .inference import Trained, choose_split, find_workdir, open_other_data, open_own_data, restore
+from .inference import Trained, check_out, choose_split, find_workdir, open_other_data, open_own_data, restore
 from .metrics.agreement import correlation, fooling_gap
 from .report import summary as of_report
 from .report.page import write_page
@@ -84,7 +84,7 @@ def explain(
     """Explains images with a run's best checkpoint and writes the report.
 
     Args:
-      workdir: a run.
+      workdir: a run, or a published model (see `inference.restore`), which needs `out`, and `images` or `data`.
       out: folder of the report, which must not exist or be empty; None: `report` in the workdir. In the end it holds
         `index.html` (complete in itself), `figures.json`, `mean_maps.png` and `images/`, a PNG per image.
       images: folder of unlabelled images; the predicted class counts as the true one.
@@ -97,10 +97,12 @@ def explain(
 
     Raises:
       WorkdirError, CheckpointError: no run with a sound checkpoint there.
+      PublishedError: see `inference.restore`.
       DataError: no such images, broken ones (each is named), or other classes.
       ReportError: `out` holds something, or images and a split were asked for at once.
     """
-    workdir = find_workdir(workdir)
+    check_out(workdir, out)
+    name, workdir = Path(workdir).resolve().name, find_workdir(workdir)
     out = Path(out) if out else workdir / "report"
     if images and (split or data):
         raise ReportError("give either a folder of images, or a split of the run's data or of a manifest")
@@ -111,7 +113,7 @@ def explain(
     source, title = _open(trained, workdir, images, split, data)
     about = {
         "title": title,
-        "run": workdir.resolve().name,
+        "run": name,
         "strategy": trained.recipe.strategy_name,
         "model": trained.recipe.model_name,
         "epoch": trained.epoch,

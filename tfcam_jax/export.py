@@ -30,7 +30,7 @@ def export_model(workdir: str | Path, out: str | Path, platforms: tuple[str, ...
     results, logits are [batch, classes] and the maps [batch, h, w]; the predicted class counts as the true one.
 
     Args:
-      workdir: a run.
+      workdir: a run, or a published model (see `inference.restore`).
       out: the file, replaced if it exists.
       platforms: where it is to run.
 
@@ -39,6 +39,7 @@ def export_model(workdir: str | Path, out: str | Path, platforms: tuple[str, ...
 
     Raises:
       WorkdirError, CheckpointError: no run with a sound checkpoint there, or `out` is a folder.
+      PublishedError: see `inference.restore`.
       ConfigError: an unknown platform.
     """
     out = Path(out)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from absl import logging
 from jaxtyping import Float
@@ -28,6 +29,14 @@ from .models.weights import WeightsError, find_weights, load_pretrained, merge
 from .run.checkpoints import CheckpointError, Checkpoints
 from .run.files import WorkdirError
 from .run.fingerprints import checksum_json, fingerprint_tree
+from .run.published import (
+    check_config,
+    fetch_published,
+    is_published,
+    on_hub,
+    read_record,
+    read_variables,
+)
 from .run.workdir import CHECKS, OTHER_CHECKS, config_differences, is_run, load_config
 
 Also = Callable[[steps.EvalOutput, steps.Batch], Any]
@@ -152,7 +161,8 @@ def initial_state(experiment: Experiment) -> InitialState:
     recipe = experiment.recipe
     if not recipe.weights:
         return InitialState(experiment.random_state(), None)
-    take = _take_from_run if is_run(find_workdir(recipe.weights)) else _take_from_file
+    run = find_workdir(recipe.weights)
+    take = _take_from_run if is_run(run) or is_published(run) else _take_from_file
     loaded, origin = take(experiment)
     taken = {name: {k: v for k, v in tree.items() if recipe.keep_head or k != "head"} for name, tree in loaded.items()}
     origin |= {"head": "kept" if recipe.keep_head else "new", "fingerprint": checksum_json(fingerprint_tree(taken))}
@@ -205,42 +215,45 @@ def describe_origin(origin: Mapping[str, Any], class_names: Sequence[str]) -> st
 
 
 def find_workdir(name: str | Path) -> Path:
-    """The folder of a run from what a user calls it by: that folder, or the `checkpoints` in it."""
+    """The folder of a run, or of a published model, from what a user calls it by.
+
+    That is the folder itself or the `checkpoints` in it, or `hf://owner/name[@revision]`, which is downloaded: see
+    `published.fetch_published`, also for what it raises.
+    """
+    if on_hub(name):
+        return fetch_published(name)
     path = Path(name).expanduser()
     return path.parent if path.name == "checkpoints" and is_run(path.parent) else path
 
 
+def check_out(workdir: str | Path, out: str | Path | None) -> None:
+    """Raises WorkdirError where nothing says where files are to go, and the model is one that nothing is written to."""
+    if out is None and (on_hub(workdir) or is_published(Path(workdir))):
+        raise WorkdirError(f"{workdir} is a published model, to which nothing is written: give a folder as --out.")
+
+
 def restore(workdir: str | Path) -> Trained:
-    """Restores the best checkpoint of a run; `workdir` is a name for `find_workdir`.
+    """Restores the best checkpoint of a run, or a published model.
+
+    Args:
+      workdir: a run's folder, one that `launch/publish.py` wrote, or the place of such a one on the Hugging Face Hub,
+        `hf://owner/name` or `hf://owner/name@revision`. A published model has no optimiser state.
 
     Raises:
       WorkdirError: the folder holds no run, or its config can't be read.
       CheckpointError: no checkpoint was finished there, or it is damaged.
+      PublishedError: a published model can't be had, is damaged, or would run code of a stranger.
     """
     workdir = find_workdir(workdir)
-    config = ConfigDict(load_config(workdir)).lock()
+    stored, published = load_config(workdir), is_published(workdir)
+    config = ConfigDict(check_config(workdir, stored) if published else stored).lock()
     try:
         recipe = resolve(config, make_placement(), untrained=True)
     except AttributeError as error:
         raise WorkdirError(f"{workdir / 'config.json'} is of another version of this project: {error}") from error
     except ConfigError as error:
         raise WorkdirError(f"{workdir / 'config.json'} is damaged, or of another version: {error}") from error
-
-    def like(record: dict[str, Any]) -> steps.TrainState:
-        _check_config(workdir, record["config"], recipe.stored)
-        return recipe.placement.abstract_state(recipe.abstract_state(len(record["class_names"])))
-
-    restored = None
-    if (workdir / "checkpoints").is_dir():
-        with Checkpoints(workdir, read_only=True) as checkpoints:
-            restored = checkpoints.restore_best(like)
-    if restored is None:
-        script = "train.py" if recipe.epochs else "evaluate.py"
-        raise CheckpointError(
-            f"{workdir} has no best checkpoint: the run ended before its first validation. Continue it with "
-            f"launch/{script} and the same config."
-        )
-    state, record = restored
+    state, record = (_restore_published if published else _restore_checkpoint)(workdir, recipe)
     model = recipe.make_model(num_classes=len(record["class_names"]))
     return Trained(
         config=config,
@@ -255,6 +268,32 @@ def restore(workdir: str | Path) -> Trained:
     )
 
 
+def _restore_published(workdir: Path, recipe: Recipe) -> tuple[steps.TrainState, dict[str, Any]]:
+    record = read_record(workdir)
+    like = recipe.abstract_state(len(record["class_names"]))
+    variables = read_variables(workdir, {"params": like.params, "batch_stats": like.batch_stats})
+    step = jnp.asarray(record["step"], like.step.dtype)
+    return recipe.placement.put_state(steps.TrainState(step=step, opt_state=(), **variables)), record
+
+
+def _restore_checkpoint(workdir: Path, recipe: Recipe) -> tuple[steps.TrainState, dict[str, Any]]:
+    def like(record: dict[str, Any]) -> steps.TrainState:
+        _check_config(workdir, record["config"], recipe.stored)
+        return recipe.placement.abstract_state(recipe.abstract_state(len(record["class_names"])))
+
+    restored = None
+    if (workdir / "checkpoints").is_dir():
+        with Checkpoints(workdir, read_only=True) as checkpoints:
+            restored = checkpoints.restore_best(like)
+    if restored is None:
+        script = "train.py" if recipe.epochs else "evaluate.py"
+        raise CheckpointError(
+            f"{workdir} has no best checkpoint: the run ended before its first validation. Continue it with "
+            f"launch/{script} and the same config."
+        )
+    return restored
+
+
 def describe_rows(dataset: Dataset) -> dict[str, int]:
     """A checksum of each split's names, labels and which of them have a map."""
     rows = lambda records: checksum_json([records.ids, records.labels.tolist(), records.has_map.tolist()])
@@ -265,8 +304,10 @@ def open_own_data(trained: Trained, workdir: str | Path) -> Dataset:
     """The data that a run was trained on, as its recipe names them.
 
     Raises DataError if they are broken, of other classes now, or split otherwise, where splits are drawn: the model
-    would be tested on what it was trained on.
+    would be tested on what it was trained on. A published model comes without them: DataError names them.
     """
+    if is_published(Path(workdir)):
+        raise DataError([f"{workdir} was published without its images. {_describe_absent(read_record(Path(workdir)))}"])
     checks = Path(workdir) / CHECKS
     dataset = open_dataset(trained.recipe, checks)
     if tuple(dataset.class_names) != trained.class_names:
@@ -288,13 +329,23 @@ def open_other_data(
 ) -> list[OpenedSplit]:
     """Splits of another manifest than the run's, for its classes and read as its own data; see `DataRecipe.open_split`.
 
-    Raises DataError if they are broken, have other classes, or no such split.
+    What was found of the files is kept in the workdir, but not in a published model's. Raises DataError if they are
+    broken, have other classes, or no such split.
     """
-    checks = workdir / OTHER_CHECKS
-    known, data = load_outcomes(checks), trained.recipe.data
+    checks = None if is_published(workdir) else workdir / OTHER_CHECKS
+    known, data = load_outcomes(checks) if checks else None, trained.recipe.data
     opened = [data.open_split(manifest, split, trained.class_names, known) for split in splits]
-    keep_checks(checks, {key: outcome for each in opened for key, outcome in each.checked.items()})
+    if checks:
+        keep_checks(checks, {key: outcome for each in opened for key, outcome in each.checked.items()})
     return opened
+
+
+def _describe_absent(record: Mapping[str, Any]) -> str:
+    """What a published model was trained on, and what to evaluate or explain instead."""
+    data, counts = record["data"], record["data"].get("splits") or {}
+    sizes = ", ".join(f"{split['images']} {name}" for name, split in counts.items())
+    own = f"It was trained on {data.get('name')} (data.source={data.get('source')}" + (f": {sizes})" if sizes else ")")
+    return f"{own}. Give that or other data with the same classes by --data=MANIFEST.csv; explain takes --images too."
 
 
 def choose_split(dataset: Dataset, split: str | None) -> str:

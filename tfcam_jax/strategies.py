@@ -198,6 +198,9 @@ STRATEGIES: dict[str, Callable[..., Terms]] = {
     "sham": sham,
 }
 
+# They stand for the paper's methods, of which no equation could be read.
+RECONSTRUCTIONS = ("opposed", "difference", "contrast")
+
 # These need no second place in a map: the size of U alone counts, or the gradient by the image's own pixels.
 _ON_ONE_PLACE = frozenset({"cross_entropy", "hard_negative", "input_gradient"})
 

@@ -9,7 +9,7 @@ from typing import Any
 from ..report.page import template
 from .intervals import FEW
 from .per_protocol import SUMMARY, summarize_margin
-from .tables import columns, decimal, interval, percent, tabulate
+from .tables import Table, columns, decimal, interval, percent, tabulate
 from .thresholds import NAMES
 
 _SCORE_NAMES = {"margin": "margin z_1 - z_0 (orders as softmax p_1)", "sigmoid_logit_1": "older score sigmoid(z_1)"}
@@ -30,10 +30,10 @@ def format_evaluation(evaluation: Mapping[str, Any]) -> str:
     names, origin, agreement = evaluation["class_names"], evaluation["thresholds_from"], evaluation["map_agreement"]
     shown = {
         "about": _about(evaluation),
-        "classification": _classification({**evaluation["sets"], **evaluation["domains"]}, names),
+        "classification": _classification({**evaluation["sets"], **evaluation["domains"]}, names).text(),
         "scores": [_score_tables(evaluation, score) for score in _SCORE_NAMES] if len(names) == 2 else [],
         "origin": origin,
-        "marks": _marks(evaluation),
+        "marks": explain_star(evaluation),
         "on_tested": _ON_TESTED if evaluation["thresholds_on_tested"] else "",
         "no_thresholds": _no_thresholds(evaluation),
         "attack_detection": evaluation["attack_detection"],
@@ -51,18 +51,17 @@ def format_screen(evaluation: Mapping[str, Any]) -> str:
     told = list(evaluation["sets"].values())
     domains = {name: own for name, own in domains.items() if own not in told}
     first = dict(itertools.islice(domains.items(), _DOMAINS_ON_SCREEN))
-    binary = len(names) == 2
     rows = evaluation["sets"] | {f"domain {name}": own for name, own in first.items()}
     shown = {
         "about": _about(evaluation),
-        "sets": _binary_sets(rows, names, bool(evaluation["thresholds"])) if binary else _classification(rows, names),
-        "no_thresholds": "" if evaluation["thresholds"] or not binary else _no_thresholds(evaluation),
+        "sets": tabulate_sets(rows, names, bool(evaluation["thresholds"])).text(),
+        "no_thresholds": "" if evaluation["thresholds"] or len(names) != 2 else _no_thresholds(evaluation),
         "hidden": len(domains) - len(first),
-        "binary": binary,
-        "marks": _marks(evaluation),
+        "binary": len(names) == 2,
+        "marks": explain_star(evaluation),
         "on_tested": _ON_TESTED if evaluation["thresholds_on_tested"] else "",
         "attacks": _attacks_on_screen(evaluation),
-        "maps": _maps_on_screen(evaluation["map_agreement"]),
+        "maps": tabulate_maps(evaluation["map_agreement"]).text(),
         "human": any(entry["maps"] for entry in evaluation["map_agreement"].values()),
         "faithfulness": _faithfulness(evaluation["faithfulness"], _FAITHFULNESS_ON_SCREEN),
     }
@@ -83,8 +82,8 @@ def _no_thresholds(evaluation: Mapping[str, Any]) -> str:
     return f"No figures at a threshold: {lacking}."
 
 
-def _marks(evaluation: Mapping[str, Any]) -> str:
-    """What the star of `_starred` means; "" where no row has one."""
+def explain_star(evaluation: Mapping[str, Any]) -> str:
+    """What the star after a set's name in `tabulate_sets` means; "" where no row has one."""
     starred = any(own["few"] for own in (*evaluation["sets"].values(), *evaluation["domains"].values()))
     return f"*: fewer than {FEW} groups of a class; there and for an AUROC of 0 or 1, Newcombe's." if starred else ""
 
@@ -93,7 +92,14 @@ def _starred(sets: Mapping[str, Any]) -> dict[str, Any]:
     return {f"{name} *" if own["few"] else name: own for name, own in sets.items()}
 
 
-def _binary_sets(sets: Mapping[str, Any], class_names: Sequence[str], at_thresholds: bool) -> str:
+def tabulate_sets(sets: Mapping[str, Any], class_names: Sequence[str], at_thresholds: bool = True) -> Table:
+    """A row for each set of `per_protocol_metrics`, with the number of images of each class."""
+    if len(class_names) == 2:
+        return _binary_sets(sets, class_names, at_thresholds)
+    return _classification(sets, class_names)
+
+
+def _binary_sets(sets: Mapping[str, Any], class_names: Sequence[str], at_thresholds: bool) -> Table:
     """One row a set: the margin's AUROC with the interval to trust, and what its threshold of equal errors gives.
 
     Without thresholds: what the larger logit gives.
@@ -116,7 +122,7 @@ def _binary_sets(sets: Mapping[str, Any], class_names: Sequence[str], at_thresho
     ]
     point = "at the threshold where validation has equal errors" if at_thresholds else "of the larger logit"
     title = f"Sets. EER: of the set itself; accuracies: {point}."
-    return tabulate(title, "set", items, shown).text()
+    return tabulate(title, "set", items, shown)
 
 
 def _interval(own: Mapping[str, Any]) -> dict[str, Any]:
@@ -140,7 +146,8 @@ def _attacks_on_screen(evaluation: Mapping[str, Any]) -> str:
     return _attack_detection(sets, evaluation["thresholds_from"])
 
 
-def _maps_on_screen(agreement: Mapping[str, Any]) -> str:
+def tabulate_maps(agreement: Mapping[str, Any]) -> Table:
+    """A row for each set of `evaluation.agreement_of_sets`: correlations with the human maps, and the fooling gap."""
     items = [
         (name, {"maps": entry["maps"], "fooling_gap": entry["fooling_gap"]} | entry["map"])
         for name, entry in agreement.items()
@@ -148,10 +155,10 @@ def _maps_on_screen(agreement: Mapping[str, Any]) -> str:
     human = columns(str, {"maps": "human maps"})
     if any(entry["maps"] for entry in agreement.values()):
         human += columns(decimal, {f"{kind}/cc": f"CC {kind}" for kind in ("T", "U", "D")})
-    return tabulate("Maps of the model", "set", items, human + columns(decimal, {"fooling_gap": "fooling gap"})).text()
+    return tabulate("Maps of the model", "set", items, human + columns(decimal, {"fooling_gap": "fooling gap"}))
 
 
-def _classification(sets: Mapping[str, Any], class_names: Sequence[str]) -> str:
+def _classification(sets: Mapping[str, Any], class_names: Sequence[str]) -> Table:
     """What the softmax probabilities say, a row per set."""
     area = {"auroc": "AUROC"} if len(class_names) > 2 else {}  # two classes have tables of their own for it
     share = area | {"accuracy": "accuracy", "balanced_accuracy": "balanced", "ece": "ECE", "brier": "Brier"}
@@ -161,7 +168,7 @@ def _classification(sets: Mapping[str, Any], class_names: Sequence[str]) -> str:
         *counts,
         *columns(decimal, {"cross_entropy": "cross-entropy"} | share),
     ]
-    return tabulate("Classification", "set", sets.items(), shown).text()
+    return tabulate("Classification", "set", sets.items(), shown)
 
 
 def _score_tables(evaluation: Mapping[str, Any], score: str) -> tuple[str, str, str]:

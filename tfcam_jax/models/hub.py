@@ -1,4 +1,4 @@
-"""One file of the Hugging Face Hub: from the Hub's cache, else downloaded; a missing connection is told in seconds.
+"""Files of the Hugging Face Hub: from the Hub's cache, else downloaded; a missing connection is told in seconds.
 
 The Hub's own client tries for 38 seconds, and logs each try, before it says that nobody is there. So the connection is
 tried first, within seconds; a download that has begun may take as long as it needs.
@@ -52,6 +52,49 @@ def get_hub_file(repository: str, name: str) -> Path:
     url = huggingface_hub.hf_hub_url(repository, name, endpoint=endpoint)
     huggingface_hub.get_hf_file_metadata(url, timeout=ANSWER_SECONDS, endpoint=endpoint)
     return Path(huggingface_hub.hf_hub_download(repository, name, endpoint=endpoint))
+
+
+def get_newest_hub_file(repository: str, name: str, revision: str, most_bytes: int) -> Path:
+    """A file as the Hub has it now at a branch or tag, or, of a commit, from the Hub's cache where it is there.
+
+    The folder that it lies in is named by its commit. Raises as `get_hub_file`; ValueError for a larger file.
+    """
+    cached = cached_hub_file(repository, name, revision)
+    if cached and cached.parent.name == revision:
+        return cached
+    endpoint = hub_address()
+    check_connection(endpoint, CONNECT_SECONDS)
+    url = huggingface_hub.hf_hub_url(repository, name, revision=revision, endpoint=endpoint)
+    size = huggingface_hub.get_hf_file_metadata(url, timeout=ANSWER_SECONDS, endpoint=endpoint).size
+    if size is None or size > most_bytes:
+        raise ValueError(f"{name} has {size} bytes there, and may have {most_bytes}")
+    return Path(huggingface_hub.hf_hub_download(repository, name, revision=revision, endpoint=endpoint))
+
+
+def cached_hub_file(repository: str, name: str, revision: str) -> Path | None:
+    """The file in the Hub's cache, of the commit that a branch or tag had when it was asked for last; None without."""
+    cached = huggingface_hub.try_to_load_from_cache(repository, name, revision=revision)
+    return Path(cached) if isinstance(cached, str) else None
+
+
+def is_from_hub(folder: Path) -> bool:
+    """Whether a folder lies in the Hub's cache, so that others may have written what it holds."""
+    return folder.resolve().is_relative_to(Path(constants.HF_HUB_CACHE).resolve())
+
+
+def refusal(error: BaseException) -> int | None:
+    """The status by which a server refuses what it was asked (401, 403, 404); None of any other error.
+
+    One that has failed itself (500 and more), or is asked too often (429), has not refused.
+    """
+    response = getattr(error, "response", None)
+    status = None if response is None else response.status_code
+    return status if status is not None and 400 <= status < 500 and status not in (408, 429) else None
+
+
+def first_line(error: BaseException) -> str:
+    """What an error says, in a line."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
 
 
 def check_connection(endpoint: str, seconds: float) -> None:

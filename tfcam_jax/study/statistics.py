@@ -29,14 +29,12 @@ from jaxtyping import Float, Int
 
 from ..errors import UserError
 from ..metrics.intervals import draw_groups, group_numbers, percentile_interval, weighted_auroc
-from ..strategies import STRATEGIES
+from ..strategies import RECONSTRUCTIONS, STRATEGIES
 from .outcomes import Outcome
 from .paired_tests import exchange_contributions, holm, paired_effect_size, share_won, sign_flip_test, t_interval
 
 METRICS = ("auroc", "accuracy", "cross_entropy", "cc_true", "cc_false", "cc_difference", "fooling_gap")
 LEVEL = 0.05
-# The strategies that stand for the paper's methods, of which no equation could be read.
-RECONSTRUCTIONS = ("opposed", "difference", "contrast")
 
 
 class StudyError(UserError, ValueError):
