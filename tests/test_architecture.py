@@ -180,7 +180,7 @@ def test_other_frameworks_are_for_comparison_alone(folder):
     for path in sources(folder):
         if path.is_relative_to(REPO / "launch/benchmark") or path.is_relative_to(REPO / "tests/parity"):
             continue
-        wrong = libraries(imports_of(path)) & {"torch", "torchvision", "timm", "tensorflow", "tensorboardX"}
+        wrong = libraries(imports_of(path)) & {"torch", "torchvision", "timm", "tensorflow", "keras", "tensorboardX"}
         assert not wrong, f"{path.relative_to(REPO)} imports {sorted(wrong)}"
 
 

@@ -1,8 +1,11 @@
 """Files of torch.save, written here byte by byte without PyTorch, are read exactly; hostile and broken ones are not."""
 
 import io
+import json
 import pickle
 import struct
+import time
+import tracemalloc
 import zipfile
 from pathlib import Path
 
@@ -11,6 +14,7 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
+from tfcam_jax.models.pickles import PickleError, read_pickle
 from tfcam_jax.models.state_dicts import StateDictError, read_state_dict
 
 STORAGES = {"float32": "FloatStorage", "float16": "HalfStorage", "bfloat16": "BFloat16Storage", "int64": "LongStorage"}
@@ -149,12 +153,136 @@ def test_reads_views_of_one_storage(tmp_path, file_format):
     assert_equal(read_state_dict(path), {"rows": rows, "transposed": rows.T, "end": values[10:]})
 
 
-@pytest.mark.parametrize("wrapper", ["state_dict", "model"])
-def test_reads_a_training_checkpoint_of_a_parallel_model(tmp_path, wrapper):
-    tensors = {"module.fc.bias": tensor("0", "FloatStorage", 2, (2,), (1,))}
-    body = mapping({"epoch": number(3), wrapper: mapping(tensors), "best": b"N"})
-    path = write_zip(tmp_path / "a.pth", body, {"0": np.array([1, 2], np.float32).tobytes()})
-    assert_equal(read_state_dict(path), {"fc.bias": np.array([1, 2], np.float32)})
+PAIR = {"fc.bias": np.array([1, 2], np.float32)}
+
+
+def checkpoint(folder: Path, entries: dict[str, bytes], file_format: str = "zip") -> Path:
+    """A file whose storage 0 holds the numbers of PAIR."""
+    return WRITERS[file_format](folder / "a.pth", mapping(entries), {"0": PAIR["fc.bias"].tobytes()})
+
+
+def pair(name: str = "fc.bias", legacy: bool = False) -> bytes:
+    return mapping({name: tensor("0", "FloatStorage", 2, (2,), (1,), legacy=legacy)})
+
+
+# What else stands in checkpoints of Lightning and of training scripts, as their picklers write it.
+BESIDE = {
+    "optimizer_states": b"](" + mapping({"state": mapping({"exp_avg": b"N"})}) + b"e",
+    "optimizer": mapping({"state": pair("momentum_buffer"), "param_groups": b"]"}),
+    "hyper_parameters": call(name_of("argparse", "Namespace")) + b"}(" + text("lr") + number(1) + b"ub",
+    "callbacks": call(name_of("collections", "defaultdict"), name_of("builtins", "dict")) + b"(" + sequence() + b"Nu",
+    "best": call(name_of("numpy.core.multiarray", "scalar"), b"N", b"U\x01x"),
+    "epoch": number(3),
+}
+
+
+@pytest.mark.parametrize(
+    "path",
+    [["state_dict"], ["model"], ["net"], ["model_state_dict"], ["model_ema"], ["anything"], ["model", "state_dict"]],
+)
+@pytest.mark.parametrize("file_format", WRITERS)
+def test_reads_a_training_checkpoint_and_says_what_it_left_out(tmp_path, caplog, path, file_format):
+    caplog.set_level("INFO")
+    body = pair(legacy=file_format == "legacy")
+    for key in reversed(path):
+        body = mapping({key: body})
+    entries = {key: value for key, value in BESIDE.items() if file_format == "zip" or key != "optimizer"}
+    state_dict = tmp_path / "a.pth"
+    WRITERS[file_format](state_dict, mapping(entries).removesuffix(b"u") + body[2:], {"0": PAIR["fc.bias"].tobytes()})
+    assert_equal(read_state_dict(state_dict), PAIR)
+    assert f"those under '{path[0]}'; left out: 'optimizer_states'" in caplog.text
+
+
+def test_of_a_model_and_its_average_the_model_is_taken(tmp_path):
+    path = checkpoint(tmp_path, {"model_ema": pair("average"), "model": pair()})
+    assert_equal(read_state_dict(path), PAIR)
+
+
+def test_several_networks_in_one_file_are_told_apart_by_nobody(tmp_path):
+    with pytest.raises(StateDictError, match=r"several sets of weights, under 'teacher', 'student'"):
+        read_state_dict(checkpoint(tmp_path, {"teacher": pair(), "student": pair()}))
+
+
+def test_a_network_that_was_saved_whole_is_refused_by_its_name(tmp_path):
+    whole = name_of("torchvision.models.resnet", "ResNet") + b")\x81}(" + text("_modules") + pair() + b"ub"
+    with pytest.raises(StateDictError, match=r"asks for torchvision\.models\.resnet\.ResNet"):
+        read_state_dict(checkpoint(tmp_path, {"epoch": number(3), "model": whole}))
+
+
+def test_what_is_no_tensor_but_harmless_is_left_out_of_a_state_dict(tmp_path, caplog):
+    caplog.set_level("INFO")
+    entries = {"fc.bias": tensor("0", "FloatStorage", 2, (2,), (1,)), "version": number(2)}
+    assert_equal(read_state_dict(checkpoint(tmp_path, entries)), PAIR)
+    assert "left out, as they are no tensors: 'version'" in caplog.text
+    entries["extra"] = call(name_of("builtins", "eval"), text("1"))
+    with pytest.raises(StateDictError, match=r"for 'extra' it asks for builtins\.eval"):
+        read_state_dict(checkpoint(tmp_path, entries))
+
+
+def test_parameters_of_a_class_of_their_own_are_read(tmp_path):
+    plain = tensor("0", "FloatStorage", 2, (2,), (1,))
+    rebuild, arguments = name_of("torch._utils", "_rebuild_tensor_v2"), plain[plain.index(b"(") : -1]
+    own = call(name_of("torch._tensor", "_rebuild_from_type_v2"), rebuild, name_of("my.code", "Own"), arguments, b"}")
+    assert_equal(read_state_dict(checkpoint(tmp_path, {"fc.bias": own})), PAIR)
+
+
+def nested_tuple(depth: int) -> bytes:
+    """A tuple of ten of ten of ... ones: small in the file, 10**depth places to look at."""
+    body = b"K\x01q\x00"
+    for i in range(depth):
+        body += b"0(" + 10 * (b"h" + bytes([i])) + b"tq" + bytes([i + 1])
+    return body
+
+
+BOMBS = {
+    "memo": b"K\x01r" + struct.pack("<I", 2**31 - 1),
+    "key": b"}(" + nested_tuple(9) + number(1) + b"u",
+    "value": mapping({"a": nested_tuple(9)}),
+    "shape": mapping({"a": tensor("0", "FloatStorage", 2, (2,), (1,)).replace(sequence(number(2)), nested_tuple(8))}),
+    "type": mapping(
+        {"a": tensor("0", "FloatStorage", 2, (2,), (1,)).replace(b"ctorch\nFloatStorage\n", nested_tuple(8))}
+    ),
+    "shared": mapping({f"a{i}": tensor("0", "FloatStorage", 2**18, (2**18,), (1,)) for i in range(20)}),
+    "text": b"X" + struct.pack("<I", 2**32 - 1) + b"x",
+    "bytes": b"\x96" + struct.pack("<Q", 2**33) + b"x",
+}
+
+
+@pytest.mark.parametrize("file_format", WRITERS)
+@pytest.mark.parametrize("bomb", BOMBS)
+def test_a_small_file_that_would_take_much_memory_or_time_is_refused(tmp_path, bomb, file_format):
+    data = bytes(2**20) if bomb == "shared" else bytes(8)
+    path = WRITERS[file_format](tmp_path / "a.pth", BOMBS[bomb], {"0": data})
+    tracemalloc.start()
+    start = time.monotonic()
+    with pytest.raises(StateDictError) as error:
+        read_state_dict(path)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert len(str(error.value)) < 400 and time.monotonic() - start < 10
+    assert peak < 4 * path.stat().st_size + 2**25
+
+
+def test_a_pickle_of_too_many_instructions_is_refused():
+    pickled = io.BytesIO(program(b"]" * 2000))
+    with pytest.raises(PickleError, match="more than 1,000 instructions"):
+        read_pickle(pickled, lambda *call: None, max_instructions=1000)
+
+
+def test_a_stride_along_an_axis_of_one_place_means_nothing(tmp_path):
+    strides = b"(\x8a\x08" + struct.pack("<q", 2**62) + number(1) + b"t"
+    body = tensor("0", "FloatStorage", 2, (1, 2), (7, 1)).replace(sequence(number(7), number(1)), strides)
+    path = checkpoint(tmp_path, {"fc.bias": body})
+    assert_equal(read_state_dict(path), {"fc.bias": PAIR["fc.bias"][None]})
+
+
+@pytest.mark.parametrize("kind", ["F8_E4M3", "F4"])
+def test_numbers_that_numpy_has_not_are_refused_by_name(tmp_path, kind):
+    size = 4 if kind == "F8_E4M3" else 2
+    header = json.dumps({"a": {"dtype": kind, "shape": [4], "data_offsets": [0, size]}}).encode()
+    (tmp_path / "a.safetensors").write_bytes(struct.pack("<Q", len(header)) + header + bytes(size))
+    with pytest.raises(StateDictError, match=rf"type {kind}; save it in float32"):
+        read_state_dict(tmp_path / "a.safetensors")
 
 
 def hostile_bodies(target: Path) -> dict[str, bytes]:
@@ -249,8 +377,9 @@ def test_other_contents_are_refused(tmp_path, body, message, file_format):
         read_state_dict(path)
 
 
-def test_compressed_members_are_refused(tmp_path):
-    path = write_zip(tmp_path / "a.pth", mapping({}), {"0": bytes(1000)}, compression=zipfile.ZIP_DEFLATED)
+@pytest.mark.parametrize("compression", [zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2])
+def test_compressed_members_are_refused(tmp_path, compression):
+    path = write_zip(tmp_path / "a.pth", mapping({}), {"0": bytes(1000)}, compression=compression)
     with pytest.raises(StateDictError, match="has compressed members"):
         read_state_dict(path)
 

@@ -16,16 +16,24 @@ import safetensors.numpy
 from flax import traverse_util
 from huggingface_hub import constants as hub_constants
 
-from tfcam_jax.models import MODEL_CARDS, MODELS, ResNet, hub, weights
-from tfcam_jax.models.weights import WeightsError, convert, find_weights, load_pretrained, merge
+from tfcam_jax.models import MODEL_CARDS, MODELS, ResNet, Xception, hub, weights
+from tfcam_jax.models.weights import (
+    WeightsError,
+    adapt_input_channels,
+    convert,
+    find_weights,
+    load_pretrained,
+    merge,
+)
 
 TINY = partial(ResNet, depths=(1,))
 
 
 @pytest.fixture(autouse=True)
 def tiny_model(monkeypatch):
-    """A ResNet of one block with a card of its own."""
+    """A ResNet of one block with a card of its own, and few backbones that weights may be another's of."""
     monkeypatch.setitem(MODEL_CARDS, "tiny", MODEL_CARDS["resnet18"]._replace(repository="someone/tiny"))
+    monkeypatch.setattr(weights, "MODELS", {name: MODELS[name] for name in ("resnet18", "resnet34")})
 
 
 def variables_of(build, num_classes: int, image_size: int = 128) -> dict:
@@ -170,21 +178,19 @@ def test_a_head_of_other_classes_is_refused_with_both_shapes(tmp_path):
         load_pretrained("tiny", file, variables_of(TINY, 3), keep_head=True)
 
 
-def test_all_differences_are_listed_at_once(tmp_path):
+def test_names_that_differ_are_counted_and_paired(tmp_path):
     _, state_dict = tiny_file(tmp_path)
-    state_dict["conv1.weight"] = np.zeros((64, 1, 7, 7), np.float32)
     state_dict["layer9.0.conv1.weight"] = np.zeros((2, 3, 1, 1), np.float32)
     del state_dict["layer1.0.bn2.running_mean"]
     file = save(tmp_path / "odd.safetensors", state_dict)
     with pytest.raises(WeightsError) as error:
         load_pretrained("tiny", file, variables_of(TINY, 3))
     lines = str(error.value).splitlines()
-    assert lines[0] == f"{file} does not fit the model, 3 arrays differ:"
-    assert sorted(line.strip() for line in lines[1:]) == [
-        "batch_stats/layer1_0/bn2/mean: missing in the weights, (64,) in the model",
-        "params/conv1/kernel: (7, 7, 1, 64) in the weights, (7, 7, 3, 64) in the model",
-        "params/layer9_0/conv1/kernel: (1, 1, 3, 2) in the weights, missing in the model",
-    ]
+    assert lines[0] == (
+        f"{file} does not fit tiny; the file's names share no prefix; arrays of the model that the file does not have: "
+        "1, arrays of the file that the model does not have: 1"
+    )
+    assert lines[1:] == ["  the model's layer1_0.bn2.running_mean; nearest in the file: layer9.0.conv1.weight"]
 
 
 def test_arrays_that_cannot_be_converted_are_listed_at_once():
@@ -216,6 +222,183 @@ def test_old_densenet_names_are_the_same():
     old = {"features.denseblock1.denselayer2.norm.1.weight": np.ones(96, np.float32)}
     new = {"features.denseblock1.denselayer2.norm1.weight": np.ones(96, np.float32)}
     assert jax.tree.structure(convert(old, names)) == jax.tree.structure(convert(new, names))
+
+
+def prefixed(state_dict: dict[str, np.ndarray], prefix: str) -> dict[str, np.ndarray]:
+    return {prefix + key: array for key, array in state_dict.items()}
+
+
+def assert_taken(loaded: dict, state_dict: dict[str, np.ndarray]):
+    """The first, a middle and the last array are where they belong."""
+    np.testing.assert_array_equal(loaded["params"]["conv1"]["kernel"], state_dict["conv1.weight"].transpose(2, 3, 1, 0))
+    np.testing.assert_array_equal(
+        loaded["batch_stats"]["layer1_0"]["bn2"]["var"], state_dict["layer1.0.bn2.running_var"]
+    )
+    np.testing.assert_array_equal(loaded["params"]["head"]["kernel"], state_dict["fc.weight"].T)
+
+
+@pytest.mark.parametrize(
+    "prefix",
+    [
+        "module.",
+        "model.",
+        "backbone.",
+        "encoder.",
+        "_orig_mod.",
+        "net.",
+        "module.model.",
+        "_orig_mod.module.net.",
+        "my.own.",
+    ],
+)
+def test_what_a_network_was_wrapped_in_is_taken_off_and_told(tmp_path, caplog, prefix):
+    caplog.set_level("INFO")
+    _, state_dict = tiny_file(tmp_path)
+    others = {"criterion.weight": np.ones(2, np.float32), "loss.net.scale": np.ones((2, 2, 2), np.float32)}
+    file = save(tmp_path / "wrapped.safetensors", prefixed(state_dict, prefix) | others)
+    assert_taken(load_pretrained("tiny", file, variables_of(TINY, 5), keep_head=True), state_dict)
+    assert f"names without their prefix '{prefix}'; left out 2 arrays outside it" in caplog.text
+
+
+@pytest.mark.parametrize("head", ["fc.", "classifier.", "model.head.", "module.last_linear.1.", "backbone.fc.2."])
+def test_a_head_beside_the_wrapped_network_or_behind_dropout_is_found(tmp_path, head):
+    _, state_dict = tiny_file(tmp_path)
+    file = {f"{head}{key[3:]}" if key[:3] == "fc." else f"backbone.{key}": array for key, array in state_dict.items()}
+    path = save(tmp_path / "wrapped.safetensors", file)
+    assert_taken(load_pretrained("tiny", path, variables_of(TINY, 5), keep_head=True), state_dict)
+
+
+def test_a_head_of_several_layers_is_left_out_or_refused(tmp_path, caplog):
+    caplog.set_level("INFO")
+    _, state_dict = tiny_file(tmp_path)
+    state_dict["fc.3.weight"] = state_dict.pop("fc.weight")
+    state_dict["fc.0.weight"] = np.ones((64, 64), np.float32)
+    path = save(tmp_path / "deep.safetensors", state_dict)
+    load_pretrained("tiny", path, variables_of(TINY, 5))
+    assert "left out its head of 3 layers" in caplog.text  # fc.bias is one
+    with pytest.raises(WeightsError, match=r"head of 3 layers \(head, head\.0, head\.3\)"):
+        load_pretrained("tiny", path, variables_of(TINY, 5), keep_head=True)
+
+
+def test_of_two_networks_in_one_file_the_usual_wrapping_is_meant_or_none(tmp_path):
+    _, state_dict = tiny_file(tmp_path)
+    _, other = tiny_file(tmp_path, seed=1)
+    both = save(tmp_path / "both.safetensors", prefixed(other, "average.") | prefixed(state_dict, "model."))
+    assert_taken(load_pretrained("tiny", both, variables_of(TINY, 5), keep_head=True), state_dict)
+    both = save(tmp_path / "both.safetensors", prefixed(other, "teacher.") | prefixed(state_dict, "student."))
+    with pytest.raises(WeightsError, match=r"fit under each of 'student\.', 'teacher\.'"):
+        load_pretrained("tiny", both, variables_of(TINY, 5))
+
+
+def test_names_of_another_network_are_told_in_a_few_lines(tmp_path):
+    vit = {f"visual.blocks.{i}.attn.{leaf}": np.zeros(3, np.float32) for i in range(99) for leaf in ("weight", "bias")}
+    with pytest.raises(WeightsError) as error:
+        load_pretrained("tiny", save(tmp_path / "vit.safetensors", vit), variables_of(TINY, 3))
+    lines = str(error.value).splitlines()
+    assert "all names in the file begin with 'visual.blocks.'" in lines[0] and len(lines) == 6
+    assert "does not have: 15, arrays of the file that the model does not have: 198" in lines[0]
+    assert all(
+        re.match(r"  the model's \S+; nearest in the file: visual\.blocks\.\d+\.attn\.\w+$", line) for line in lines[1:]
+    )
+
+
+def test_a_misspelt_name_is_paired_with_the_one_that_was_meant(tmp_path):
+    _, state_dict = tiny_file(tmp_path)
+    for i in (1, 2):
+        state_dict[f"layer1.0.bn{i}.wieght"] = state_dict.pop(f"layer1.0.bn{i}.weight")
+    with pytest.raises(WeightsError) as error:
+        load_pretrained("tiny", save(tmp_path / "odd.safetensors", state_dict), variables_of(TINY, 3))
+    assert str(error.value).splitlines()[1:] == [
+        f"  the model's layer1_0.bn{i}.weight; nearest in the file: layer1.0.bn{i}.wieght" for i in (1, 2)
+    ]
+
+
+def test_whose_weights_they_are_is_told(tmp_path):
+    state_dict = prefixed(torch_state_dict(variables_of(MODELS["resnet18"], 3), "resnet18"), "module.")
+    path = save(tmp_path / "odd.safetensors", state_dict)
+    with pytest.raises(WeightsError, match=r"These are the weights of resnet18: --config\.model\.name=resnet18"):
+        load_pretrained("tiny", path, variables_of(TINY, 3))
+
+
+def test_shapes_that_differ_are_counted_and_five_told(tmp_path):
+    _, state_dict = tiny_file(tmp_path)
+    state_dict = {key: np.repeat(array, 2, axis=0) if array.ndim else array for key, array in state_dict.items()}
+    with pytest.raises(WeightsError) as error:
+        load_pretrained("tiny", save(tmp_path / "wide.safetensors", state_dict), variables_of(TINY, 3))
+    lines = str(error.value).splitlines()
+    assert lines[0].endswith("does not fit the model: arrays of another shape: 15") and len(lines) == 6
+    assert "  batch_stats/bn1/mean: (128,) in the weights, (64,) in the model" in lines
+
+
+def test_kernels_of_two_dimensions_are_those_of_1x1_convolutions(tmp_path, caplog):
+    """As in xception-b5690688.pth, whose head is last_linear in CYBORG's checkpoints: {"state_dict": ...}."""
+    caplog.set_level("INFO")
+    build = partial(Xception, widths=((8, 8), (8, 16)))
+    variables = variables_of(build, 2)
+    state_dict = torch_state_dict(variables, "xception")
+    flat = {
+        key.replace("fc.", "last_linear."): array[:, :, 0, 0] if "pointwise" in key else array
+        for key, array in state_dict.items()
+    }
+    loaded = load_pretrained("xception", save(tmp_path / "x.safetensors", flat), variables, keep_head=True)
+    expected = merge(convert(state_dict, MODEL_CARDS["xception"].torch_names), variables, keep_head=True)
+    jax.tree.map(np.testing.assert_array_equal, loaded, expected)
+    assert "6 kernels of 1x1 convolutions got or lost their axes of places" in caplog.text
+
+
+@pytest.mark.parametrize(("given", "wanted"), [(1, 3), (3, 1), (1, 2)])
+def test_a_grey_image_gives_the_same_whatever_the_number_of_channels(given, wanted):
+    """Against a loop over places and channels, in float64."""
+    rng = np.random.default_rng(0)
+    kernel, image = jnp.asarray(rng.normal(size=(3, 3, given, 4)), jnp.float32), rng.normal(size=(6, 6))
+
+    def convolve(kernel):
+        patches = np.lib.stride_tricks.sliding_window_view(np.pad(image, 1), (3, 3))
+        return sum(np.einsum("hwij,ijo->hwo", patches, kernel[:, :, c]) for c in range(kernel.shape[2]))
+
+    adapted = adapt_input_channels(kernel, wanted)
+    assert adapted.shape == (3, 3, wanted, 4) and adapted.dtype == np.float32
+    np.testing.assert_allclose(
+        convolve(np.asarray(adapted, np.float64)), convolve(np.asarray(kernel, np.float64)), atol=1e-5
+    )
+
+
+def test_channels_that_differ_in_meaning_are_not_made_of_others():
+    with pytest.raises(ValueError, match="3 input channels cannot be made one of 4"):
+        adapt_input_channels(jnp.zeros((3, 3, 3, 8)), 4)
+
+
+def test_weights_for_one_channel_give_grey_images_what_their_own_network_gives(tmp_path, caplog):
+    """Their network is here the one of three channels of which only the first counts."""
+    caplog.set_level("INFO")
+    variables = variables_of(TINY, 5)
+    state_dict = torch_state_dict(variables, "tiny")
+    kernel = state_dict["conv1.weight"][:, :1]
+    first_alone = np.concatenate([kernel, np.zeros_like(kernel), np.zeros_like(kernel)], axis=1)
+    loaded, expected = (
+        load_pretrained(
+            "tiny", save(tmp_path / "one.safetensors", state_dict | {"conv1.weight": each}), variables, keep_head=True
+        )
+        for each in (kernel, first_alone)
+    )
+    grey = jnp.asarray(np.random.default_rng(0).normal(size=(2, 32, 32, 1)), jnp.float32)
+    logits = [
+        TINY(num_classes=5).apply(each, jnp.repeat(grey, 3, axis=-1), train=False).logits for each in (loaded, expected)
+    ]
+    np.testing.assert_allclose(*logits, rtol=1e-5)
+    assert "params/conv1/kernel of one input channel became three" in caplog.text
+
+
+def test_one_logit_becomes_two_with_the_same_sigmoid(tmp_path, caplog):
+    caplog.set_level("INFO")
+    file, state_dict = tiny_file(tmp_path, num_classes=1)
+    loaded = load_pretrained("tiny", file, variables_of(TINY, 2), keep_head=True)
+    output = TINY(num_classes=2).apply(loaded, jnp.ones((1, 32, 32, 3)), train=False)
+    z = output.features.mean((1, 2)) @ state_dict["fc.weight"].T + state_dict["fc.bias"][None]
+    np.testing.assert_allclose(jax.nn.softmax(output.logits)[:, 1:], jax.nn.sigmoid(z), rtol=1e-5)
+    assert "its one logit z became the logits (-z / 2, z / 2)" in caplog.text
+    with pytest.raises(WeightsError, match=r"head/kernel: \(64, 1\) in the weights, \(64, 3\) in the model"):
+        load_pretrained("tiny", file, variables_of(TINY, 3), keep_head=True)
 
 
 def test_half_precision_becomes_float32():

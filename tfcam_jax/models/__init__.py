@@ -27,6 +27,7 @@ MODELS: dict[str, Callable[..., Backbone]] = {
     "resnet50": partial(ResNet, depths=(3, 4, 6, 3), bottleneck=True),
     "small_cnn": SmallCNN,
     "xception": Xception,
+    "xception_keras": partial(Xception, padding="SAME", epsilon=1e-3),
 }
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -42,7 +43,8 @@ class ModelCard(NamedTuple):
       mean, std: subtracted from RGB images in [0, 1], and then divided by.
       repository: Hugging Face Hub repository of the ImageNet weights (`model.safetensors`); None: none are published.
       torch_names: (pattern, replacement) pairs that turn names in that file into names here, in order; replacement
-        None leaves a name out.
+        None leaves a name out. Empty: no file of PyTorch's is this network.
+      keras_names: the same for names of Keras' layers (keras_files.py). Empty: no network of Keras' is this one.
     """
 
     image_size: int
@@ -51,15 +53,19 @@ class ModelCard(NamedTuple):
     std: tuple[float, float, float]
     repository: str | None
     torch_names: tuple[tuple[str, str | None], ...]
+    keras_names: tuple[tuple[str, str | None], ...] = ()
 
 
 # Sizes, means and deviations: torchvision's weight transforms and timm's pretrained_cfg of the named repository.
 MODEL_CARDS: dict[str, ModelCard] = {
-    "densenet121": ModelCard(224, 7, IMAGENET_MEAN, IMAGENET_STD, "timm/densenet121.tv_in1k", densenet.TORCH_NAMES),
+    "densenet121": ModelCard(
+        224, 7, IMAGENET_MEAN, IMAGENET_STD, "timm/densenet121.tv_in1k", densenet.TORCH_NAMES, densenet.KERAS_NAMES
+    ),
     "inception_v3": ModelCard(299, 8, HALF, HALF, "timm/inception_v3.tv_in1k", inception.TORCH_NAMES),
     "resnet18": ModelCard(224, 7, IMAGENET_MEAN, IMAGENET_STD, "timm/resnet18.tv_in1k", resnet.TORCH_NAMES),
     "resnet34": ModelCard(224, 7, IMAGENET_MEAN, IMAGENET_STD, "timm/resnet34.tv_in1k", resnet.TORCH_NAMES),
     "resnet50": ModelCard(224, 7, IMAGENET_MEAN, IMAGENET_STD, "timm/resnet50.tv_in1k", resnet.TORCH_NAMES),
     "small_cnn": ModelCard(64, 8, IMAGENET_MEAN, IMAGENET_STD, None, ()),
     "xception": ModelCard(299, 10, HALF, HALF, "timm/legacy_xception.tf_in1k", xception.TORCH_NAMES),
+    "xception_keras": ModelCard(299, 10, HALF, HALF, None, (), xception.KERAS_NAMES),
 }

@@ -8,7 +8,7 @@ scatter, ten times slower than these, which become vectorised loops.
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -107,13 +107,16 @@ def avg_pool_3x3(x: Float[Array, "batch h w channels"]) -> Float[Array, "batch h
     return sum(_shifts(x, (3, 3)), start=jnp.zeros((), x.dtype)) / 9
 
 
-def max_pool_3x3(x: Float[Array, "batch h w channels"], padding: int) -> Float[Array, "batch h_out w_out channels"]:
+def max_pool_3x3(
+    x: Float[Array, "batch h w channels"], padding: int | Literal["SAME"]
+) -> Float[Array, "batch h_out w_out channels"]:
     """Maximum over 3x3 places at stride 2, after padding every side with -inf.
 
+    "SAME" is TensorFlow's padding: one place on each side of an odd size, one behind an even size and none before it.
     Of equal values the first in row-major order gets the gradient, as in PyTorch.
     """
-    sides = (padding, padding, 0)
-    return _max_pool(lax.pad(x, jnp.array(-jnp.inf, x.dtype), ((0, 0, 0), sides, sides, (0, 0, 0))))
+    sides = [(size % 2, 1, 0) if padding == "SAME" else (padding, padding, 0) for size in x.shape[1:3]]
+    return _max_pool(lax.pad(x, jnp.array(-jnp.inf, x.dtype), ((0, 0, 0), *sides, (0, 0, 0))))
 
 
 @jax.custom_vjp

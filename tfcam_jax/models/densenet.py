@@ -16,6 +16,18 @@ TORCH_NAMES = (
     (r"\.(norm|conv)\.([12])\.", r".\1\2."),
     (r"^classifier\.", "head."),
 )
+# Keras' layers, in the words of keras_files.py -> names here. The same network but for BatchNorm's epsilon, 1.001e-5.
+KERAS_NAMES = (
+    (r"^conv1_conv\.", "conv0."),
+    (r"^conv1_bn\.", "norm0."),
+    (r"^bn\.", "norm5."),
+    *((rf"^conv{i + 1}_block(\d+)_", rf"denseblock{i}_denselayer\1.") for i in range(1, 5)),
+    (r"\.0_bn\.", ".norm1."),
+    (r"\.1_bn\.", ".norm2."),
+    (r"\.([12])_conv\.", r".conv\1."),
+    *((rf"^pool{i + 1}_(bn|conv)\.", rf"transition{i}.\1.") for i in range(1, 4)),
+    (r"^(transition\d)\.bn\.", r"\1.norm."),
+)
 
 
 class DenseLayer(Block):

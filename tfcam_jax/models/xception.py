@@ -1,4 +1,8 @@
-"""Xception (Chollet, CVPR 2017): the network of the paper, as in Keras and in Cadene's and timm's ports of it.
+"""Xception (Chollet, CVPR 2017), as Cadene and timm ported it to PyTorch, and as Keras has it.
+
+The layers are the same, and the ports' weights were Keras', but they are two networks. At a stride of 2 Keras pads an
+even size behind the image alone, the ports on both sides, so that their windows lie one place apart; and BatchNorm's
+epsilon is 1e-3 in Keras, 1e-5 in the ports. Each takes the weights that were saved from it.
 
 Not the aligned Xception of DeepLab, which timm calls xception41, 65 and 71.
 """
@@ -6,6 +10,7 @@ Not the aligned Xception of DeepLab, which timm calls xception41, 65 and 71.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Literal
 
 import flax.linen as nn
 from jaxtyping import Array
@@ -30,6 +35,20 @@ TORCH_NAMES = (
     (r"^(fc|last_linear)\.", "head."),
 )
 
+_WITH_SKIP = (1, 2, 3, 12)
+# Keras' layers, in the words of keras_files.py -> names here. Keras counts the stem as a block and does not name the
+# convolutions and norms of the shortcuts.
+KERAS_NAMES = (
+    (r"^block1_conv(\d)\.", r"conv\1."),
+    (r"^block1_conv(\d)_bn\.", r"bn\1."),
+    *((rf"^block{i + 1}_sepconv(\d)\.", rf"block{i}.conv\1.") for i in range(1, 13)),
+    *((rf"^block{i + 1}_sepconv(\d)_bn\.", rf"block{i}.bn\1.") for i in range(1, 13)),
+    *((rf"^block14_sepconv{i}\.", f"conv{i + 2}.") for i in (1, 2)),
+    *((rf"^block14_sepconv{i}_bn\.", f"bn{i + 2}.") for i in (1, 2)),
+    *((rf"^conv2d{f'_{n}' if n else ''}\.", f"block{i}.skip.") for n, i in enumerate(_WITH_SKIP)),
+    *((rf"^batch_normalization{f'_{n}' if n else ''}\.", f"block{i}.skipbn.") for n, i in enumerate(_WITH_SKIP)),
+)
+
 
 class SeparableConv(nn.Module):
     """A 3x3 convolution of each channel by itself, then a 1x1 convolution across channels."""
@@ -51,11 +70,13 @@ class SeparableBlock(Block):
       widths: output channels of each convolution.
       stride: 1, or 2, which ends in a max pooling.
       starts_with_relu: False in the network's first block, whose input is already activated.
+      padding: of the max pooling, see `max_pool_3x3`.
     """
 
     widths: tuple[int, ...]
     stride: int
     starts_with_relu: bool
+    padding: int | Literal["SAME"]
 
     @nn.compact
     def __call__(self, x: Array, train: bool, mask: Array | None) -> Array:
@@ -66,7 +87,7 @@ class SeparableBlock(Block):
             y = SeparableConv(width, self.conv, name=f"conv{i}")(y)
             y = self.norm(name=f"bn{i}")(y, train, mask)
         if self.stride > 1:
-            y = max_pool_3x3(y, padding=1)
+            y = max_pool_3x3(y, self.padding)
         if x.shape != y.shape:
             x = self.conv(y.shape[-1], (1, 1), strides=self.stride, name="skip")(x)
             x = self.norm(name="skipbn")(x, train, mask)
@@ -77,8 +98,12 @@ class Xception(Backbone):
     """Two convolutions, twelve blocks, two separable convolutions.
 
     The pooled tensor is the last BatchNorm's output after ReLU, the hooked one its input. The CAM is 10x10 at 299 px.
+
+    Attributes:
+      padding: of the max poolings: 1 as the ports have it, "SAME" (and `epsilon=1e-3`) as Keras has it.
     """
 
+    padding: int | Literal["SAME"] = 1
     widths: tuple[tuple[int, ...], ...] = ((128,) * 2, (256,) * 2, (728,) * 2, *[(728,) * 3] * 8, (728, 1024))
 
     def feature_maps(self, x: Array, train: bool, mask: Array | None) -> tuple[Array, Array]:
@@ -89,7 +114,8 @@ class Xception(Backbone):
         block = self.block(SeparableBlock)
         for i, widths in enumerate(self.widths, start=1):
             stride = 2 if widths[-1] != x.shape[-1] else 1
-            x = block(widths=widths, stride=stride, starts_with_relu=i > 1, name=f"block{i}")(x, train, mask)
+            options = {"widths": widths, "stride": stride, "starts_with_relu": i > 1, "padding": self.padding}
+            x = block(**options, name=f"block{i}")(x, train, mask)
         x = nn.relu(self.norm(name="bn3")(SeparableConv(1536, self.conv, name="conv3")(x), train, mask))
         x = SeparableConv(2048, self.conv, name="conv4")(x)
         return nn.relu(self.norm(name="bn4")(x, train, mask)), x
