@@ -20,7 +20,9 @@ from tfcam_jax.models import (
     MODELS,
     Backbone,
     DenseNet,
+    EfficientNetLite,
     InceptionV3,
+    MobileNetV2,
     ModelOutput,
     ResNet,
     SmallCNN,
@@ -29,6 +31,7 @@ from tfcam_jax.models import (
 )
 from tfcam_jax.models.cpu_ops import avg_pool_2x2, avg_pool_3x3, conv_general_dilated, depthwise_conv, max_pool_3x3
 from tfcam_jax.models.inception import Unit
+from tfcam_jax.models.mobilenet import Stage
 from tfcam_jax.models.norm import BatchNorm
 
 # Per architecture a model that compiles fast and yet has every kind of block.
@@ -36,9 +39,12 @@ INCEPTION_MODULES = (
     ("reduce", ([Unit("a", 16, (3, 3), 2, "VALID")], [partial(max_pool_3x3, padding=0)])),
     ("fork", ([Unit("a", 16, (1, 1)), (Unit("b", 16, (1, 3)), Unit("c", 16, (3, 1)))], [Unit("d", 16, (1, 1))])),
 )
+INVERTED_STAGES = (Stage(1, 8, 3, 1, expansion=1), Stage(2, 12, 5, 2, expansion=2))
 SMALL_MODELS = {
     "densenet": partial(DenseNet, depths=(2, 2), growth=8),
+    "efficientnet": partial(EfficientNetLite, stages=INVERTED_STAGES, last_features=24),
     "inception": partial(InceptionV3, modules=INCEPTION_MODULES),
+    "mobilenet": partial(MobileNetV2, stages=INVERTED_STAGES, last_features=24),
     "resnet_basic": partial(ResNet, depths=(1, 1)),
     "resnet_bottleneck": partial(ResNet, depths=(1, 1), bottleneck=True),
     "small_cnn": partial(SmallCNN, widths=(8, 16)),
@@ -107,10 +113,13 @@ def test_features_are_activated_and_of_the_traced_size(inference):
     assert output.features.max() > 0
 
 
-# torchvision 0.28's `num_params` (Inception-v3: built with aux_logits=False) and timm 1.0.31's legacy_xception.
+# torchvision 0.28's `num_params` (Inception-v3: built with aux_logits=False), and timm 1.0.31's legacy_xception and
+# tf_efficientnet_lite0.
 PARAMETERS = {
     "densenet121": 7_978_856,
+    "efficientnet_lite0": 4_652_008,
     "inception_v3": 23_834_568,
+    "mobilenet_v2": 3_504_872,
     "resnet18": 11_689_512,
     "resnet34": 21_797_672,
     "resnet50": 25_557_032,
@@ -204,7 +213,9 @@ def test_training_keeps_the_contract_and_updates_every_running_statistic(name):
 # What comes before the pooled tensor, by the path of the module that gives it; None: the pooled one itself.
 HOOKED = {
     "densenet": ("norm5",),
+    "efficientnet": ("last",),
     "inception": None,
+    "mobilenet": ("last",),
     "resnet_basic": ("layer2_0", "conv2"),
     "resnet_bottleneck": ("layer2_0", "conv3"),
     "small_cnn": ("Conv_1",),
@@ -418,11 +429,10 @@ def test_convolution_is_the_usual_one(size, strides, padding):
     np.testing.assert_allclose(ours.apply(variables, x), usual.apply(variables, x), atol=1e-5)
 
 
-def grouped_conv(x, kernel):
-    sides = [(size // 2, size // 2) for size in kernel.shape[:2]]
+def grouped_conv(x, kernel, strides=(1, 1), padding="SAME"):
     names = ("NHWC", "HWIO", "NHWC")
     return jax.lax.conv_general_dilated(
-        x, kernel, (1, 1), sides, dimension_numbers=names, feature_group_count=x.shape[-1]
+        x, kernel, strides, padding, dimension_numbers=names, feature_group_count=x.shape[-1]
     )
 
 
@@ -433,10 +443,22 @@ def channelwise(size, kernel_size):
 
 
 @pytest.mark.parametrize(
-    ("size", "kernel_size"), [((6, 7), (3, 3)), ((1, 2), (3, 3)), ((5, 4), (1, 5)), ((4, 4), (1, 1))]
+    ("size", "kernel_size", "strides", "padding"),
+    [
+        ((6, 7), (3, 3), (1, 1), "SAME"),
+        ((1, 2), (3, 3), (1, 1), "SAME"),
+        ((4, 4), (1, 1), (1, 1), "SAME"),
+        ((6, 7), (3, 3), (2, 2), ((1, 1), (1, 1))),
+        ((6, 7), (5, 5), (2, 2), "SAME"),
+        ((9, 8), (2, 3), (2, 3), ((0, 2), (3, 1))),
+        ((7, 5), (1, 2), (3, 1), "VALID"),  # some rows are read by none
+    ],
 )
-def test_a_depthwise_convolution_and_its_first_and_second_gradients_are_the_usual_ones(size, kernel_size):
+def test_a_depthwise_convolution_and_its_first_and_second_gradients_are_the_usual_ones(
+    size, kernel_size, strides, padding
+):
     x, kernel = channelwise(size, kernel_size)
+    ours, usual = (partial(conv, strides=strides, padding=padding) for conv in (depthwise_conv, grouped_conv))
 
     def penalty(conv):
         """A function of the gradients by both arguments, as losses on input gradients are."""
@@ -444,9 +466,9 @@ def test_a_depthwise_convolution_and_its_first_and_second_gradients_are_the_usua
         total = lambda tree: sum(jnp.square(leaf).sum() for leaf in jax.tree.leaves(tree))
         return lambda x, kernel: value(x, kernel) + total(jax.grad(value, argnums=(0, 1))(x, kernel))
 
-    np.testing.assert_allclose(depthwise_conv(x, kernel), grouped_conv(x, kernel), atol=1e-5)
-    actual = jax.grad(penalty(depthwise_conv), argnums=(0, 1))(x, kernel)
-    expected = jax.grad(penalty(grouped_conv), argnums=(0, 1))(x, kernel)
+    np.testing.assert_allclose(ours(x, kernel), usual(x, kernel), atol=1e-5)
+    actual = jax.jit(jax.grad(penalty(ours), argnums=(0, 1)))(x, kernel)
+    expected = jax.jit(jax.grad(penalty(usual), argnums=(0, 1)))(x, kernel)
     for one, other in zip(actual, expected, strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-4)
 
@@ -465,8 +487,9 @@ def test_a_depthwise_convolution_of_smaller_dtypes_sums_in_float32():
     [
         ({"padding": 1}, True),
         ({"padding": "SAME"}, True),
-        ({"padding": "VALID"}, False),
-        ({"padding": 1, "strides": 2}, False),
+        ({"padding": "VALID"}, True),
+        ({"padding": 1, "strides": 2}, True),
+        ({"padding": "SAME", "strides": 2}, True),
         ({"padding": 2, "kernel_dilation": 2}, False),
         ({"padding": 1, "features": 12}, False),
         ({"padding": 1, "feature_group_count": 2}, False),

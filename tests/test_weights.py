@@ -142,6 +142,31 @@ def test_every_array_of_the_published_names_finds_its_place(name):
         np.testing.assert_array_equal(array, np.einsum(order, original))
 
 
+@pytest.mark.parametrize(
+    ("name", "key", "place"),
+    [
+        ("mobilenet_v2", "features.0.1.weight", "stem_bn.weight"),
+        ("mobilenet_v2", "features.1.conv.1.weight", "block0_0.project.weight"),
+        ("mobilenet_v2", "features.1.conv.2.bias", "block0_0.project_bn.bias"),
+        ("mobilenet_v2", "features.17.conv.1.0.weight", "block6_0.depthwise.weight"),
+        ("mobilenet_v2", "features.18.0.weight", "last.weight"),
+        ("mobilenet_v2", "classifier.1.weight", "head.weight"),
+        ("mobilenet_v2", "blocks.0.0.conv_pw.weight", "block0_0.project.weight"),  # timm's names
+        ("mobilenet_v2", "blocks.0.0.bn2.bias", "block0_0.project_bn.bias"),
+        ("mobilenet_v2", "blocks.6.0.conv_dw.weight", "block6_0.depthwise.weight"),
+        ("mobilenet_v2", "blocks.6.0.bn2.bias", "block6_0.depthwise_bn.bias"),
+        ("mobilenet_v2", "bn2.weight", "last_bn.weight"),
+        ("mobilenet_v2", "classifier.bias", "head.bias"),
+        ("efficientnet_lite0", "_blocks.0._bn1.weight", "block0_0.depthwise_bn.weight"),
+        ("efficientnet_lite0", "_blocks.15._expand_conv.weight", "block6_0.expand.weight"),
+        ("efficientnet_lite0", "_bn1.weight", "last_bn.weight"),
+        ("efficientnet_lite0", "_fc.bias", "head.bias"),
+    ],
+)
+def test_inverted_residuals_have_one_name_of_several(name, key, place):
+    assert weights.rename(key, MODEL_CARDS[name].torch_names) == place
+
+
 def save(path: Path, state_dict: dict[str, np.ndarray]) -> Path:
     safetensors.numpy.save_file({key: np.ascontiguousarray(array) for key, array in state_dict.items()}, path)
     return path

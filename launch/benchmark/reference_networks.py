@@ -36,9 +36,14 @@ REFERENCES = {
     "densenet121": Reference(
         "torchvision.models", "densenet121", "features", compared_at=(r"(transition\d)\.conv$", r"\1.pool")
     ),
+    # timm's norms end in their activation; inside them comes an empty dropout before it.
+    "efficientnet_lite0": Reference(
+        "timm.models.efficientnet", "tf_efficientnet_lite0", "bn2", compared_at=(r"(bn\d)$", r"\1.drop")
+    ),
     "inception_v3": Reference(
         "torchvision.models", "inception_v3", "Mixed_7c", {"aux_logits": False, "init_weights": False}
     ),
+    "mobilenet_v2": Reference("torchvision.models", "mobilenet_v2", "features"),
     "resnet18": Reference("torchvision.models", "resnet18", "layer4"),
     "resnet34": Reference("torchvision.models", "resnet34", "layer4"),
     "resnet50": Reference("torchvision.models", "resnet50", "layer4"),

@@ -22,10 +22,10 @@ from tfcam_jax.strategies import STRATEGIES
 
 # Of these all strategies are timed, of the others the paper's, which saves minutes of compilation.
 FULLY_TIMED = ("small_cnn", "resnet18")
-COMPARED = ("resnet50", "densenet121")
+COMPARED = ("resnet50", "densenet121", "mobilenet_v2", "efficientnet_lite0")
 STARTED = ("small_cnn", "densenet121")
 # Batch size and image size in px on a CPU; what is not here has the last.
-CPU_SIZES = {"small_cnn": (20, 64), "resnet18": (8, 96)}
+CPU_SIZES = {"small_cnn": (20, 64), "resnet18": (8, 96), "mobilenet_v2": (20, 160), "efficientnet_lite0": (20, 160)}
 CPU_SIZE, ACCELERATOR_BATCH = (8, 128), 128
 STEPS = ("jax cross_entropy", "jax cyborg", *torch_work.STEPS)
 MAPS = (*jax_work.MAPS, *torch_work.MAPS)

@@ -21,7 +21,9 @@ from tfcam_jax.models import MODEL_CARDS
 ALPHA = 0.5
 # What CYBORG's code takes for the features; where there is none it runs the network's features a second time.
 DESCRIBED_LAYERS = {
+    "efficientnet_lite0": "conv_head",
     "inception_v3": "Mixed_7c",
+    "mobilenet_v2": "features.18.0",
     "resnet18": "layer4.1.conv2",
     "resnet34": "layer4.2.conv2",
     "resnet50": "layer4.2.conv3",

