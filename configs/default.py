@@ -162,6 +162,7 @@ def get_config() -> ConfigDict:
     config.model.dropout = 0.0  # share of the pooled channels that training drops before the head
     config.model.batch_norm_momentum = 0.9  # share of the running statistics that a step keeps
     config.model.freeze_batch_norm = False  # keep the batch statistics of the weights, for few images
+    config.model.pool = placeholder(str)  # ViTs: token (the class token) or mean (of the patches); unset: token
     config.model.rematerialize = False  # less memory, about a third more time
 
     config.optimizer = ConfigDict()

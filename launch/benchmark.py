@@ -28,6 +28,7 @@ CONTESTANTS = flags.DEFINE_multi_string("contestant", None, "Of parts reference 
 BATCH_SIZE = flags.DEFINE_integer("batch_size", None, "Images in a batch; default: by device.", lower_bound=2)
 IMAGE_SIZE = flags.DEFINE_integer("image_size", None, "Side of the images in px; default: by device.", lower_bound=32)
 DTYPE = flags.DEFINE_enum("dtype", None, ["float32", "bfloat16"], "Of convolutions; default: by device.")
+POOL = flags.DEFINE_string("pool", None, "Of networks that have a choice: token or mean; default: their own.")
 SECONDS = flags.DEFINE_float("seconds", 15.0, "Of timing, for each backbone of a part.", lower_bound=0.0)
 OUT = flags.DEFINE_string("out", None, "File for all figures, with machine and versions, as JSON.")
 
@@ -42,6 +43,7 @@ def main() -> None:
         batch_size=BATCH_SIZE.value,
         image_size=IMAGE_SIZE.value,
         dtype=DTYPE.value,
+        pool=POOL.value,
         seconds=SECONDS.value,
     )
     try:

@@ -28,6 +28,7 @@ from tfcam_jax.models import (
     SmallCNN,
     Xception,
     cam_size,
+    settings_of,
 )
 from tfcam_jax.models.cpu_ops import avg_pool_2x2, avg_pool_3x3, conv_general_dilated, depthwise_conv, max_pool_3x3
 from tfcam_jax.models.inception import Unit
@@ -76,7 +77,8 @@ def random_images(count: int, size: int, seed: int = 1) -> jax.Array:
 
 
 QUICK = ("resnet18", "small_cnn")
-WHOLE = [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in MODELS]
+POOLED = [name for name in MODELS if "batch_norm_groups" in settings_of(name)]  # the others: test_normed_networks.py
+WHOLE = [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in POOLED]
 
 
 @pytest.fixture(scope="module", params=WHOLE)
@@ -113,9 +115,12 @@ def test_features_are_activated_and_of_the_traced_size(inference):
     assert output.features.max() > 0
 
 
-# torchvision 0.28's `num_params` (Inception-v3: built with aux_logits=False), and timm 1.0.31's legacy_xception and
-# tf_efficientnet_lite0.
+# torchvision 0.28's `num_params` (Inception-v3: built with aux_logits=False), and timm 1.0.31 for the rest.
 PARAMETERS = {
+    "convnext_base": 88_591_464,
+    "convnext_small": 50_223_688,
+    "convnext_tiny": 28_589_128,
+    "deit_small_patch16": 22_050_664,
     "densenet121": 7_978_856,
     "efficientnet_lite0": 4_652_008,
     "inception_v3": 23_834_568,
@@ -123,13 +128,15 @@ PARAMETERS = {
     "resnet18": 11_689_512,
     "resnet34": 21_797_672,
     "resnet50": 25_557_032,
+    "vit_base_patch16": 86_567_656,
+    "vit_small_patch16": 22_050_664,
     "xception": 22_855_952,
 }
 
 
 def count_parameters(name: str, num_classes: int) -> int:
     model = MODELS[name](num_classes=num_classes)
-    images = jnp.zeros((1, 128, 128, 3))
+    images = jnp.zeros((1, *2 * (MODEL_CARDS[name].image_size,), 3))  # position embeddings depend on it
     shapes = jax.eval_shape(lambda: model.init(jax.random.key(0), images, train=False))
     return sum(leaf.size for leaf in jax.tree.leaves(shapes["params"]))
 

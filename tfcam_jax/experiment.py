@@ -33,7 +33,7 @@ from .devices.placement import Placement, make_placement
 from .errors import ConfigError, check_known, did_you_mean
 from .metrics.attacks import MODES as ATTACK_DETECTION
 from .metrics.classification import BETTER
-from .models import HEAD_INITS, MODEL_CARDS, MODELS, Model, cam_size
+from .models import HEAD_INITS, MODEL_CARDS, MODELS, POOLS, Model, ModelOutput, settings_of, trace
 from .models.resolution import describe_cam, finer
 from .models.tasks import one_logit
 from .optimizers import make_optimizer, make_schedule
@@ -61,7 +61,9 @@ _LOOP = ("seed", "epochs", "batch_size", "accumulate_steps")
 _LOOP += ("log_every_steps", "checkpoint_every_steps", "grace_seconds")
 _AT_LEAST_ONE = (*_LOOP[2:], "evaluation.batch_size", "optimizer.step_epochs")
 _SHARES = ("model.dropout", "model.batch_norm_momentum")
-_OF_MODEL = ("freeze_batch_norm", "batch_norm_momentum", "head_init", "dropout", "rematerialize")
+_OF_MODEL = ("head_init", "dropout", "rematerialize")
+# What only some networks have, and the value that asks for nothing.
+_OF_SOME_MODELS = {"freeze_batch_norm": False, "batch_norm_momentum": 0.9, "pool": None}
 _OF_SCHEDULE = ("learning_rate", "step_epochs", "step_factor", "warmup_epochs")
 _OF_OPTIMIZER = ("name", "momentum", "weight_decay", "clip_norm")
 _AT_LEAST_ZERO = tuple(f"optimizer.{name}" for name in (*_OF_SCHEDULE, *_OF_OPTIMIZER[1:]) if name != "step_epochs")
@@ -75,7 +77,7 @@ class Recipe:
 
     Attributes:
       stored: the whole config as JSON has it, kept with a run and compared with it.
-      make_model: from `num_classes` and further fields of `models.Backbone`.
+      make_model: from `num_classes` and further fields of `models.Network`.
       alpha: the weight of cross-entropy in the loss; None where there is nothing else in it, or `loss_share`.
       loss_share: each step finds alpha from its losses, see `strategies.share_losses`.
       reads_maps: human maps, or placebos in their place, are to enter the loss.
@@ -174,13 +176,15 @@ def resolve(config: ConfigDict, placement: Placement | None = None, *, untrained
     _check_values(config, image_size)
     _check_epochs(config, untrained)
     mean, std = tuple(config.data.mean or card.mean), tuple(config.data.std or card.std)
-    cam_side = _cam_side(MODELS[config.model.name], image_size)
+    of_model = {key: config.model[key] for key in _OF_MODEL} | _of_some_models(config)
+    output = _traced(MODELS[config.model.name], image_size)
+    cam_side = output.features.shape[1]
+    _check_hooked(config, output)
     strategy = make_strategy(config.strategy, **config.guidance.take(_guidance_options()))
     alpha = alpha_of(config.strategy, config.guidance.alpha, config.guidance.weighting)
     _check_places(config, image_size, cam_side, alpha)
     devices = config.parallel.take(("mode", "devices", "shard_state"))
-    fields = {key: config.model[key] for key in _OF_MODEL}
-    make_model = functools.partial(MODELS[config.model.name], dtype=jnp.dtype(config.model.dtype), **fields)
+    make_model = functools.partial(MODELS[config.model.name], dtype=jnp.dtype(config.model.dtype), **of_model)
     recipe = Recipe(
         **{name: config[name] for name in _LOOP},
         **{name: config.data[name] for name in ("num_threads", "num_workers", "balance")},
@@ -254,8 +258,8 @@ class _Reading:
 
 
 @functools.cache  # a deep network is traced for seconds, and a study resolves hundreds of configs
-def _cam_side(model: Callable[..., Any], image_size: int) -> int:
-    return cam_size(model(num_classes=2), image_size)[0]
+def _traced(model: Callable[..., Any], image_size: int) -> ModelOutput:
+    return trace(model(num_classes=2), image_size)
 
 
 def _guidance_options() -> list[str]:
@@ -302,6 +306,32 @@ def _check_values(config: _Reading, image_size: int) -> None:
         raise ConfigError(
             f"config.accumulate_steps is {config.accumulate_steps}: a batch of {config.batch_size} examples "
             "(config.batch_size) has not as many parts."
+        )
+
+
+def _of_some_models(config: _Reading) -> dict[str, Any]:
+    """The settings that this network has and others do not; ConfigError for one that would do nothing here."""
+    name, known = config.model.name, settings_of(config.model.name)
+    if config.model.pool is not None:
+        check_known("config.model.pool", config.model.pool, POOLS)
+    given = {key: config.model[key] for key, nothing in _OF_SOME_MODELS.items() if config.model[key] != nothing}
+    for key, value in given.items():
+        if key not in known:
+            why = "it pools by the mean alone" if key == "pool" else "it has no BatchNorm"
+            unset = "leave it unset" if key == "pool" else f"leave it at {_OF_SOME_MODELS[key]}"
+            raise ConfigError(f"config.model.{key} is {value}, which does nothing for {name}: {why}; {unset}.")
+    if config.parallel.batch_norm == "local" and "batch_norm_groups" not in known:
+        raise ConfigError(
+            f"config.parallel.batch_norm is local, which does nothing for {name}: it has no BatchNorm; leave it at "
+            "synchronized."
+        )
+    return given
+
+
+def _check_hooked(config: _Reading, output: ModelOutput) -> None:
+    if config.guidance.cam_features == "hooked" and output.hooked is None:
+        raise ConfigError(
+            f"config.guidance.cam_features is hooked, and {config.model.name} has no such tensor; leave it unset."
         )
 
 
@@ -452,8 +482,8 @@ def build_experiment(recipe: Recipe, dataset: Dataset | None = None, programs: E
     if programs:
         initialize, train_step, eval_step = programs.initialize, programs.train_step, programs.eval_step
     else:
-        groups = placement.num_devices if recipe.local_batch_norm else 1
-        model = recipe.make_model(num_classes=num_classes, axis_name=placement.axis_name, batch_norm_groups=groups)
+        groups = {"batch_norm_groups": placement.num_devices} if recipe.local_batch_norm else {}
+        model = recipe.make_model(num_classes=num_classes, axis_name=placement.axis_name, **groups)
         initialize = jax.jit(lambda key: steps.initialize(model, key, recipe.image_size))
         options = {name: getattr(placement, name) for name in ("axis_name", "gather", "scatter")}
         options["accumulate_steps"] = recipe.accumulate_steps

@@ -198,7 +198,9 @@ def _take_from_run(experiment: Experiment) -> tuple[dict[str, Any], dict[str, An
         told = lambda each: " and ".join(f"{name} {values}" for name, values in each.preprocess.keywords.items())
         logging.warning("%s was trained on images of %s; here they are %s.", run, told(trained.recipe), told(recipe))
     values = jax.device_get(trained.variables)  # from all devices: the new run may use others
-    loaded = merge(values, experiment.random_variables(), keep_head=recipe.keep_head, origin=str(run))
+    variables = experiment.random_variables()
+    values = MODEL_CARDS[recipe.model_name].fit(values, variables)  # a ViT's, where the images have another size
+    loaded = merge(values, variables, keep_head=recipe.keep_head, origin=str(run))
     return loaded, {"run": str(run.resolve()), "step": int(trained.state.step), "epoch": trained.epoch}
 
 

@@ -23,15 +23,20 @@ LEARNING_RATE = 1e-7
 
 
 class Case(NamedTuple):
-    """A backbone (key of `MODELS`), images in a batch, side of the images in px, and the dtype of its convolutions."""
+    """A backbone (key of `MODELS`), images in a batch, side of the images in px, the dtype of its convolutions.
+
+    The pool is None for the model's own, or where there is no choice.
+    """
 
     model: str
     batch_size: int
     image_size: int
     dtype: str = "float32"
+    pool: str | None = None
 
     def __str__(self) -> str:
-        return f"{self.model}, batch {self.batch_size}, {self.image_size} px, {self.dtype}"
+        pool = f", pool {self.pool}" if self.pool else ""
+        return f"{self.model}, batch {self.batch_size}, {self.image_size} px, {self.dtype}{pool}"
 
 
 def random_batch(case: Case) -> dict[str, np.ndarray]:
@@ -52,7 +57,8 @@ def random_batch(case: Case) -> dict[str, np.ndarray]:
 
 
 def build_model(case: Case) -> Any:
-    return MODELS[case.model](num_classes=NUM_CLASSES, dtype=jnp.dtype(case.dtype))
+    pool = {"pool": case.pool} if case.pool else {}
+    return MODELS[case.model](num_classes=NUM_CLASSES, dtype=jnp.dtype(case.dtype), **pool)
 
 
 def preprocess(case: Case) -> Callable[[jax.Array], jax.Array]:
@@ -87,13 +93,13 @@ def abstract_batch(case: Case) -> Any:
 
 
 def random_variables(case: Case) -> Any:
-    """Variables of a case without compiling its initialisation: He-normal kernels, BatchNorm as it starts."""
+    """Variables of a case without compiling its initialisation: He-normal kernels, norms as at first, layer scale 1."""
     rng = np.random.default_rng(0)
 
     def fill(path: tuple, leaf: Any) -> np.ndarray:
         if path[-1].key == "kernel":
             return (np.sqrt(2 / np.prod(leaf.shape[:-1])) * rng.standard_normal(leaf.shape)).astype(np.float32)
-        return np.full(leaf.shape, path[-1].key in ("scale", "var"), np.float32)
+        return np.full(leaf.shape, path[-1].key in ("scale", "var", "gamma"), np.float32)
 
     return jax.tree_util.tree_map_with_path(fill, abstract_variables(case))
 

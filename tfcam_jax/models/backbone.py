@@ -27,38 +27,28 @@ class Block(nn.Module):
     norm: Callable[..., nn.Module]
 
 
-class Backbone(nn.Module):
-    """A convolutional network that ends in global average pooling and one linear layer.
+class Network(nn.Module):
+    """What all networks here have: a check of the images, and the settings that do not depend on the kind of network.
 
-    A subclass writes `feature_maps`, the network up to the tensor that is pooled; see there.
+    A subclass writes `classify`.
 
     Attributes:
       num_classes: K, the head's width.
       dtype: what convolutions and activations are computed in. Parameters, batch statistics, the returned features
         and logits are float32 whatever it is.
       axis_name: pmap axis that the batch is spread over; None where the images are the whole batch.
-      batch_norm_groups: `groups` of `BatchNorm`.
-      freeze_batch_norm: `frozen` of `BatchNorm`.
-      batch_norm_momentum: `momentum` of `BatchNorm`.
-      head_init: of `PooledLinearHead`.
-      dropout: of `PooledLinearHead`, in training alone.
+      head_init: a key of `head.HEAD_INITS`.
+      dropout: share of the pooled channels that is dropped before the head, in training alone, in [0, 1).
       rematerialize: compute each block's inner activations again in the backward pass rather than keep them:
         about a third more time for a fraction of the memory.
-      kernel_init: initialiser of all convolutions.
-      epsilon: added to the variance in BatchNorm.
     """
 
     num_classes: int
     dtype: jnp.dtype = jnp.float32
     axis_name: str | None = None
-    batch_norm_groups: int = 1
-    freeze_batch_norm: bool = False
-    batch_norm_momentum: float = 0.9
     head_init: str = "lecun"
     dropout: float = 0.0
     rematerialize: bool = False
-    kernel_init: nn.initializers.Initializer = he_fan_out
-    epsilon: float = 1e-5
 
     @nn.compact
     def __call__(
@@ -68,7 +58,7 @@ class Backbone(nn.Module):
         mask: Float[Array, " batch"] | None = None,
         draw: UInt32[Array, " batch"] | None = None,
     ) -> ModelOutput:
-        """Logits and the feature maps that they are pooled from.
+        """Logits and the feature maps that they are made of.
 
         Args:
           images: normalised with the mean and deviation of the model's card.
@@ -78,17 +68,45 @@ class Backbone(nn.Module):
 
         Raises:
           ValueError: images do not have three channels, or `draw` is missing.
-          ConfigError: they are so small that no place is left in the feature map.
+          ConfigError: they are so small that no place is left in the feature map, or of a size that does not fit.
         """
         if images.ndim != 4 or images.shape[-1] != 3:
             raise ValueError(f"{type(self).__name__} takes images of shape [batch, H, W, 3], not {images.shape}")
-        features, hooked = self.feature_maps(images.astype(self.dtype), train, mask)
-        if 0 in features.shape[1:3]:
+        output = self.classify(images.astype(self.dtype), train, mask, draw)
+        if 0 in output.features.shape[1:3]:
             height, width = images.shape[1:3]
             raise ConfigError(
                 f"images of {height}x{width} px are too small for {type(self).__name__}: "
                 "its strides leave no place in the feature map; use a larger image size"
             )
+        return output
+
+    def classify(self, x: Array, train: bool, mask: Array | None, draw: Array | None) -> ModelOutput:
+        """What the network makes of images in its own dtype; the arguments are those of the call."""
+        raise NotImplementedError
+
+
+class Backbone(Network):
+    """A convolutional network with BatchNorm that ends in global average pooling and one linear layer.
+
+    A subclass writes `feature_maps`, the network up to the tensor that is pooled; see there.
+
+    Attributes:
+      batch_norm_groups: `groups` of `BatchNorm`.
+      freeze_batch_norm: `frozen` of `BatchNorm`.
+      batch_norm_momentum: `momentum` of `BatchNorm`.
+      kernel_init: initialiser of all convolutions.
+      epsilon: added to the variance in BatchNorm.
+    """
+
+    batch_norm_groups: int = 1
+    freeze_batch_norm: bool = False
+    batch_norm_momentum: float = 0.9
+    kernel_init: nn.initializers.Initializer = he_fan_out
+    epsilon: float = 1e-5
+
+    def classify(self, x: Array, train: bool, mask: Array | None, draw: Array | None) -> ModelOutput:
+        features, hooked = self.feature_maps(x, train, mask)
         dropout = self.dropout if train else 0.0
         return PooledLinearHead(self.num_classes, self.head_init, dropout, name="head")(features, hooked, draw)
 
@@ -127,12 +145,17 @@ class Backbone(nn.Module):
         return partial(built, conv=self.conv, norm=self.norm)
 
 
-def cam_size(model: Backbone, image_size: int | tuple[int, int]) -> tuple[int, int]:
-    """Height and width of the feature map, hence of the CAM, for images of `image_size` px (one side or (H, W)).
+def trace(model: Network, image_size: int | tuple[int, int]) -> ModelOutput:
+    """Shapes of what a model gives for an image of `image_size` px (one side or (H, W)); nothing is computed.
 
-    Only shapes are traced. Raises ConfigError if the images are too small for the model.
+    Raises ConfigError for a size that the model can't take.
     """
     height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
     images = jax.ShapeDtypeStruct((1, height, width, 3), jnp.float32)
-    forward = lambda x: model.init_with_output(jax.random.key(0), x, train=False)[0]
-    return jax.eval_shape(forward, images).features.shape[1:3]
+    return jax.eval_shape(lambda x: model.init_with_output(jax.random.key(0), x, train=False)[0], images)
+
+
+def cam_size(model: Network, image_size: int | tuple[int, int]) -> tuple[int, int]:
+    """Height and width of the feature map, hence of the CAM, for such an image; see `trace`."""
+    _, height, width, _ = trace(model, image_size).features.shape
+    return height, width

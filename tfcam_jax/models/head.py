@@ -1,4 +1,4 @@
-"""The head of most backbones: a mean over places and one linear layer."""
+"""The head of most backbones, a mean over places and one linear layer, and its parts for the others."""
 
 from __future__ import annotations
 
@@ -37,11 +37,51 @@ def dropout_factors(draw: UInt32[Array, " batch"], rate: float, channels: int) -
     return kept / (1 - rate)
 
 
+def drop_channels(
+    pooled: Float[Array, "batch channels"], rate: float, draw: UInt32[Array, " batch"] | None
+) -> Float[Array, "batch channels"]:
+    """Dropout before a linear layer; see `dropout_factors`. ValueError for a rate above 0 without `draw`."""
+    if not rate:
+        return pooled
+    if draw is None:
+        raise ValueError("dropout needs a number for each example, `draw`")
+    return pooled * dropout_factors(draw, rate, pooled.shape[-1])
+
+
+class LinearParameters(nn.Module):
+    """Kernel and bias of a head's linear layer, which whoever asks for them applies itself.
+
+    Attributes:
+      num_classes: K, the layer's width.
+      head_init: a key of `HEAD_INITS`.
+    """
+
+    num_classes: int
+    head_init: str = "lecun"
+
+    @nn.compact
+    def __call__(self, channels: int) -> tuple[Float[Array, "channels classes"], Float[Array, " classes"]]:
+        return _declare(self, channels)
+
+
+def _declare(head: LinearParameters | PooledLinearHead, channels: int) -> tuple[Array, Array]:
+    kernel_init, bias_init = HEAD_INITS[head.head_init](channels)
+    kernel = head.param("kernel", kernel_init, (channels, head.num_classes))
+    return kernel, head.param("bias", bias_init, (head.num_classes,))
+
+
+def linear(
+    x: Float[Array, "batch channels"], kernel: Float[Array, "channels classes"], bias: Float[Array, " classes"]
+) -> Float[Array, "batch classes"]:
+    """A head's last layer, on accelerators too in full float32."""
+    return jnp.matmul(x, kernel, precision="highest") + bias[None, :]
+
+
 class PooledLinearHead(nn.Module):
     """Global average pooling, dropout and one linear layer, at least in float32 whatever the backbone computes in.
 
     Attributes:
-      head_init: a key of `HEAD_INITS`.
+      num_classes, head_init: of `LinearParameters`.
       dropout: share of the pooled channels that is dropped, in [0, 1).
     """
 
@@ -59,14 +99,6 @@ class PooledLinearHead(nn.Module):
         """Pools `features`; `draw` decides what is dropped of each example. ValueError for dropout without it."""
         dtype = jnp.promote_types(features.dtype, jnp.float32)
         features, hooked = features.astype(dtype), hooked.astype(dtype)
-        channels = features.shape[-1]
-        kernel_init, bias_init = HEAD_INITS[self.head_init](channels)
-        kernel = self.param("kernel", kernel_init, (channels, self.num_classes))
-        bias = self.param("bias", bias_init, (self.num_classes,))
-        pooled = features.mean(axis=(1, 2))
-        if self.dropout:
-            if draw is None:
-                raise ValueError("dropout needs a number for each example, `draw`")
-            pooled = pooled * dropout_factors(draw, self.dropout, channels)
-        logits = jnp.matmul(pooled, kernel, precision="highest") + bias[None, :]
+        kernel, bias = _declare(self, features.shape[-1])
+        logits = linear(drop_channels(features.mean(axis=(1, 2)), self.dropout, draw), kernel, bias)
         return ModelOutput(logits=logits, features=features, kernel=kernel, bias=bias, hooked=hooked)

@@ -38,6 +38,7 @@ _REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+")
 
 # Leaf names of PyTorch's modules that are the same for every rank -> collection and name here.
 _LEAVES = {"bias": ("params", "bias"), "running_mean": ("batch_stats", "mean"), "running_var": ("batch_stats", "var")}
+_LEAVES |= {name: ("params", name) for name in ("gamma", "cls_token", "pos_embed")}
 # A weight's rank -> its name here, and the order of PyTorch's axes here.
 _WEIGHTS = {1: ("scale", (0,)), 2: ("kernel", (1, 0)), 4: ("kernel", (2, 3, 1, 0))}
 _TOLD = 5  # so many problems are told one by one
@@ -84,6 +85,7 @@ def load_pretrained(
     selected = {place: arrays[key] for key, place in matched.places.items() if keep_head or place[:5] != "head."}
     del arrays  # what is not selected may be most of a training checkpoint
     converted, notes = adapt(convert(selected, ()), variables)
+    converted = MODEL_CARDS[name].fit(converted, variables)
     try:
         merged = merge(converted, variables, keep_head=keep_head, origin=str(file))
     except WeightsError as error:  # shapes

@@ -49,6 +49,7 @@ ADDED = {
     "data.resize_through": [],
     "data.maps.resize": "with_image",
     "data.bits": None,
+    "model.pool": None,
     "data.maps.invert": False,
     "data.maps.page": None,
     "data.maps.categories": [],
