@@ -151,7 +151,7 @@ def get_config() -> ConfigDict:
     config.augment.map_blur = ()  # of the map alone: sigmas of a 3 x 3 Gaussian in map pixels, from and to: (0.1, 2.0)
 
     config.model = ConfigDict()
-    config.model.name = "resnet18"  # a key of tfcam_jax.models.MODELS
+    config.model.name = "resnet18"  # a key of tfcam_jax.models.MODELS, or my_package.my_module:build, your own
     config.model.weights = (
         ""  # "": from scratch; "imagenet", a .safetensors or .pth file, a Hub repository, or a run's folder
     )

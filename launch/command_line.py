@@ -19,6 +19,7 @@ except ModuleNotFoundError as error:
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path.home() / ".cache" / "tfcam_jax" / "compiled"))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # config files import `configs.default`
+sys.path.append(str(Path.cwd()))  # for a network of one's own, model.name=my_net:build; last, so that it hides nothing
 
 from tfcam_jax.errors import UserError
 

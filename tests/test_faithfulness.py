@@ -135,8 +135,8 @@ def test_curves_are_those_of_their_definition_and_no_row_is_padding(monkeypatch)
     rows.clear()
     found = measure_faithfulness(model, variables, preprocess, 16, batches, 3)
     jax.effects_barrier()
-    # The weights drawn anew and the empty image once; of each image itself, for both weights, and blurred; 26 an order.
-    assert sorted(rows) == sorted([1, 1] + 3 * [1, 1, 1, *4 * [26]])
+    # Weights drawn by two keys, the empty image once; of each image itself, for both weights, and blurred; 26 an order.
+    assert sorted(rows) == sorted([1, 1, 1] + 3 * [1, 1, 1, *4 * [26]])
     params = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), variables["params"])
     for kind in ("T", "|U|", "D"):
         of_each = [curves_by_definition(images[i] / 64.0 - 2, labels[i], kind, params) for i in range(3)]

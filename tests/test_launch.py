@@ -99,3 +99,13 @@ def test_mistakes_are_told_in_one_message(tmp_path, arguments, message):
     assert message in result.stderr + result.stdout
     assert "Traceback" not in result.stderr
     assert not (tmp_path / "run").exists()
+
+
+def test_modules_beside_the_caller_are_found_and_hide_nothing(tmp_path):
+    """A network of one's own is named as module:function, and lies where the user stands."""
+    (tmp_path / "my_nets.py").write_text("")
+    (tmp_path / "json.py").write_text("broken")
+    code = f"import sys; sys.path[0] = {str(REPO / 'launch')!r}\n"
+    code += "import command_line, json, my_nets\nprint(my_nets.__file__)"
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.stdout.strip() == str(tmp_path / "my_nets.py"), done.stderr

@@ -116,7 +116,7 @@ def test_json_that_cannot_be_written_leaves_the_old_file(tmp_path):
 
 
 def test_provenance_names_versions_devices_and_commit():
-    record = json.loads(json.dumps(provenance.collect_provenance()))
+    record = json.loads(json.dumps(provenance.collect_provenance("resnet18")))
     assert record["packages"]["jax"] == jax.__version__
     assert len(record["devices"]) == 2
     assert record["commit"] is None or len(record["commit"].removesuffix("-dirty")) == 40

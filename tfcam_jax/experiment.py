@@ -33,7 +33,9 @@ from .devices.placement import Placement, make_placement
 from .errors import ConfigError, check_known, did_you_mean
 from .metrics.attacks import MODES as ATTACK_DETECTION
 from .metrics.classification import BETTER
-from .models import HEAD_INITS, MODEL_CARDS, MODELS, POOLS, Model, ModelOutput, settings_of, trace
+from .models import HEAD_INITS, POOLS, Model
+from .models.contract_check import check_contract
+from .models.lookup import NamedNetwork, find_network, is_foreign
 from .models.resolution import describe_cam, finer
 from .models.tasks import one_logit
 from .optimizers import make_optimizer, make_schedule
@@ -133,6 +135,18 @@ class Recipe:
         initialize = lambda: steps.initialize(model, jax.random.key(self.seed), self.image_size)
         return jax.eval_shape(lambda: steps.create_train_state(initialize(), tx))
 
+    def model_for_training(self, num_classes: int) -> Model:
+        """The model as the devices need it. Raises ConfigError where a foreign one does not fit them."""
+        groups = {"batch_norm_groups": self.placement.num_devices} if self.local_batch_norm else {}
+        return self.make_model(num_classes=num_classes, axis_name=self.placement.axis_name, **groups)
+
+    def check_network(self, variables: dict[str, Any], num_classes: int) -> None:
+        """Raises ContractError where a foreign network, with these variables, breaks the contract."""
+        if is_foreign(self.model_name):
+            options = {"image_size": self.image_size, "num_classes": num_classes, "name": self.model_name}
+            model = self.make_model(num_classes=num_classes)
+            logging.info("%s: %s", self.model_name, check_contract(model, variables, **options))
+
     def read_for_evaluation(self, source: Source) -> Iterator[steps.Batch]:
         """Batches that hold each example of a source once, in order but for padding, spread over the devices."""
         batches = eval_batches(source, batch_size=self.eval_batch_size, **self._reading())
@@ -170,21 +184,21 @@ def resolve(config: ConfigDict, placement: Placement | None = None, *, untrained
         what = f"config is a {type(config).__name__}, not an ml_collections.ConfigDict"
         raise ConfigError(f"{what}; configs/*.py make one: `from configs import manifest; manifest.get_config()`")
     stored, config = config_json(config), _Reading(config)
-    check_known("config.model.name", config.model.name, MODELS)
-    card = MODEL_CARDS[config.model.name]
-    image_size = card.image_size if config.data.image_size is None else config.data.image_size
+    network = find_network(config.model.name)
+    image_size = network.default("image_size") if config.data.image_size is None else config.data.image_size
     _check_values(config, image_size)
-    _check_epochs(config, untrained)
-    mean, std = tuple(config.data.mean or card.mean), tuple(config.data.std or card.std)
-    of_model = {key: config.model[key] for key in _OF_MODEL} | _of_some_models(config)
-    output = _traced(MODELS[config.model.name], image_size)
-    cam_side = output.features.shape[1]
-    _check_hooked(config, output)
+    mean, std = (tuple(config.data[key] or network.default(key)) for key in ("mean", "std"))
+    of_model = {"dtype": jnp.dtype(config.model.dtype), **{key: config.model[key] for key in _OF_MODEL}}
+    of_model |= _of_some_models(config, network)
+    _check_epochs(config, untrained, network, of_model)
+    seen = network.look(image_size, **of_model)
+    cam_side = seen.cam_side
+    _check_hooked(config, seen.is_hooked)
     strategy = make_strategy(config.strategy, **config.guidance.take(_guidance_options()))
     alpha = alpha_of(config.strategy, config.guidance.alpha, config.guidance.weighting)
     _check_places(config, image_size, cam_side, alpha)
     devices = config.parallel.take(("mode", "devices", "shard_state"))
-    make_model = functools.partial(MODELS[config.model.name], dtype=jnp.dtype(config.model.dtype), **of_model)
+    make_model = functools.partial(network.make, **of_model)
     recipe = Recipe(
         **{name: config[name] for name in _LOOP},
         **{name: config.data[name] for name in ("num_threads", "num_workers", "balance")},
@@ -212,7 +226,9 @@ def resolve(config: ConfigDict, placement: Placement | None = None, *, untrained
         placement=placement or make_placement(**devices),
         local_batch_norm=config.parallel.batch_norm == "local",
     )
-    recipe.make_optimizer(1)  # made again once the data are known; here for what it says of its options
+    # Made again once the data are known; here for what they say of their options.
+    recipe.make_optimizer(1)
+    recipe.model_for_training(2)
     config.check_all_read()
     return recipe
 
@@ -255,11 +271,6 @@ class _Reading:
                 raise ConfigError(f"{self._section} has no key {key!r}.{near} Its keys: {', '.join(self._read)}.")
             if isinstance(self._read[key], _Reading):
                 self._read[key].check_all_read()
-
-
-@functools.cache  # a deep network is traced for seconds, and a study resolves hundreds of configs
-def _traced(model: Callable[..., Any], image_size: int) -> ModelOutput:
-    return trace(model(num_classes=2), image_size)
 
 
 def _guidance_options() -> list[str]:
@@ -309,33 +320,35 @@ def _check_values(config: _Reading, image_size: int) -> None:
         )
 
 
-def _of_some_models(config: _Reading) -> dict[str, Any]:
+def _of_some_models(config: _Reading, network: NamedNetwork) -> dict[str, Any]:
     """The settings that this network has and others do not; ConfigError for one that would do nothing here."""
-    name, known = config.model.name, settings_of(config.model.name)
     if config.model.pool is not None:
         check_known("config.model.pool", config.model.pool, POOLS)
     given = {key: config.model[key] for key, nothing in _OF_SOME_MODELS.items() if config.model[key] != nothing}
+    known = network.settings
+    if known is None:  # one that others wrote says so itself
+        return given
     for key, value in given.items():
         if key not in known:
             why = "it pools by the mean alone" if key == "pool" else "it has no BatchNorm"
             unset = "leave it unset" if key == "pool" else f"leave it at {_OF_SOME_MODELS[key]}"
-            raise ConfigError(f"config.model.{key} is {value}, which does nothing for {name}: {why}; {unset}.")
+            raise ConfigError(f"config.model.{key} is {value}, which does nothing for {network.name}: {why}; {unset}.")
     if config.parallel.batch_norm == "local" and "batch_norm_groups" not in known:
         raise ConfigError(
-            f"config.parallel.batch_norm is local, which does nothing for {name}: it has no BatchNorm; leave it at "
-            "synchronized."
+            f"config.parallel.batch_norm is local, which does nothing for {network.name}: it has no BatchNorm; leave "
+            "it at synchronized."
         )
     return given
 
 
-def _check_hooked(config: _Reading, output: ModelOutput) -> None:
-    if config.guidance.cam_features == "hooked" and output.hooked is None:
+def _check_hooked(config: _Reading, is_hooked: bool) -> None:
+    if config.guidance.cam_features == "hooked" and not is_hooked:
         raise ConfigError(
             f"config.guidance.cam_features is hooked, and {config.model.name} has no such tensor; leave it unset."
         )
 
 
-def _check_epochs(config: _Reading, untrained: bool) -> None:
+def _check_epochs(config: _Reading, untrained: bool, network: NamedNetwork, of_model: dict[str, Any]) -> None:
     """Without training there must be a network, and its head."""
     if config.epochs < 0 or (config.epochs == 0 and not untrained):
         raise ConfigError(
@@ -343,12 +356,16 @@ def _check_epochs(config: _Reading, untrained: bool) -> None:
             "comes: launch/evaluate.py or launch/explain.py with --config, --config.model.weights=FILE, "
             "--config.model.keep_head=True and a new --workdir."
         )
-    if config.epochs == 0 and not config.model.weights:
+    # These keys are read here, whatever comes out, so that none is taken for misspelt.
+    weights, keep_head = config.model.weights, config.model.keep_head
+    if config.epochs > 0 or (not weights and network.brings_values(**of_model)):
+        return
+    if not weights:
         raise ConfigError(
             "config.model.weights is empty: nothing is trained here, so the weights would be random. Give the path of "
-            "a .safetensors or .pth file, or of a run."
+            "a .safetensors or .pth file, or of a run; a network of your own may bring its values along."
         )
-    if config.epochs == 0 and not config.model.keep_head:
+    if not keep_head:
         raise ConfigError(
             "config.model.keep_head is False: nothing is trained here, so a new head would be random. Set "
             "--config.model.keep_head=True to take that of the weights."
@@ -482,8 +499,7 @@ def build_experiment(recipe: Recipe, dataset: Dataset | None = None, programs: E
     if programs:
         initialize, train_step, eval_step = programs.initialize, programs.train_step, programs.eval_step
     else:
-        groups = {"batch_norm_groups": placement.num_devices} if recipe.local_batch_norm else {}
-        model = recipe.make_model(num_classes=num_classes, axis_name=placement.axis_name, **groups)
+        model = recipe.model_for_training(num_classes)
         initialize = jax.jit(lambda key: steps.initialize(model, key, recipe.image_size))
         options = {name: getattr(placement, name) for name in ("axis_name", "gather", "scatter")}
         options["accumulate_steps"] = recipe.accumulate_steps

@@ -24,7 +24,9 @@ from .data.unlisted import open_images
 from .devices.placement import fetch, make_placement
 from .errors import ConfigError
 from .experiment import Experiment, Recipe, keep_checks, open_dataset, resolve
-from .models import MODEL_CARDS, Model
+from .models import MODEL_CARDS
+from .models.contract import Model, NetworkError
+from .models.lookup import is_foreign
 from .models.weights import WeightsError, find_weights, load_pretrained, merge
 from .run.checkpoints import CheckpointError, Checkpoints
 from .run.files import WorkdirError
@@ -157,13 +159,17 @@ def initial_state(experiment: Experiment) -> InitialState:
       WeightsError, StateDictError: weights that can't be had or don't fit, see `load_pretrained`; a run of another
         backbone, or, where its head is to be kept, of other classes.
       WorkdirError, CheckpointError: a run that can't be restored.
+      ContractError: a network of one's own that is not what the maps need, see `models.check_contract`.
     """
-    recipe = experiment.recipe
+    recipe, num_classes = experiment.recipe, len(experiment.dataset.class_names)
     if not recipe.weights:
-        return InitialState(experiment.random_state(), None)
+        variables = experiment.random_variables()
+        recipe.check_network(variables, num_classes)
+        return InitialState(experiment.create_state(variables), None)
     run = find_workdir(recipe.weights)
     take = _take_from_run if is_run(run) or is_published(run) else _take_from_file
     loaded, origin = take(experiment)
+    recipe.check_network(loaded, num_classes)
     taken = {name: {k: v for k, v in tree.items() if recipe.keep_head or k != "head"} for name, tree in loaded.items()}
     origin |= {"head": "kept" if recipe.keep_head else "new", "fingerprint": checksum_json(fingerprint_tree(taken))}
     return InitialState(experiment.create_state(loaded), {"source": recipe.weights, **origin})
@@ -171,6 +177,10 @@ def initial_state(experiment: Experiment) -> InitialState:
 
 def _take_from_file(experiment: Experiment) -> tuple[dict[str, Any], dict[str, Any]]:
     recipe = experiment.recipe
+    if is_foreign(recipe.model_name):
+        remedy = "leave the key empty, and load the weights in that function: a module is taken with its values"
+        told = f"config.model.weights is {recipe.weights!r}, and {recipe.model_name} is a network of your own"
+        raise WeightsError(f"{told}; {remedy}. A run of that network can be named.")
     file = find_weights(MODEL_CARDS[recipe.model_name], recipe.weights)
     variables = experiment.random_variables()
     loaded = load_pretrained(recipe.model_name, file, variables, keep_head=recipe.keep_head)
@@ -186,6 +196,9 @@ def _take_from_run(experiment: Experiment) -> tuple[dict[str, Any], dict[str, An
     if trained.recipe.model_name != recipe.model_name:
         told = f"{run} holds a {trained.recipe.model_name}, and config.model.name is {recipe.model_name}"
         raise WeightsError(f"{told}: set --config.model.name={trained.recipe.model_name}, or take another run.")
+    if not recipe.keep_head and "head" not in trained.state.params:
+        told = f"{recipe.model_name} has no layer called `head`, so that none can be new"
+        raise WeightsError(f"{told}: set --config.model.keep_head=True, or call the last layer so.")
     if recipe.keep_head and trained.class_names != class_names:
         theirs, ours = ", ".join(trained.class_names), ", ".join(class_names)
         remedy = "--config.model.keep_head=False takes a new head"
@@ -245,6 +258,7 @@ def restore(workdir: str | Path) -> Trained:
       WorkdirError: the folder holds no run, or its config can't be read.
       CheckpointError: no checkpoint was finished there, or it is damaged.
       PublishedError: a published model can't be had, is damaged, or would run code of a stranger.
+      NetworkError: the module of a network of one's own can't be imported, or is not what it was.
     """
     workdir = find_workdir(workdir)
     stored, published = load_config(workdir), is_published(workdir)
@@ -253,6 +267,8 @@ def restore(workdir: str | Path) -> Trained:
         recipe = resolve(config, make_placement(), untrained=True)
     except AttributeError as error:
         raise WorkdirError(f"{workdir / 'config.json'} is of another version of this project: {error}") from error
+    except NetworkError:
+        raise  # the config is sound; the user's module is not there, or another one now
     except ConfigError as error:
         raise WorkdirError(f"{workdir / 'config.json'} is damaged, or of another version: {error}") from error
     state, record = (_restore_published if published else _restore_checkpoint)(workdir, recipe)

@@ -87,7 +87,7 @@ def _compile(
     go through the model once, and for each order all others in one batch.
     """
     weights_key, order_key, noise_key = jax.random.split(jax.random.key(0), 3)
-    redrawn = initialize(model, weights_key, size)
+    redrawn = _redraw(model, weights_key, size)
     compiled = functools.partial(jax.jit, compiler_options=compiler_options())
     apply = compiled(lambda variables, images: model.apply(variables, images, train=False))
     probabilities = lambda images: jax.nn.softmax(apply(variables, images).logits)
@@ -111,6 +111,19 @@ def _compile(
         return {name: own | jax.device_get(checks.get(name, {})) for name, own in curves.items()}
 
     return measure
+
+
+def _redraw(model: Any, key: jax.Array, size: int) -> dict[str, Any]:
+    """Random variables; of a network that brings its values along, whatever the key, each array's own, shuffled."""
+    draw = jax.jit(lambda key: initialize(model, key, size))
+    drawn, others = draw(key), draw(jax.random.fold_in(key, 1))
+    equal = lambda a, b: jax.tree.all(jax.tree.map(lambda x, y: bool((x == y).all()), a, b))
+    if not equal(drawn["params"], others["params"]):
+        return drawn
+    leaves, structure = jax.tree.flatten(drawn["params"])
+    keys = jax.random.split(key, len(leaves))
+    mixed = [jax.random.permutation(k, x.reshape(-1)).reshape(x.shape) for k, x in zip(keys, leaves, strict=True)]
+    return {**drawn, "params": jax.tree.unflatten(structure, mixed)}
 
 
 def _describe(

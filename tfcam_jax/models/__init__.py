@@ -14,6 +14,7 @@ from .backbone import cam_size as cam_size
 from .backbone import trace as trace
 from .contract import Model as Model
 from .contract import ModelOutput as ModelOutput
+from .contract_check import check_contract as check_contract
 from .convnext import ConvNeXt as ConvNeXt
 from .densenet import DenseNet
 from .efficientnet import EfficientNetLite

@@ -10,6 +10,15 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from .. import cams
+from ..errors import ConfigError
+
+
+class NetworkError(ConfigError):
+    """A network that others wrote and that can't be found or made."""
+
+
+class ContractError(NetworkError):
+    """A network that does not return what `ModelOutput` promises, or can't be called as `Model` says."""
 
 
 @flax.struct.dataclass

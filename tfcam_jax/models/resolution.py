@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from . import MODEL_CARDS, MODELS
-from .backbone import cam_size
+from .lookup import find_network
 
 # Below so many places a side, a map tells little more than a quadrant.
 COARSE_BELOW = 4
@@ -14,7 +13,7 @@ def describe_cam(name: str, image_size: int, side: int) -> str:
     """One line: the CAM's size and number of places, the pixels that a place stands for, and what makes it finer.
 
     Args:
-      name: of the backbone, a key of `MODELS`.
+      name: of the backbone, as a config gives it.
       image_size: side of the images in px.
       side: of its CAM at that size, see `cam_size`.
     """
@@ -30,11 +29,11 @@ def describe_cam(name: str, image_size: int, side: int) -> str:
 
 def finer(name: str, image_size: int, side: int) -> str:
     """Flags that give a finer CAM: the size that the backbone is made for or, from there on, twice the size."""
-    card = MODEL_CARDS[name]
-    if side >= card.cam_size:
+    card = find_network(name).card
+    if card is None or side >= card.cam_size:
         return f"--config.data.image_size={2 * image_size} (about {2 * side}x{2 * side})"
     larger = f"--config.data.image_size={card.image_size} ({card.cam_size}x{card.cam_size})"
     if name == _FINE_MODEL:
         return larger
-    other = cam_size(MODELS[_FINE_MODEL](num_classes=2), image_size)[0]
+    other = find_network(_FINE_MODEL).look(image_size).cam_side
     return f"{larger} or --config.model.name={_FINE_MODEL} ({other}x{other}, from scratch)"

@@ -71,7 +71,9 @@ def predict_maps(config: ConfigDict, manifest: str | Path, folds: int = 5, steps
         "agreement": _agreement(dataset, held_out),
     }
     _write(path, maps, listing, dataset, wanted, found)
-    write_json(path.with_suffix(".json"), {**predicted, "config": recipe.stored, **collect_provenance()})
+    write_json(
+        path.with_suffix(".json"), {**predicted, "config": recipe.stored, **collect_provenance(recipe.model_name)}
+    )
     _draw(path.with_suffix(".png"), train, wanted, found, held_out)
     print(f"\n{format_predicted(predicted)}\n\nWritten: {path}, {maps}, {path.with_suffix('.json')} and .png")
     return predicted

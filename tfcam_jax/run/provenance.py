@@ -12,14 +12,16 @@ from typing import Any
 
 import jax
 
+from ..models.lookup import describe_source
+
 PACKAGES = ("tfcam_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "pillow")
 # Beginnings of the names by which a processor lists instructions that work on several numbers at once.
 VECTOR_INSTRUCTIONS = ("avx", "fma", "amx", "asimd", "sve")
 CPU_INFO = Path("/proc/cpuinfo")
 
 
-def collect_provenance() -> dict[str, Any]:
-    """JSON-able record of the software and hardware of this process."""
+def collect_provenance(model_name: str) -> dict[str, Any]:
+    """JSON-able record of the software and hardware of this process, and of a network that others wrote."""
     return {
         "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "command": sys.argv,
@@ -30,6 +32,7 @@ def collect_provenance() -> dict[str, Any]:
         "vector_instructions": vector_instructions(),
         "devices": [str(device.device_kind) for device in jax.devices()],
         "processes": jax.process_count(),
+        "network": describe_source(model_name),  # None: one of ours
         # None: it runs without being installed.
         "packages": {name: next((one.version for one in distributions(name=name)), None) for name in PACKAGES},
     }

@@ -209,9 +209,10 @@ def hold_workdir(workdir: Path, config: Mapping[str, Any]) -> Iterator[None]:
     with _locked(workdir):
         continued = _check_contents(workdir, config)
         write_text(workdir / _HOLDER, f"host {socket.gethostname()}, pid {os.getpid()}\n")
-        path, start = workdir / "run.json", collect_provenance()
+        path, start = workdir / "run.json", collect_provenance(config["model"]["name"])
         if continued and path.exists():
             run = _read_run(path)
+            _tell_other_source(run, start)
             run["continued"] = [*run.get("continued", []), start]
         else:
             run = {"format": FORMAT, **start, "continued": []}
@@ -220,6 +221,13 @@ def hold_workdir(workdir: Path, config: Mapping[str, Any]) -> Iterator[None]:
             write_json(workdir / "config.json", config)  # last: with it, the run exists
         wait_for_all("made the workdir")
         yield
+
+
+def _tell_other_source(run: Mapping[str, Any], start: Mapping[str, Any]) -> None:
+    """A warning where the file of a foreign network is another one than when the run began."""
+    then, now = (each.get("network") or {} for each in (run, start))
+    if then.get("sha256") != now.get("sha256"):
+        logging.warning("%s was changed since the run began: the run goes on with the new code.", now.get("file"))
 
 
 def load_config(workdir: Path) -> dict[str, Any]:

@@ -95,7 +95,7 @@ def _report(
         workdir,
         outcomes,
         selection,
-        {**collect_provenance(), "config": config_json(config)},
+        {**collect_provenance(config.model.name), "config": config_json(config)},
         reference=config.compare.reference,
         placebos=placebo_arms(config),
         strategies={run.entry.arm: run.config.strategy for run in runs},
