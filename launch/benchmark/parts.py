@@ -122,7 +122,10 @@ def _compile_strategies(
 
     def compile_one(name: str) -> tuple[float, Any]:
         lowered = lower_train_step(case, name)
-        return lowered.cost_analysis()["flops"], compile_step(lowered)
+        compiled = compile_step(lowered)
+        # Before compilation the account knows no fusion; only CPUs give it then.
+        account = lowered.cost_analysis() or compiled.cost_analysis()
+        return account["flops"], compiled
 
     with ThreadPoolExecutor(at_once()) as pool:
         compiled = dict(zip(names, pool.map(compile_one, names), strict=True))

@@ -20,7 +20,7 @@ VECTOR_INSTRUCTIONS = ("avx", "fma", "amx", "asimd", "sve")
 CPU_INFO = Path("/proc/cpuinfo")
 
 
-def collect_provenance(model_name: str) -> dict[str, Any]:
+def collect_provenance(model_name: str = "") -> dict[str, Any]:
     """JSON-able record of the software and hardware of this process, and of a network that others wrote."""
     return {
         "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
