@@ -117,6 +117,7 @@ def test_padding_becomes_real_images_and_no_image_changes_nothing(kind):
     jax.tree.map(np.testing.assert_array_equal, kept["batch_stats"], variables["batch_stats"])
 
 
+@pytest.mark.slow
 def test_a_seed_draws_the_weights_but_of_a_module_that_brings_them():
     for kind in KINDS:
         model, variables = made(kind)
@@ -130,6 +131,7 @@ def test_a_seed_draws_the_weights_but_of_a_module_that_brings_them():
         )
 
 
+@pytest.mark.slow
 def test_redrawn_weights_of_a_module_that_brings_them_are_its_own_shuffled():
     model = adapters.nnx(AcrossNnx(2, rngs=nnx.Rngs(0)))
     kernel = model.init(jax.random.key(0), some_images(1))["params"]["conv"]["kernel"]

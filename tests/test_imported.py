@@ -103,6 +103,7 @@ def test_a_network_says_what_its_weights_say(given, tmp_path, capsys):
         evaluate_leave_one_domain_out([workdir])
 
 
+@pytest.mark.slow
 @pytest.mark.end_to_end
 def test_the_scripts_take_a_config_and_say_what_is_left_out(tmp_path):
     """Two classes and no validation images; the second script finds the run there."""
@@ -129,6 +130,7 @@ def test_the_scripts_take_a_config_and_say_what_is_left_out(tmp_path):
     assert list(found["sets"]) == ["all"] and list(found["domains"]) == ["new", "old"]
 
 
+@pytest.mark.slow
 def test_thresholds_come_from_val_where_nothing_is_trained(trained_run, config_of_run, tmp_path):
     """The very network of a run, on its val and test rows alone: the same scores and thresholds."""
     shutil.copytree(trained_run.parent / "data", tmp_path / "data")
@@ -198,6 +200,7 @@ def test_an_interrupted_import_is_taken_up_a_finished_one_is_left_and_another_co
         import_network(given, workdir)
 
 
+@pytest.mark.slow
 def test_training_goes_on_from_another_run(trained_run, config_of_run, tmp_path):
     """Its folder or the checkpoints in it, its head or a new one; where the weights come from is kept."""
     config_of_run.epochs = 1
@@ -218,6 +221,7 @@ def test_training_goes_on_from_another_run(trained_run, config_of_run, tmp_path)
     assert (new.params["head"]["kernel"] != kept.params["head"]["kernel"]).any()
 
 
+@pytest.mark.slow
 def test_equal_weights_have_equal_fingerprints_wherever_they_come_from(given, tmp_path):
     origin = lambda: initial_state(build_experiment(resolve(given, untrained=True))).origin
     import_network(given, tmp_path / "one")

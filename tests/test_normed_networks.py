@@ -128,6 +128,7 @@ def test_losses_on_maps_get_their_gradient_through_the_deviation_too():
             np.testing.assert_allclose(found[place], expected, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_the_class_token_gets_what_the_whole_block_would_give_it():
     """What is computed for one token alone is what the modules make of all, for these features and for others."""
     output = apply("vit_token")(variables_of("vit_token"), some_images())
@@ -195,6 +196,7 @@ def test_a_guided_step_on_two_devices_is_that_on_one(name):
         np.testing.assert_allclose(pair, np.stack([after, after]), atol=2e-6)
 
 
+@pytest.mark.slow
 @over_tiny
 def test_dropout_thins_the_logits_in_training_and_no_map(name):
     variables, images, draw = variables_of(name), some_images(), jnp.arange(4, dtype=jnp.uint32)

@@ -150,6 +150,7 @@ def test_every_strategy_has_its_origin():
     assert card._STRATEGIES.keys() == STRATEGIES.keys()
 
 
+@pytest.mark.slow
 def test_what_was_published_of_the_same_run_is_replaced_unless_changed_by_hand(run):
     config = (run / "config.json").read_bytes()
     first = publish(run, REPO)
@@ -226,6 +227,7 @@ def is_whole(folder):
     return all(published.digest_file(folder / name) == digest for name, digest in files.items())
 
 
+@pytest.mark.slow
 def test_evaluated_and_explained_on_other_data_and_never_written_to(run, folder, trained_run, hub, tmp_path):
     offer(hub, folder)
     name, manifest = f"hf://{REPO}", trained_run.parent / "data/manifest.csv"

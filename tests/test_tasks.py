@@ -135,6 +135,7 @@ def test_many_labels_train_by_the_same_losses(strategy, own_maps):
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(params))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("strategy", sorted(set(STRATEGIES) - {"input_gradient"}))
 def test_every_strategy_takes_many_labels(strategy):
     batch = draw_batch(np.random.default_rng(1).integers(-1, 2, (BATCH, LABELS)), (BATCH, SIZE, SIZE))

@@ -36,7 +36,7 @@ def conv_general_dilated(
     sides = padding.upper() if isinstance(padding, str) else [tuple(pair) for pair in padding]
     if size == (1, 1) and groups == 1 and (isinstance(sides, str) or not any(map(any, sides))):
         if max(strides) > 1:
-            # Not fused into the product: XLA for GPUs (jax 0.11.2) aborts on a slice with steps inside a Triton product.
+            # Not fused into the product: XLA for GPUs (jax 0.11.2) aborts on a slice with steps in a Triton product.
             x = lax.optimization_barrier(x[:, :: strides[0], :: strides[1]])
         # Sizes written out: of an image too small to leave a place, -1 could not be told.
         places = x.reshape(math.prod(x.shape[:-1]), x.shape[-1])

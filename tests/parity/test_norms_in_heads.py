@@ -1,6 +1,6 @@
 """Networks with LayerNorm beside timm's and torchvision's, small ones in float64: maps, guided gradients, file names.
 
-python -m pytest -m parity tests/parity/test_normed_networks.py -n 0 -s
+python -m pytest -m parity tests/parity/test_norms_in_heads.py -n 0 -s
 """
 
 from __future__ import annotations
