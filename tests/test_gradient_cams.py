@@ -115,6 +115,17 @@ def test_weights_of_another_shape_are_refused():
         cams.gradient_class_activation_maps(lambda f: f.mean((1, 2)) @ kernel + bias[None], features, jnp.ones((3, 1)))
 
 
+def test_labels_and_logits_of_other_examples_are_refused():
+    features, kernel, bias, labels = draw(2)
+    head = lambda f: f.mean((1, 2)) @ kernel + bias[None]
+    for function in (cams.gradient_true_false_maps, cams.decompose_gradient_margin, cams.grad_cam_difference):
+        one = lambda f: head(f)[:, :1]
+        with pytest.raises(ValueError, match=r"at least 2 classes; the head gives \(3, 1\).*two_columns"):
+            function(one, features, labels)
+    with pytest.raises(ValueError, match=r"need logits of shape \(3, 2\); got \(3, 3\)"):
+        cams.gradient_true_false_maps(head, features, labels, jnp.ones((3, 3)))
+
+
 def pooled_linear(kernel, bias, features):
     return features.mean((1, 2)) @ kernel + bias[None]
 

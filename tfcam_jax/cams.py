@@ -92,13 +92,7 @@ def split_true_false(
         remedy = "a head of one logit becomes two by two_columns(kernel), two_columns(bias) and two_columns(logits)"
         raise ValueError(f"split_true_false needs maps of at least 2 classes; maps has shape {maps.shape}: {remedy}")
     maps, leading = at_least_float32(maps), maps.shape[:-3]
-    labels = jnp.asarray(labels)
-    if labels.shape != leading or not jnp.issubdtype(labels.dtype, jnp.integer):
-        wanted = f"maps of shape {maps.shape} need labels of shape {leading}, an integer class index each"
-        raise ValueError(f"{wanted}; got {labels.dtype} {labels.shape}")
-    if logits is not None and jnp.shape(logits) != (*leading, num_classes):
-        wanted = f"maps of shape {maps.shape} need logits of shape {(*leading, num_classes)}"
-        raise ValueError(f"{wanted}; got {jnp.shape(logits)}")
+    labels = _check_labels(f"maps of shape {maps.shape}", labels, leading, num_classes, logits)
     if num_classes > 2 and logits is None:
         raise ValueError(
             f"split_true_false needs logits to weigh the {num_classes - 1} false classes of maps {maps.shape}"
@@ -106,6 +100,17 @@ def split_true_false(
     is_true, false_weights = _true_false_weights(labels, num_classes, logits, maps.dtype)
     select = lambda weights: jnp.einsum("...hwk,...k->...hw", maps, weights, precision=jax.lax.Precision.HIGHEST)
     return select(is_true), select(false_weights)
+
+
+def _check_labels(what: str, labels: Any, leading: tuple[int, ...], num_classes: int, logits: Any) -> Array:
+    """The labels as an array. ValueError: they, or the logits, are not those of these examples."""
+    labels = jnp.asarray(labels)
+    if labels.shape != leading or not jnp.issubdtype(labels.dtype, jnp.integer):
+        wanted = f"{what} need labels of shape {leading}, an integer class index each"
+        raise ValueError(f"{wanted}; got {labels.dtype} {labels.shape}")
+    if logits is not None and jnp.shape(logits) != (*leading, num_classes):
+        raise ValueError(f"{what} need logits of shape {(*leading, num_classes)}; got {jnp.shape(logits)}")
+    return labels
 
 
 def _true_false_weights(labels: Array, num_classes: int, logits: Any, dtype: Any) -> tuple[Array, Array]:
@@ -416,8 +421,17 @@ def gradient_true_false_maps(
     `logits` are the model's own, that the weights are taken from; None: those that `head` gives.
     """
     own, maps = _gradient_maps(head, features)
-    true, false = _true_false_weights(labels, own.shape[-1], own if logits is None else logits, own.dtype)
+    true, false = _weights_of_head(own, labels, logits)
     return maps(true), maps(false)
+
+
+def _weights_of_head(own: Array, labels: Array, logits: Array | None) -> tuple[Array, Array]:
+    """`_true_false_weights` of what a head gave, `own`, after the checks of `split_true_false`."""
+    if own.shape[-1] < 2:
+        remedy = "a head of one logit becomes two by two_columns(logits) inside it"
+        raise ValueError(f"T and U need logits of at least 2 classes; the head gives {own.shape}: {remedy}")
+    labels = _check_labels(f"logits of shape {own.shape}", labels, own.shape[:-1], own.shape[-1], logits)
+    return _true_false_weights(labels, own.shape[-1], own if logits is None else logits, own.dtype)
 
 
 def decompose_gradient_margin(
@@ -433,7 +447,7 @@ def decompose_gradient_margin(
     """
     own = head(at_least_float32(features)) if logits is None else at_least_float32(logits)
     true_map, false_map = gradient_true_false_maps(head, features, labels, own)
-    true, false = _true_false_weights(labels, own.shape[-1], own, own.dtype)
+    true, false = _weights_of_head(own, labels, None)
     margin = ((true - false) * own).sum(-1)
     difference = difference_salience(true_map, false_map)
     return Decomposition(true_map, false_map, difference, margin, margin - difference.mean((-2, -1)))
@@ -454,5 +468,5 @@ def grad_cam_difference(
       labels: class that counts as true.
     """
     logits, maps = _gradient_maps(head, features)
-    true, false = _true_false_weights(labels, logits.shape[-1], logits, logits.dtype)
+    true, false = _weights_of_head(logits, labels, None)
     return maps(true - false)

@@ -188,6 +188,8 @@ def resolve(config: ConfigDict, placement: Placement | None = None, *, untrained
     image_size = network.default("image_size") if config.data.image_size is None else config.data.image_size
     _check_values(config, image_size)
     mean, std = (tuple(config.data[key] or network.default(key)) for key in ("mean", "std"))
+    if is_foreign(config.model.name):  # its module may say otherwise one day, and a run keeps what it was trained with
+        stored["data"] |= {"image_size": image_size, "mean": list(mean), "std": list(std)}
     of_model = {"dtype": jnp.dtype(config.model.dtype), **{key: config.model[key] for key in _OF_MODEL}}
     of_model |= _of_some_models(config, network)
     _check_epochs(config, untrained, network, of_model)

@@ -39,7 +39,7 @@ from .run.published import (
     read_record,
     read_variables,
 )
-from .run.workdir import CHECKS, OTHER_CHECKS, config_differences, is_run, load_config
+from .run.workdir import CHECKS, OTHER_CHECKS, config_differences, is_run, load_config, tell_changed_network
 
 Also = Callable[[steps.EvalOutput, steps.Batch], Any]
 
@@ -271,6 +271,7 @@ def restore(workdir: str | Path) -> Trained:
         raise  # the config is sound; the user's module is not there, or another one now
     except ConfigError as error:
         raise WorkdirError(f"{workdir / 'config.json'} is damaged, or of another version: {error}") from error
+    tell_changed_network(workdir, recipe.model_name)
     state, record = (_restore_published if published else _restore_checkpoint)(workdir, recipe)
     model = recipe.make_model(num_classes=len(record["class_names"]))
     return Trained(

@@ -27,6 +27,7 @@ from flax import traverse_util
 
 from ..data import SOURCES
 from ..devices.distributed import is_first, wait_for_all
+from ..models.lookup import describe_source
 from .checkpoints import FORMAT, tell_version
 from .files import WorkdirError, read_json, write_json, write_text
 from .provenance import collect_provenance
@@ -221,6 +222,16 @@ def hold_workdir(workdir: Path, config: Mapping[str, Any]) -> Iterator[None]:
             write_json(workdir / "config.json", config)  # last: with it, the run exists
         wait_for_all("made the workdir")
         yield
+
+
+def tell_changed_network(workdir: Path, model_name: str) -> None:
+    """A warning where the module of a foreign network is another one than when the run was trained."""
+    path = workdir / "run.json"
+    if path.exists() and (source := describe_source(model_name)):
+        then = (_read_run(path).get("network") or {}).get("sha256")
+        if then and then != source["sha256"]:
+            told = "it was changed since the run was trained: what is shown here is the new code with the old weights"
+            logging.warning("%s: %s.", source["file"], told)
 
 
 def _tell_other_source(run: Mapping[str, Any], start: Mapping[str, Any]) -> None:

@@ -62,6 +62,14 @@ class Contents:
     pictures: Mapping[str, str]
 
 
+_IMPORTED = "trained elsewhere and imported into tfcam_jax as it was."
+
+
+def _about_strategy(name: str, about: str) -> str:
+    reconstruction = " (a reconstruction)" if name in RECONSTRUCTIONS else ""
+    return f"trained with tfcam_jax: strategy `{name}`{reconstruction}, {about}"
+
+
 def write_card(contents: Contents) -> str:
     """The card as Markdown, its YAML front matter first."""
     trained, evaluation, results = contents.trained, contents.evaluation, contents.results
@@ -74,7 +82,7 @@ def write_card(contents: Contents) -> str:
         repository=contents.repository,
         license=contents.license,
         classes=[_line(each) for each in trained.class_names],
-        about_strategy=f"strategy `{name}`{' (a reconstruction)' if name in RECONSTRUCTIONS else ''}, {about}",
+        about_strategy=_about_strategy(name, about) if trained.recipe.epochs else _IMPORTED,
         facts=list(_facts(contents)),
         data=contents.data,
         protocol=contents.config["data"]["protocol"]["name"],
@@ -136,6 +144,9 @@ def _facts(contents: Contents) -> Iterator[tuple[str, str]]:
     mean, std = (recipe.preprocess.keywords[name] for name in ("mean", "std"))
     yield "standardised by", f"mean {mean}, deviation {std}, of values in [0, 1]"
     yield "maps", f"{recipe.cam_side} x {recipe.cam_side} places"
+    if not recipe.epochs:
+        yield "training", "none here: the network was trained elsewhere and imported as it is"
+        return
     weight = "" if recipe.alpha is None else f", alpha {recipe.alpha:g} (the weight of cross-entropy)"
     guidance = {key: value for key, value in config["guidance"].items() if value is not None and key != "alpha"}
     yield "strategy", f"{recipe.strategy_name}{weight}{_options(guidance)}"
