@@ -102,7 +102,7 @@ def split_true_false(
     return select(is_true), select(false_weights)
 
 
-def _check_labels(what: str, labels: Any, leading: tuple[int, ...], num_classes: int, logits: Any) -> Array:
+def _check_labels(what: str, labels: Any, leading: Any, num_classes: int, logits: Any) -> Array:
     """The labels as an array. ValueError: they, or the logits, are not those of these examples."""
     labels = jnp.asarray(labels)
     if labels.shape != leading or not jnp.issubdtype(labels.dtype, jnp.integer):
