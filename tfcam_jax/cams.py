@@ -445,10 +445,10 @@ def decompose_gradient_margin(
     The margin is the logits' own. `bias_difference` is what the mean of D leaves of it: biases, and for a head that is
     not linear also how far the linear approximation is off, so that the sum holds by definition.
     """
-    own = head(at_least_float32(features)) if logits is None else at_least_float32(logits)
-    true_map, false_map = gradient_true_false_maps(head, features, labels, own)
-    true, false = _weights_of_head(own, labels, None)
-    margin = ((true - false) * own).sum(-1)
+    said, maps = _gradient_maps(head, features)
+    true, false = _weights_of_head(said, labels, logits)
+    margin = ((true - false) * (said if logits is None else at_least_float32(logits))).sum(-1)
+    true_map, false_map = maps(true), maps(false)
     difference = difference_salience(true_map, false_map)
     return Decomposition(true_map, false_map, difference, margin, margin - difference.mean((-2, -1)))
 

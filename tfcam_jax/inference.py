@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -28,6 +27,7 @@ from .models import MODEL_CARDS
 from .models.contract import Model, NetworkError
 from .models.lookup import is_foreign
 from .models.weights import WeightsError, find_weights, load_pretrained, merge
+from .models.wheels import digest_file
 from .run.checkpoints import CheckpointError, Checkpoints
 from .run.files import WorkdirError
 from .run.fingerprints import checksum_json, fingerprint_tree
@@ -184,9 +184,7 @@ def _take_from_file(experiment: Experiment) -> tuple[dict[str, Any], dict[str, A
     file = find_weights(MODEL_CARDS[recipe.model_name], recipe.weights)
     variables = experiment.random_variables()
     loaded = load_pretrained(recipe.model_name, file, variables, keep_head=recipe.keep_head)
-    with file.open("rb") as opened:
-        digest = hashlib.file_digest(opened, "sha256").hexdigest()
-    return loaded, {"file": str(file.resolve()), "sha256": digest}
+    return loaded, {"file": str(file.resolve()), "sha256": digest_file(file)}
 
 
 def _take_from_run(experiment: Experiment) -> tuple[dict[str, Any], dict[str, Any]]:

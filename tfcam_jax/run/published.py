@@ -11,7 +11,6 @@ bounded in size, compared with its checksums, and makes this process neither run
 
 from __future__ import annotations
 
-import hashlib
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -27,6 +26,7 @@ from huggingface_hub.errors import EntryNotFoundError, RevisionNotFoundError
 
 from ..errors import UserError
 from ..models.hub import HUB_ERRORS, cached_hub_file, first_line, get_newest_hub_file, hub_address, is_from_hub, refusal
+from ..models.wheels import digest_file
 from .files import read_json, write_bytes
 from .fingerprints import describe_leaves
 
@@ -140,12 +140,6 @@ def read_record(folder: Path) -> dict[str, Any]:
             "must be. Publish or download it again."
         )
     return record
-
-
-def digest_file(path: Path) -> str:
-    """The SHA-256 of a file, in hexadecimal digits."""
-    with path.open("rb") as opened:
-        return hashlib.file_digest(opened, "sha256").hexdigest()
 
 
 def check_config(folder: Path, config: dict[str, Any]) -> dict[str, Any]:

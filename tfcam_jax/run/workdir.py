@@ -213,7 +213,7 @@ def hold_workdir(workdir: Path, config: Mapping[str, Any]) -> Iterator[None]:
         path, start = workdir / "run.json", collect_provenance(config["model"]["name"])
         if continued and path.exists():
             run = _read_run(path)
-            _tell_other_source(run, start)
+            _tell_other_source(run, start["network"], "the run goes on with the new code")
             run["continued"] = [*run.get("continued", []), start]
         else:
             run = {"format": FORMAT, **start, "continued": []}
@@ -227,18 +227,17 @@ def hold_workdir(workdir: Path, config: Mapping[str, Any]) -> Iterator[None]:
 def tell_changed_network(workdir: Path, model_name: str) -> None:
     """A warning where the module of a foreign network is another one than when the run was trained."""
     path = workdir / "run.json"
-    if path.exists() and (source := describe_source(model_name)):
-        then = (_read_run(path).get("network") or {}).get("sha256")
-        if then and then != source["sha256"]:
-            told = "it was changed since the run was trained: what is shown here is the new code with the old weights"
-            logging.warning("%s: %s.", source["file"], told)
+    if path.exists():
+        _tell_other_source(
+            _read_run(path), describe_source(model_name), "what is shown here is the new code with the old weights"
+        )
 
 
-def _tell_other_source(run: Mapping[str, Any], start: Mapping[str, Any]) -> None:
-    """A warning where the file of a foreign network is another one than when the run began."""
-    then, now = (each.get("network") or {} for each in (run, start))
-    if then.get("sha256") != now.get("sha256"):
-        logging.warning("%s was changed since the run began: the run goes on with the new code.", now.get("file"))
+def _tell_other_source(run: Mapping[str, Any], source: Mapping[str, Any] | None, outcome: str) -> None:
+    """A warning where the file of a foreign network, `source`, is another one than when the run began."""
+    then = (run.get("network") or {}).get("sha256")
+    if source and then and then != source["sha256"]:
+        logging.warning("%s was changed since the run began: %s.", source["file"], outcome)
 
 
 def load_config(workdir: Path) -> dict[str, Any]:

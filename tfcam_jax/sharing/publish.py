@@ -15,6 +15,7 @@ from ..data.source import DataError, Dataset, Records
 from ..errors import ConfigError
 from ..inference import Trained, choose_split, open_own_data, restore
 from ..metrics.protocol_tables import format_evaluation
+from ..models.wheels import digest_file
 from ..run.files import WorkdirError, read_json, write_json, write_text
 from ..run.fingerprints import checksum_json
 from ..run.published import (
@@ -23,7 +24,6 @@ from ..run.published import (
     RECORD,
     RESULTS,
     WEIGHTS,
-    digest_file,
     is_published,
     on_hub,
     read_record,
