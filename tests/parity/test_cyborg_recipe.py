@@ -138,7 +138,7 @@ def run_reference(name: str, network: Any, batches: list[dict[str, np.ndarray]],
         rows = batch["index"][batch["mask"] > 0]
         images, human = loaded(rows, recipe.image_size, recipe.map_size, MODEL_CARDS[name])
         if name == "inception_v3":  # with the mask that our step draws
-            draw = batch["draw"][: len(rows)]
+            draw = jnp.asarray(batch["draw"][: len(rows)])
             factors = torch.from_numpy(np.array(dropout_factors(draw, 0.5, 2048), np.float64))
             drop = lambda _module, _inputs, output, factors=factors: output * factors[:, :, None, None]
             handle = network.dropout.register_forward_hook(drop)
