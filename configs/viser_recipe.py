@@ -20,7 +20,7 @@ from configs import cyborg_recipe
 def get_config(strategy: str = "cyborg") -> ConfigDict:
     """`strategy` is what stands behind the colon."""
     config = cyborg_recipe.get_config(f"densenet121,{strategy}")
-    if strategy != "cross_entropy":  # there is nothing to weigh
+    if strategy != "cross_entropy":  # there is nothing to weigh, and no map to blur
         config.guidance.weighting = "loss_share"
-    config.augment.map_blur = (0.1, 2.0)
+        config.augment.map_blur = (0.1, 2.0)
     return config

@@ -3,30 +3,59 @@
 Nothing here imports jax before a script's work begins, so that help and a misspelt flag are told at once.
 """
 
+import contextlib
+import io
 import os
 import re
+import signal
 import sys
-from collections.abc import Callable
+import tempfile
+import threading
+from collections.abc import Callable, Iterator
 from logging import Formatter, LogRecord
 from pathlib import Path
+from types import FrameType
+from typing import Any
 
 try:
     from absl import app, flags, logging
 except ModuleNotFoundError as error:
     sys.exit(f"error: {error.name} is not installed; the scripts need the extra [train]: pip install -e '.[train]'")
 
-# Compiled programs are kept between runs: a second start is fast. The variable's own value wins.
-os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path.home() / ".cache" / "tfcam_jax" / "compiled"))
-os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # config files import `configs.default`
 sys.path.append(str(Path.cwd()))  # for a network of one's own, model.name=my_net:build; last, so that it hides nothing
 
 from tfcam_jax.errors import UserError
+from tfcam_jax.run.terminal import escape_streams
+
+
+def _ensure_home() -> None:
+    """Gives a user without a home folder, as in containers, one for caches; libraries look for it as well."""
+    try:
+        Path.home()
+    except RuntimeError:
+        os.environ["HOME"] = home = tempfile.mkdtemp(prefix="tfcam_jax-home-")
+        print(f"warning: no home folder is known here, caches go to {home}: set HOME to keep them", file=sys.stderr)
+
+
+_ensure_home()
+# Compiled programs are kept between runs: a second start is fast. The variable's own value wins.
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path.home() / ".cache" / "tfcam_jax" / "compiled"))
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
 
 # What ml_collections says, among more, of a --config that is not there.
 _MISSING_CONFIG = re.compile(
     r"Failed loading config file .*\s(\S+)\s+\[Errno 2\] No such file or directory: '\1'", re.DOTALL
 )
+
+# From a signal to the end, at most.
+_SECONDS_TO_STOP = 20.0
+
+
+def define_accept_changed_data() -> Any:
+    """The flag of all scripts that go on from earlier work."""
+    told = "Go on though the data are not those that the run was trained on; what differs is told."
+    return flags.DEFINE_bool("accept_changed_data", False, told)
 
 
 def run(main: Callable[[], object], several_processes: bool = False) -> None:
@@ -46,13 +75,15 @@ def run(main: Callable[[], object], several_processes: bool = False) -> None:
         logging.set_verbosity(logging.WARNING)  # Orbax tells each file at the level above
         logging.get_absl_logger().addFilter(_without_traceback)
         logging.get_absl_handler().setFormatter(_Plain())
-        try:
+        if isinstance(sys.stdout, io.TextIOWrapper):
+            with contextlib.suppress(OSError):  # of a descriptor that was changed beneath it
+                sys.stdout.reconfigure(errors="backslashreplace")  # what its encoding has not
+        escape_streams()
+        with _told():
             if several_processes:
                 _join_processes()
             main()
-        except UserError as error:
-            print(f"error: {error}" if error.exit_code == 1 else error, file=sys.stderr)
-            sys.exit(error.exit_code)
+            sys.stdout.flush()
 
     def begin(argv: list[str]) -> None:
         if len(argv) > 1:
@@ -61,7 +92,64 @@ def run(main: Callable[[], object], several_processes: bool = False) -> None:
 
         end_with_others(guarded)
 
-    app.run(begin, flags_parser=_parse)
+    _catch_signals()
+    with _told():
+        app.run(begin, flags_parser=_parse)
+
+
+class _Stopped(KeyboardInterrupt):
+    """SIGTERM or Ctrl-C, where no work is saved step by step; training has its own, `run.interruption`."""
+
+    def __init__(self, number: int):
+        super().__init__()
+        self.signal = signal.Signals(number)
+
+
+def _catch_signals() -> None:
+    """The first SIGTERM or Ctrl-C ends the work, which takes away what is half-written; a second one ends at once.
+
+    A signal that the process ignores stays ignored.
+    """
+    numbers = [each for each in (signal.SIGTERM, signal.SIGINT) if signal.getsignal(each) is not signal.SIG_IGN]
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        for each in numbers:
+            signal.signal(each, signal.SIG_DFL)
+        # Some libraries catch everything, and threads may go on: then this ends them.
+        overdue = threading.Timer(_SECONDS_TO_STOP, os._exit, [128 + number])
+        overdue.daemon = True
+        overdue.start()
+        raise _Stopped(number)
+
+    for each in numbers:
+        signal.signal(each, stop)
+
+
+@contextlib.contextmanager
+def _told() -> Iterator[None]:
+    """Ends with a line, and the exit code that belongs to it, in place of the traceback of what is no fault of ours."""
+    try:
+        yield
+    except UserError as error:
+        print(f"error: {error}" if error.exit_code == 1 else error, file=sys.stderr)
+        sys.exit(error.exit_code)
+    except _Stopped as error:
+        told = "nothing is half-written; the same command goes on, or begins anew."
+        print(f"stopped by {error.signal.name}: {told}", file=sys.stderr)
+        sys.exit(128 + error.signal)
+    except BrokenPipeError:
+        _leave_stdout()
+        sys.exit("error: whoever read the output has left; the rest of it is lost")
+    except OSError as error:
+        if error.errno is None:
+            raise
+        _leave_stdout()
+        sys.exit(f"error: {error.strerror}" + (f": {error.filename}" if error.filename else ""))
+
+
+def _leave_stdout() -> None:
+    """Sends what is still buffered nowhere: else the interpreter fails over it once more at its end."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _join_processes() -> None:
@@ -90,6 +178,8 @@ def _parse(argv: list[str]) -> list[str]:
         for name in flags.FLAGS:
             # A config file that could not be loaded says so only when something is asked of it.
             getattr(flags.FLAGS[name].value, "is_locked", None)
+    except BrokenPipeError:
+        raise
     except (flags.Error, AttributeError, KeyError, OSError, TypeError, ValueError) as error:
         message = str(error)
         if missing := _MISSING_CONFIG.search(message):

@@ -29,6 +29,7 @@ OUT = flags.DEFINE_string(
 FAITHFULNESS = flags.DEFINE_integer(
     "faithfulness_images", 64, "Images for insertion, deletion, ROAD and the sanity check; 0: none.", lower_bound=0
 )
+ACCEPT = command_line.define_accept_changed_data()
 STUDY = flags.DEFINE_list("leave_one_domain_out", [], "Workdirs or scores.csv of several evaluations, to merge.")
 
 
@@ -39,8 +40,9 @@ def main() -> None:
         evaluation.evaluate_leave_one_domain_out(STUDY.value, OUT.value)
     elif WORKDIR.value:
         if CONFIG.value is not None:
-            training.import_network(CONFIG.value, WORKDIR.value)
-        evaluation.evaluate(WORKDIR.value, DATA.value, SPLIT.value, THRESHOLDS.value, OUT.value, FAITHFULNESS.value)
+            training.import_network(CONFIG.value, WORKDIR.value, ACCEPT.value)
+        asked = DATA.value, SPLIT.value, THRESHOLDS.value, OUT.value, FAITHFULNESS.value, ACCEPT.value
+        evaluation.evaluate(WORKDIR.value, *asked)
     else:
         raise app.UsageError("give the --workdir of a run, or --leave_one_domain_out")
 

@@ -24,6 +24,7 @@ OUT = flags.DEFINE_string(
 IMAGES = flags.DEFINE_string("images", None, "Folder of images without labels; the predicted class counts as true.")
 SPLIT = flags.DEFINE_enum("split", None, ["train", "val", "test"], "Split to explain; test, or val without one.")
 DATA = flags.DEFINE_string("data", None, "CSV manifest of other data with the same classes.")
+ACCEPT = command_line.define_accept_changed_data()
 flags.mark_flags_as_required(["workdir"])
 
 
@@ -31,8 +32,9 @@ def main() -> None:
     from tfcam_jax import explanation, training
 
     if CONFIG.value is not None:
-        training.import_network(CONFIG.value, WORKDIR.value)
-    print(f"Report: {explanation.explain(WORKDIR.value, OUT.value, IMAGES.value, SPLIT.value, DATA.value)}")
+        training.import_network(CONFIG.value, WORKDIR.value, ACCEPT.value)
+    asked = OUT.value, IMAGES.value, SPLIT.value, DATA.value, ACCEPT.value
+    print(f"Report: {explanation.explain(WORKDIR.value, *asked)}")
 
 
 if __name__ == "__main__":

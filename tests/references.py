@@ -30,7 +30,7 @@ def bce(a, b):
 
 
 def kl(a, b):
-    q, p = (a + 1e-6).ravel(), (b + 1e-6).ravel()
+    q, p = (x.ravel() + 1e-6 * (x.max() or 1) for x in (a, b))
     q, p = q / q.sum(), p / p.sum()
     return sum(y * math.log(y / x) for x, y in zip(q, p, strict=True))
 

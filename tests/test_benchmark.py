@@ -146,6 +146,7 @@ def test_images_are_read_by_each_library_in_a_process_of_its_own():
     assert [line.split(":")[0] for line in lines[4:]] == absent
 
 
+@pytest.mark.slow
 def test_a_worker_steps_on_the_given_weights_and_tells_its_memory():
     from launch.benchmark.cases import compile_step, lower_train_step, running_step
 

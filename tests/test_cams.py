@@ -104,9 +104,37 @@ def test_split_refuses_one_class_and_missing_logits():
         cams.split_true_false(jnp.zeros((2, 3, 4, 3)), labels)
 
 
-def test_a_label_out_of_range_gives_a_true_map_of_zeros():
-    true_map, _ = cams.split_true_false(jnp.ones((1, 2, 2, 2)), jnp.array([2]))
+def test_a_label_out_of_range_is_refused_where_it_can_be_seen_and_gives_a_true_map_of_zeros_under_jit():
+    for label in (2, -1):
+        with pytest.raises(ValueError, match=rf"labels lie in 0\.\.1; got {label}"):
+            cams.split_true_false(jnp.ones((1, 2, 2, 2)), jnp.array([label]))
+    with pytest.raises(ValueError, match="got 2"):
+        cams.present_absent_maps(jnp.ones((1, 2, 2, 3)), jnp.array([[-1, 2, 0]]))
+    true_map, _ = jax.jit(cams.split_true_false)(jnp.ones((1, 2, 2, 2)), jnp.array([2]))
     np.testing.assert_array_equal(true_map, 0)
+
+
+@pytest.mark.parametrize("odd", [np.nan, np.inf])
+def test_a_map_that_is_not_finite_is_normalised_to_nan_and_sends_none_into_the_gradient(odd):
+    maps = jnp.asarray(np.random.default_rng(0).normal(size=(3, 4, 4)), jnp.float32)
+    mask = jnp.array([True, False, True])[:, None, None]
+    masked = jax.jit(jax.grad(lambda m: jnp.where(mask, jnp.square(cams.normalize(m)), 0).sum()))
+    spoilt = maps.at[1, 0, 2].set(odd)
+    assert np.isnan(cams.normalize(spoilt)[1]).all()
+    np.testing.assert_array_equal(masked(spoilt), masked(maps))
+
+
+def test_the_largest_floats_are_normalised_too():
+    maps = jnp.array([[-3e38, 3e38], [0, 1.5e38]])
+    np.testing.assert_allclose(cams.normalize(maps), [[0, 1], [0.5, 0.75]])
+
+
+@pytest.mark.parametrize(
+    ("shape", "told"), [((2, 7, 7, 1), r"no axis of channels: take maps\[..., 0\]"), ((7,), r"\[\*batch, h, w\]")]
+)
+def test_what_is_no_map_is_refused(shape, told):
+    with pytest.raises(ValueError, match=told):
+        cams.check_maps(jnp.zeros(shape))
 
 
 def raw_maps(rng, shape):

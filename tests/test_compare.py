@@ -4,25 +4,33 @@ import base64
 import dataclasses
 import functools
 import json
+import multiprocessing
 import os
+import pathlib
 import signal
+import subprocess
+import sys
+import threading
+import time
 from multiprocessing import Pipe
 
 import jax
 import numpy as np
 import pytest
 from ml_collections import ConfigDict
+from PIL import Image
 from sklearn.metrics import roc_auc_score
 from tiny_manifest import write_manifest
 from tiny_run import tiny_config
 from tqdm import tqdm
 
 from tfcam_jax.data.in_memory import keep_in_memory
+from tfcam_jax.data.source import DataError
 from tfcam_jax.experiment import build_experiment, open_dataset, resolve
 from tfcam_jax.inference import initial_state
 from tfcam_jax.run.files import WorkdirError, write_json
 from tfcam_jax.run.interruption import StoppedError
-from tfcam_jax.run.workdir import load_config
+from tfcam_jax.run.workdir import is_fresh, load_config, locked_workdir
 from tfcam_jax.study import compare as compare_module
 from tfcam_jax.study import page as study_report
 from tfcam_jax.study import worker as study_worker
@@ -32,6 +40,7 @@ from tfcam_jax.study.plan import plan_arms, plan_runs
 from tfcam_jax.study.worker import ExperimentCache
 from tfcam_jax.training import train
 
+REPO = pathlib.Path(__file__).parent.parent
 ARMS = {"cross_entropy", "cyborg", "cyborg_mean_map"}
 
 
@@ -115,6 +124,7 @@ def test_outcomes_are_those_of_the_chosen_alpha_and_their_figures_follow_from_th
     assert opened == {tuple(f"images/test{i}.png" for i in range(6, 12))}
 
 
+@pytest.mark.slow
 def test_a_finished_study_is_read_and_a_grown_one_trains_only_what_is_new(study, monkeypatch):
     workdir, config, found = study
     trained = []
@@ -126,6 +136,40 @@ def test_a_finished_study_is_read_and_a_grown_one_trains_only_what_is_new(study,
     compare(grown, workdir)
     assert trained == [f"opposed-alpha{alpha}-published-seed{seed}" for alpha in (0.3, 0.6) for seed in (0, 1)]
     write_entries(workdir, [run.entry for run in planned(config)], "accuracy")
+
+
+def test_a_study_does_not_grow_over_changed_data(study, manifest, tmp_path, monkeypatch, caplog):
+    """Finished runs too are of other data then; without a change all is as before, wherever time stamps stand."""
+    workdir, config, _ = study
+    trained = []
+    monkeypatch.setattr(study_worker, "train_recipe", lambda config, folder, *_, **__: trained.append(folder.name))
+    without_pictures(monkeypatch)
+    grown = config.copy_and_resolve_references()
+    grown.compare.seeds = (0, 1, 2)
+    contents = {path: path.read_bytes() for path in (manifest, manifest.parent / "images/train1.png")}
+    try:
+        rows = contents[manifest].decode()
+        manifest.write_text(rows.replace("train,dark,images/train2", "train,bright,images/train2"))
+        Image.new("RGB", (32, 32), (9, 8, 7)).save(manifest.parent / "images/train1.png")
+        for each in (grown, config):
+            with pytest.raises(DataError) as refused:
+                compare(each, workdir)
+            told, *lines, _ = str(refused.value).splitlines()
+            assert "those that cross_entropy-published-seed0, " in told and "... and 8 more were trained on:" in told
+            assert lines == [
+                "  train: content of 1 image (images/train1.png)",
+                "  train: labels of 1 image (images/train2.png)",
+            ]
+        assert not trained
+        compare(grown, workdir, accept_changed_data=True)
+        assert "train: labels of 1 image (images/train2.png)" in caplog.text and len(trained) == 5
+    finally:
+        for path, content in contents.items():
+            path.write_bytes(content)
+        write_entries(workdir, [run.entry for run in planned(config)], "accuracy")
+    caplog.clear()
+    compare(config, workdir)
+    assert not caplog.text
 
 
 def test_other_settings_in_the_same_folder_are_refused(study, tmp_path):
@@ -140,6 +184,7 @@ def test_other_settings_in_the_same_folder_are_refused(study, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
 
 
+@pytest.mark.slow
 def test_a_run_of_a_study_is_the_run_that_training_alone_gives(study, tmp_path):
     """Shared data, held images and shared programs change no bit."""
     workdir, *_ = study
@@ -292,6 +337,74 @@ def test_a_signal_to_one_process_stops_the_study(manifest, tmp_path, monkeypatch
         study_worker.train_here(cache, runs, tmp_path, tqdm(disable=True))
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signal_has_every_process_save_and_ends_all(manifest, tmp_path, number, code):
+    config = make_config(manifest)
+    config.epochs = 10_000
+    runs = planned(config)
+    trains = lambda: all(list((tmp_path / run.entry.folder).glob("metrics.jsonl")) for run in runs)
+
+    def send():
+        while not trains():
+            time.sleep(0.05)
+        time.sleep(0.5)
+        os.kill(os.getpid(), number)
+
+    threading.Thread(target=send, daemon=True).start()
+    with tqdm(total=len(runs), disable=True) as bar, pytest.raises(StoppedError) as stopped:
+        study_worker.train_in_processes(runs, tmp_path, 2, 64, bar)
+    assert stopped.value.exit_code == code and not multiprocessing.active_children()
+    for run in runs:
+        assert list((tmp_path / run.entry.folder / "checkpoints").glob("[0-9]*/state"))
+
+
+@pytest.mark.parametrize("begun", [False, True])
+def test_processes_of_a_study_end_with_it_also_before_jax_is_there(tmp_path, begun):
+    """However the parent ends: here by SIGKILL, while its process starts, or imports jax."""
+    (tmp_path / "parent.py").write_text("""
+import multiprocessing, pathlib, sys, time
+from tfcam_jax.study.member import serve
+if __name__ == "__main__":
+    context = multiprocessing.get_context("spawn")
+    pipe, other = context.Pipe()
+    process = context.Process(target=serve, args=(other, [0], 0, pathlib.Path("x")))
+    process.start()
+    print(process.pid, "jax" in sys.modules, flush=True)
+    time.sleep(60)
+""")
+    command, environment = [sys.executable, tmp_path / "parent.py"], {**os.environ, "PYTHONPATH": str(REPO)}
+    parent = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
+    child, has_jax = parent.stdout.readline().split()
+    end = time.monotonic() + 5.0
+    while begun and "Threads:\t1\n" in status(child) and time.monotonic() < end:  # the second one watches
+        time.sleep(0.01)
+    parent.kill()
+    parent.wait()  # not for its output, which the child has open too
+    parent.stdout.close()
+    assert has_jax == "False"
+    end = time.monotonic() + 1.0
+    while (alive := "State:\tZ" not in status(child) != "") and time.monotonic() < end:
+        time.sleep(0.01)
+    assert not alive
+
+
+def status(pid):
+    """What the system says of a process; "" if it is gone."""
+    try:
+        return pathlib.Path(f"/proc/{pid}/status").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return ""
+
+
+def test_two_studies_at_once_in_a_folder(manifest, tmp_path):
+    workdir = tmp_path / "study"
+    workdir.mkdir()
+    with locked_workdir(workdir), pytest.raises(WorkdirError, match=r"another process trains in .*study"):
+        compare(make_config(manifest), workdir)
+    assert [path.name for path in workdir.iterdir()] == [".lock"] and is_fresh(workdir)
+
+
 def test_cores_are_shared_out():
     cores = study_worker.available_cores()
     shares = [study_worker._cores_of(i, len(cores)) for i in range(len(cores))]
@@ -334,9 +447,6 @@ def test_the_number_of_processes(manifest):
     assert compare_module._number_of_processes(config) == 3
     config.compare.processes = 0
     assert compare_module._number_of_processes(config) == min(8, len(study_worker.available_cores()))
-    config.compare.processes = -1
-    with pytest.raises(Exception, match="must not be negative"):
-        compare_module._number_of_processes(config)
 
 
 def test_a_data_set_can_be_handed_in(manifest):

@@ -2,6 +2,8 @@
 
 import importlib.util
 import inspect
+import json
+import math
 import pathlib
 
 import pytest
@@ -9,8 +11,10 @@ from ml_collections import ConfigDict
 
 from configs import default
 from tfcam_jax.data.transforms import Augment
+from tfcam_jax.errors import ConfigError
 from tfcam_jax.experiment import resolve
 from tfcam_jax.models import MODEL_CARDS
+from tfcam_jax.run.config_values import VALUES, check_value, check_values
 from tfcam_jax.strategies import STRATEGIES, strategy_options
 from tfcam_jax.study.plan import placebo_arms, plan_arms
 
@@ -30,6 +34,11 @@ def without_variants(config):
     own = config.copy_and_resolve_references()
     own.compare.variants = ConfigDict()
     return own
+
+
+def leaves(tree, prefix=""):
+    for key, kind in tree.items():
+        yield from leaves(kind, f"{prefix}{key}.") if isinstance(kind, dict) else [(f"{prefix}{key}", kind)]
 
 
 def flatten(config, prefix=""):
@@ -54,6 +63,34 @@ def test_config_has_the_defaults_keys_and_can_be_built(path):
     assert len(arms) == len(set(config.compare.strategies)) + len(config.compare.variants) + len(
         [name for names in placebo_arms(config).values() for name in names]
     )
+
+
+def test_the_table_of_values_has_the_defaults_keys_and_takes_its_values():
+    config = default.get_config()
+    keys = lambda tree: {key: keys(value) if hasattr(value, "items") else None for key, value in tree.items()}
+    known = keys(VALUES)
+    known["compare"]["variants"] = {}
+    assert known == keys(config)
+    check_values(config.to_dict())
+
+
+HUGE = (10**18, 10**5000, 1e300, -1e300)
+NOT_FINITE = (math.nan, math.inf, -math.inf)
+ODD = (True, None, 1.5, -1, -1.0, 0, 1, 1e-50, *HUGE, *NOT_FINITE, "", "x", "\0", b"x", 1j, {}, {"a": 1}, object())
+ODD += ((), (1,), ("a",), (math.nan,) * 3, (True,), {1}, range(3))
+
+
+def test_any_value_of_any_key_is_refused_by_its_key_or_one_that_json_and_float32_hold():
+    for place, kind in leaves(VALUES, "config."):
+        for value in ODD:
+            try:
+                check_value(place, value, kind)
+            except ConfigError as error:
+                assert str(error).startswith(f"{place} is "), (place, value)
+            else:
+                json.dumps(value, allow_nan=False)
+                assert isinstance(value, str | tuple | dict | None) or (abs(value) <= 1e18 and value != 1e-50), place
+                assert not isinstance(value, bool) or "True" in kind.told, place
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
@@ -94,7 +131,7 @@ def test_the_viser_recipe_is_cyborgs_but_for_weight_and_blur():
     assert changed == {"guidance.weighting": "loss_share", "augment.map_blur": (0.1, 2.0)}
     baseline = load_config("viser", "cross_entropy")
     baseline.data.manifest = "any.csv"
-    assert not resolve(baseline).loss_share and resolve(baseline).augment.map_blur == (0.1, 2.0)
+    assert not resolve(baseline).loss_share and resolve(baseline).augment.map_blur == ()
 
 
 def test_the_default_is_the_cyborg_recipe():

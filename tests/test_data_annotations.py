@@ -1,18 +1,21 @@
 """Every form of annotation against geometry done by hand, in NumPy or by another program."""
 
 import base64
+import copy
 import csv
 import io
 import json
+import math
 import zlib
 from dataclasses import replace
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from tfcam_jax.data.annotations import marks as marks_module
 from tfcam_jax.data.annotations import read_table
 from tfcam_jax.data.annotations.marks import Marks, render
 from tfcam_jax.data.annotations.matching import assign
@@ -799,6 +802,12 @@ def test_no_finding_is_no_category(tmp_path):
     assert not tables.remarks and tables.marks["t.csv"]["im02.png"] == {"1": Marks()}
 
 
+def test_a_column_twice_is_refused(tmp_path):
+    text = "image,x,y,width,height,x\nim01.png,20,12,30,16,0\n"
+    _, tables = assigned(tmp_path, "t.csv", text)
+    assert "more than one column x; rename or remove the others" in tables.problems[0]
+
+
 def test_columns_and_categories_by_the_config(tmp_path):
     text = "file,left_edge,y,w,h,what\nim01.png,20,12,30,16,a\nim01.png,0,0,80,60,b\n"
     columns = {"image": "file", "x": "left_edge", "category": "what"}
@@ -939,3 +948,83 @@ def test_a_kept_outcome_depends_on_what_the_table_says_of_its_row(tmp_path):
     assert same(keys(text.replace("8,8", "7,8"))) == [True, False]
     assert same(keys(text, categories=("p",))) == [True, False]
     assert same(keys(text.replace("x,y", "y,x").replace("a,1,1,9", "a,2,1,9"))) == [False, True]
+
+
+WRONG = st.sampled_from(
+    [
+        *(None, True, 0, -1, 10**400, math.nan, math.inf, -1e308, "", "x", "\ud800", "1" * 1000),
+        *([], {}, [None], [[]], {"a": 1}, [1, 2], ["x"] * 3),
+        *({"size": [2**40, 2**40], "counts": [1]}, {"size": [2, 2], "counts": "PPPP"}),
+    ]
+)
+DOCUMENTS = [
+    *(coco(segmentation=[FLAT], bbox=[*BOX]), coco(fixations=[[3, 4]], worker_id=2), labelme("polygon", CORNERS)),
+    supervisely("rectangle", points={"exterior": [*CORNERS[:2]]}),
+    *(via(**VIA_POLYGON), label_studio("rectanglelabels", **PERCENT), MIN),
+    [{"image": "im01.png", "annotations": [CREATEML]}],
+    [{"image": "im01.png", "annotator": "b", "boxes": [[*BOX]], "polygons": [FLAT], "fixations": [[3, 4, 1]]}],
+    {"im01": {"img_size": [HEIGHT, WIDTH], "Edema": [[[*p] for p in CORNERS]]}},
+]
+
+
+def places(value, path=()):
+    """Every place of a document."""
+    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for key, inner in items:
+        yield (*path, key)
+        yield from places(inner, (*path, key))
+
+
+@given(st.data())
+@settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+def test_whatever_stands_in_a_table_it_is_read_or_refused_by_name(tmp_path, data):
+    document = json.loads(json.dumps(data.draw(st.sampled_from(DOCUMENTS))))
+    for _ in range(data.draw(st.integers(1, 2))):
+        *above, last = data.draw(st.sampled_from([*places(document)]))
+        holder = document
+        for key in above:
+            holder = holder[key]
+        holder[last] = copy.deepcopy(data.draw(WRONG))
+    (tmp_path / "a.json").write_text(json.dumps(document), encoding="utf-8")
+    tables = read_tables(tmp_path, [Row("l", 2, "train", "x", IMAGE, "a.json")], {}, ())
+    assert all(len(problem) < 2500 for problem in tables.problems)
+    for marks in tables.marks["a.json"].get(IMAGE, {}).values():
+        try:
+            drawn = render(marks, HEIGHT, WIDTH, 5.0)
+        except ValueError:
+            continue
+        assert 0 <= drawn.min() <= drawn.max() <= 1 + 1e-6
+
+
+def test_many_marks_of_one_image_are_not_joined_pair_by_pair(tmp_path, monkeypatch):
+    """Which would copy each as often as others follow."""
+    monkeypatch.setattr(Marks, "__add__", lambda *_: pytest.fail("joined"))
+    boxes = [(1 + i % 7, 1 + i % 5, 2, 2) for i in range(300)]
+    lines = [f"{'a' if i % 2 else './a'}.png,{x},{y},{w},{h}" for i, (x, y, w, h) in enumerate(boxes)]
+    (tmp_path / "a.csv").write_text("\n".join(["image,x,y,width,height", *lines]))
+    (tmp_path / "a.json").write_text(json.dumps([{"image": "a.png", "boxes": boxes}]))
+    for name in ("a.csv", "a.json"):
+        tables = read_tables(tmp_path, [Row("l", 2, "train", "x", "a.png", name)], {}, ())
+        (marks,) = tables.marks[name]["a.png"].values()
+        assert sorted(marks.boxes) == sorted(boxes)
+
+
+def test_boxes_are_drawn_where_they_lie_as_on_the_whole_map():
+    boxes = [(-0.5, 2.25, 3.75, 1.5), (5.5, 0.0, 2.5, 6.0), (6.5, 4.5, 1.25, 1.25), (2.0, 2.0, 3.0, 3.0)]
+    ends = lambda start, stop, at: np.minimum(stop, at + 1) - np.maximum(start, at)
+    share = lambda start, stop, count: np.clip(ends(start, stop, np.arange(count)), 0, 1)
+    expected = np.max([np.outer(share(y, y + h, 6), share(x, x + w, 8)) for x, y, w, h in boxes], 0)
+    np.testing.assert_allclose(render(Marks(boxes=tuple(boxes)), 6, 8, 1.0), expected, atol=1e-6)
+
+
+def test_fixations_are_added_up_in_parts_as_in_one(monkeypatch):
+    rng = np.random.default_rng(0)
+    marks = Marks(fixations=tuple(map(tuple, rng.uniform(1, 30, (100, 3)))))
+    whole = render(marks, 32, 32, 3.0)
+    monkeypatch.setattr(marks_module, "_AT_A_TIME", 7)
+    np.testing.assert_allclose(render(marks, 32, 32, 3.0), whole, rtol=1e-5)
+
+
+def test_polygons_that_take_long_to_draw_are_refused():
+    with pytest.raises(ValueError, match="50,001 corners; at most 50,000 are drawn"):
+        render(Marks(polygons=((1.0, 2.0) * 50_001,)), 32, 32, 1.0)

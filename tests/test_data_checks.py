@@ -75,6 +75,15 @@ def touch_image(folder):
     os.utime(folder / "images/train1.png", ns=(1, 1))
 
 
+def swap_for_an_equally_old_one(folder):
+    """Size and time of writing are as before."""
+    path, other = folder / "images/train1.png", folder / "images/other.png"
+    status = path.stat()
+    other.write_bytes(path.read_bytes())
+    os.utime(other, ns=(status.st_atime_ns, status.st_mtime_ns))
+    other.rename(path)
+
+
 def change_table(folder):
     write_csv(folder / "boxes.csv", [["image", "x", "y", "width", "height"], ["images/train0.png", 4, 4, 8, 9]])
 
@@ -84,7 +93,9 @@ def change_cell(folder):
     manifest.write_text(manifest.read_text().replace("maps/train1.png", "ann=maps/train1.png"))
 
 
-@pytest.mark.parametrize("change", [change_image, change_map, touch_image, change_table, change_cell])
+@pytest.mark.parametrize(
+    "change", [change_image, change_map, touch_image, swap_for_an_equally_old_one, change_table, change_cell]
+)
 def test_what_changed_is_decoded_again(manifest, decoded, change):
     known = open_manifest(str(manifest)).checked
     decoded.clear()
@@ -127,30 +138,32 @@ def test_faults_are_never_known_and_leakage_is_looked_for_all_the_same(manifest,
     assert decoded == []
 
 
-SOUND = {"k": ["a" * 64, 3, 4, "usable", "map_mask", "image_turned"]}
+CONTENTS = ["b" * 16, ""]
+SOUND = {"k": ["a" * 64, *CONTENTS, 3, 4, "usable", "map_mask", "image_turned"]}
 
 
 @pytest.mark.parametrize(
     ("content", "said"),
     [
         ("", "damaged"),
-        ('{"version":3,"rows":{"k":["', "damaged"),
+        ('{"version":4,"rows":{"k":["', "damaged"),
         ("[]", "damaged"),
         ('{"rows":{}}', "damaged"),
-        (json.dumps({"version": 3, "rows": []}), "damaged"),
-        (json.dumps({"version": 3, "rows": {"k": ["ab", 3, 4, "usable"]}}), "damaged"),
-        (json.dumps({"version": 3, "rows": {"k": ["a" * 64, 3, "4", "usable"]}}), "damaged"),
-        (json.dumps({"version": 3, "rows": {"k": ["a" * 64, 3, 4, "fine"]}}), "damaged"),
-        (json.dumps({"version": 3, "rows": {"k": ["a" * 64, 3, 4, "usable", "odd"]}}), "damaged"),
-        (json.dumps({"version": 0, "rows": SOUND}), "another version"),
+        (json.dumps({"version": 4, "rows": []}), "damaged"),
+        (json.dumps({"version": 4, "rows": {"k": ["ab", *CONTENTS, 3, 4, "usable"]}}), "damaged"),
+        (json.dumps({"version": 4, "rows": {"k": ["a" * 64, *CONTENTS, 3, "4", "usable"]}}), "damaged"),
+        (json.dumps({"version": 4, "rows": {"k": ["a" * 64, *CONTENTS, 3, 4, "fine"]}}), "damaged"),
+        (json.dumps({"version": 4, "rows": {"k": ["a" * 64, *CONTENTS, 3, 4, "usable", "odd"]}}), "damaged"),
+        (json.dumps({"version": 4, "rows": {"k": ["a" * 64, "b", "", 3, 4, "usable"]}}), "damaged"),
+        (json.dumps({"version": 3, "rows": SOUND}), "another version"),
     ],
 )
 def test_a_damaged_file_is_told_and_counts_for_nothing(tmp_path, caplog, content, said):
     logging.set_verbosity(logging.INFO)
     logging.get_absl_logger().propagate = True
     path = tmp_path / "checks.json"
-    path.write_text(json.dumps({"version": 3, "rows": SOUND}))
-    outcomes = {"k": Outcome((), "a" * 64, (3, 4), "usable", ("map_mask", "image_turned"))}
+    path.write_text(json.dumps({"version": 4, "rows": SOUND}))
+    outcomes = {"k": Outcome((), "a" * 64, (3, 4), "usable", ("map_mask", "image_turned"), *CONTENTS)}
     assert load_outcomes(path) == outcomes and not caplog.text
     assert json.loads(outcomes_json(outcomes)) == json.loads(path.read_text())
     path.write_text(content)

@@ -1,12 +1,24 @@
 """Files of every mode and depth against what Pillow's own definitions and plain arithmetic say."""
 
 import io
+import os
+import random
+import re
+import subprocess
+import threading
+import time
+import zlib
+from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from tfcam_jax.data import bounds
+from tfcam_jax.data.bounds import TooLargeError
+from tfcam_jax.data.checks.inspection import check_files
 from tfcam_jax.data.decode import check_channels, decode_image, decode_picture, guessed_bits, turned_by
+from tfcam_jax.data.listing import Listing, MapReader, Row, read_tables
 from tfcam_jax.data.map_files import decode_map as decode_noted_map
 
 RNG = np.random.default_rng(0)
@@ -167,3 +179,83 @@ def test_channels():
     for channels in (0, 2, 4):
         with pytest.raises(ValueError, match="channels must be 1"):
             check_channels(channels)
+
+
+def claiming(kind, side):
+    """A file whose header says that it has side x side pixels, and that holds none or few."""
+    encoded = bytearray(encode(Image.new("L", (8, 8)), kind))
+    place = {"PNG": 16, "JPEG": encoded.find(b"\xff\xc0") + 5}[kind]
+    width = 4 if kind == "PNG" else 2
+    encoded[place : place + 2 * width] = 2 * side.to_bytes(width, "big")
+    if kind == "PNG":
+        encoded[29:33] = zlib.crc32(encoded[12:29]).to_bytes(4, "big")
+    return bytes(encoded)
+
+
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
+@pytest.mark.parametrize(("kind", "side"), [("PNG", 8193), ("PNG", 12000), ("PNG", 30000), ("JPEG", 65500)])
+def test_pictures_that_claim_too_many_pixels_are_refused_before_they_are_decoded(kind, side):
+    for read in (lambda encoded: decode_image(encoded, 3), decode_map, guessed_bits, turned_by):
+        with pytest.raises(TooLargeError, match=r"to open safely.*scale it down"):
+            read(claiming(kind, side))
+
+
+@pytest.mark.parametrize("kind", ["EPS", "PCX", "SGI", "ICO", "DDS", "MSP", "TGA"])
+def test_pillow_opens_the_formats_that_are_read_alone(kind, monkeypatch):
+    """EPS would start another program."""
+    monkeypatch.setattr(subprocess, "Popen", lambda *_, **__: pytest.fail("a program was started"))
+    with pytest.raises(ValueError, match=r"not an image of a format that is read \(PNG, JPEG, .*convert it to PNG"):
+        decode_image(encode(Image.new("1" if kind == "MSP" else "RGB", (32, 32)), kind), 3)
+
+
+def test_no_other_call_opens_pictures():
+    """Each would try all formats of Pillow."""
+    calls = re.compile(r"Image\.open\((?!.*formats=)")
+    sources = [*Path("tfcam_jax").rglob("*.py"), *Path("launch").rglob("*.py")]
+    assert sources and [str(path) for path in sources if calls.search(path.read_text(encoding="utf-8"))] == []
+
+
+def test_threads_decode_no_more_than_the_limit_together():
+    """Each holds an image and then needs its map: none waits forever, and all but one keep within the limit."""
+    room, held, most, lock = bounds._Room(100), 0, 0, threading.Lock()
+
+    def work(seed):
+        nonlocal held, most
+        rng = random.Random(seed)
+        for _ in range(20):
+            own = 0
+            with room.scope():
+                for count in (rng.randint(1, 60), rng.randint(1, 60)):
+                    room.take(count)
+                    own += count
+                    with lock:
+                        held += count
+                        most = max(most, held)
+                    time.sleep(rng.random() / 5000)
+                with lock:
+                    held -= own
+
+    threads = [threading.Thread(target=work, args=(seed,), daemon=True) for seed in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(20)
+    assert not any(thread.is_alive() for thread in threads) and 60 < most <= 160 and held == 0
+
+
+def test_a_deflated_dicom_is_refused_before_it_is_unpacked():
+    film = bytes(128) + b"DICM" + b"1.2.840.10008.1.2.1.99" + zlib.compress(bytes(10**6))
+    with pytest.raises(ValueError, match="deflated"):
+        decode_image(film, 3)
+
+
+def test_what_is_no_file_is_not_opened(tmp_path):
+    os.mkfifo(tmp_path / "pipe.png")
+    for path in (tmp_path / "pipe.png", "/dev/zero"):
+        with pytest.raises(ValueError, match="a pipe or a device"):
+            bounds.refuse_no_file(path)
+    (outcome,) = check_files(Listing("x", (Row("x", 2, "train", "a", "pipe.png"),), ("a",), MapReader(tmp_path)))[0]
+    assert "pipe.png: a pipe or a device, not a file" in outcome.problems[0]
+    os.mkfifo(tmp_path / "marks.csv")
+    tables = read_tables(tmp_path, [Row("x", 2, "train", "a", "a.png", "marks.csv")], {}, ())
+    assert "a pipe or a device" in tables.problems[0]

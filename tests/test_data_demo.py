@@ -69,6 +69,7 @@ def test_the_share_of_agreeing_images_is_exact_per_class(agreement):
         assert (agrees != demo._agreeing(np.random.default_rng(1), 200, agreement)).any()
 
 
+@pytest.mark.slow
 def test_agreement_is_an_option(data_dir):
     source = open_demo(data_dir=data_dir, shortcut_agreement=0.0, **SIZES).splits["train"]
     batch = pixels(source)

@@ -1,6 +1,7 @@
 """Folders for each class: layouts that mean the same open as the same; what is not clear is refused by name."""
 
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from tfcam_jax.data.manifest import open_manifest
 from tfcam_jax.data.maps_by_name import MAP_NAMES, common_endings, find_below, find_beside
 from tfcam_jax.data.paths import join_map_cell, split_map_cell
 from tfcam_jax.data.source import DataError
+from tfcam_jax.data.unlisted import open_image_folder
 from tfcam_jax.errors import ConfigError
 from tfcam_jax.experiment import open_dataset, resolve
 from tfcam_jax.inference import open_own_data, restore
@@ -416,7 +418,7 @@ def test_a_run_is_not_evaluated_on_splits_drawn_anew(tmp_path):
     assert len(open_own_data(trained, tmp_path / "run").splits["test"]) == 6
     Image.new("RGB", (32, 32), 9).save(folder / "dark/a_new_one.png")
     with pytest.raises(
-        DataError, match=r"added or removed since training, .* some would test now that were trained on"
+        DataError, match=r"(?s)not those that .* (added|moved) .*splits are drawn anew when images come or go"
     ):
         open_own_data(trained, tmp_path / "run")
 
@@ -440,3 +442,13 @@ def test_from_folders_and_from_their_manifest_the_same_is_learnt(tmp_path):
         assert ("\nwarning: squares: no folders train, val, test" in f"\n{done.stderr}") == (name == "folders")
         results.append(json.loads((tmp_path / name / "results.json").read_text())["sets"])
     assert results[0] == results[1]
+
+
+def test_names_that_are_not_utf8_are_named_before_any_work(tmp_path):
+    """No table or page can hold them: the run would end at its end."""
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    Image.new("RGB", (8, 8)).save(photos / "plain.png")
+    (photos / "plain.png").rename(os.fsdecode(os.fsencode(photos) + b"/\xff.png"))
+    with pytest.raises(DataError, match=r"\\udcff\.png: not UTF-8, .*rename it"):
+        open_image_folder(photos, 3)

@@ -132,7 +132,7 @@ def test_bom_crlf_spaces_quotes_and_blank_lines(folder):
 def test_missing_manifest(tmp_path):
     assert re.search("no such manifest; give the path of a CSV file", only_problem(tmp_path))
     (tmp_path / "manifest.csv").mkdir()
-    assert "no such manifest" in only_problem(tmp_path)
+    assert "manifest.csv: a folder; give" in only_problem(tmp_path)
 
 
 def test_missing_column(folder):
@@ -142,6 +142,12 @@ def test_missing_column(folder):
     assert "needed columns: split, label, image" in found
     (folder / "manifest.csv").write_text("")
     assert "the file is empty" in only_problem(folder)
+
+
+def test_a_column_twice_is_refused(folder):
+    rows = [[*row, row[1]] for row in read_rows(folder)]
+    write_manifest(folder, rows, header=(*COLUMNS, "label"))
+    assert "row 1: more than one column label: which one counts can't be known" in only_problem(folder)
 
 
 def test_latin_1_is_refused(folder):
@@ -205,7 +211,7 @@ def test_broken_files_are_really_decoded(folder, column, keep):
 
 def test_a_folder_is_no_image(folder):
     change(folder, 2, image="images")
-    assert re.search("row 2: image images: .*directory.*; replace the file", only_problem(folder))
+    assert re.search("row 2: image images: a folder, not a file; replace the file", only_problem(folder))
 
 
 @pytest.mark.parametrize(("size", "sound"), [((8, 12), False), ((6, 5), False), ((7, 5), True), ((24, 16), True)])

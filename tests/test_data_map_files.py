@@ -3,6 +3,7 @@
 import gzip
 import io
 import sys
+import zipfile
 from dataclasses import replace
 
 import nibabel
@@ -13,6 +14,7 @@ from PIL import Image
 from scipy import io as scipy_io
 from test_data_decode import encode as png
 
+from tfcam_jax.data import array_files, map_files
 from tfcam_jax.data.checks.inspection import check_row
 from tfcam_jax.data.checks.outcomes import (
     FEWER_BITS,
@@ -24,7 +26,7 @@ from tfcam_jax.data.checks.outcomes import (
     ROWS_FIRST,
     VOTES,
 )
-from tfcam_jax.data.listing import MapReader, Row, read_tables
+from tfcam_jax.data.listing import MapReader, Row, check_together, read_tables
 from tfcam_jax.data.map_files import decode_map, read_map_file
 from tfcam_jax.errors import ConfigError
 
@@ -343,3 +345,63 @@ def test_an_archive_of_several_arrays_tells_their_names_and_marks_outside_their_
         (told[name],) = check_row(MapReader(tmp_path, tables=tables), row, False).problems
     assert "holds heat [30, 40], mask [30, 40]: save the map alone" in told["a.npz"]
     assert told["a.csv"].endswith("another size of it?; correct or delete the entry")
+
+
+def claimed_npy(shape, dtype="'<f4'"):
+    header = f"{{'descr': {dtype}, 'fortran_order': False, 'shape': {shape}, }}".encode().ljust(117) + b"\n"
+    return b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header
+
+
+def bomb(name, content):
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr(name, content)
+    return file.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("encoded", "name", "message"),
+    [
+        (claimed_npy((10**6, 10**6)), "a.npy", "too many to open"),
+        (claimed_npy((2**27, 1)), "a.npy", "too many to open"),
+        (claimed_npy((-1, -1)), "a.npy", "too many to open"),
+        (claimed_npy((2, 2), "'|O'"), "a.npy", "not a NumPy array.*objects"),
+        (claimed_npy((2, 2), "__import__('os').abort()"), "a.npy", "not a NumPy array"),
+        (bomb("a.npy", claimed_npy((2**14, 2**14))), "a.npz", "too many to open"),
+        (bomb("a.npy", claimed_npy((2, 2), "'|O'")), "a.npz", "objects"),
+        (gzip.compress(bytes(2**20 + 2)), "a.nii.gz", "more than 1 MiB when unpacked"),
+    ],
+    ids=["npy", "npy_column", "npy_negative", "npy_objects", "npy_code", "npz", "npz_objects", "nifti"],
+)
+def test_arrays_that_claim_too_much_are_refused_before_they_are_unpacked(encoded, name, message, monkeypatch):
+    monkeypatch.setattr(array_files, "_LARGEST_UNPACKED", 2**20)
+    with pytest.raises(ValueError, match=message):
+        read(encoded, name)
+
+
+def test_colours_are_judged_in_parts_as_in_one(monkeypatch):
+    whole = [map_files._amount_of_colour(picture) for picture in ONE_COLOUR_PICTURES]
+    monkeypatch.setattr(map_files, "_PART", 37)
+    for picture, expected in zip(ONE_COLOUR_PICTURES, whole, strict=True):
+        assert expected is not None
+        np.testing.assert_allclose(map_files._amount_of_colour(picture), expected, atol=1e-6)
+        red = picture.astype(float)[..., 0]
+        ground = 0 if red.mean() < 128 else 255
+        amount = np.abs(picture[..., 1].astype(float) - ground)  # the colour is the median of the strongest tenth
+        np.testing.assert_allclose(expected, np.minimum(amount / np.median(amount[amount >= 180]), 1), atol=1e-3)
+
+
+ONE_COLOUR_PICTURES = [
+    np.rint(ground + (np.array([0, 200 if ground == 0 else -200, 0])) * RAMP[..., None]).astype(np.uint8)
+    for ground in (0, 255)
+]
+
+
+def test_maps_of_one_image_are_bounded_together(tmp_path):
+    (tmp_path / "a.png").write_bytes(png(np.zeros((3, 4), np.uint8)))
+    cell = "|".join(f"{i}=a.png" for i in range(201))
+    with pytest.raises(ValueError, match="more than 200 maps"):
+        MapReader(tmp_path).annotators(row(cell), 3, 4)
+    large = {str(i): map_files.MapFile(np.broadcast_to(np.float32(0), (8000, 8000))) for i in range(3)}
+    with pytest.raises(ValueError, match="3 maps of one image, of up to 64,000,000 pixels; scale"):
+        check_together(large)

@@ -1,13 +1,15 @@
 """Paths in manifests as people's systems write them."""
 
 import os
+from pathlib import Path
 
 import pytest
 from tiny_manifest import write_manifest
 
 from tfcam_jax.data.manifest import list_manifest, open_manifest
-from tfcam_jax.data.paths import check_below, relative_cell, relative_path, split_map_cell
+from tfcam_jax.data.paths import check_below, local_path, relative_cell, relative_path, split_map_cell
 from tfcam_jax.data.source import DataError
+from tfcam_jax.errors import ConfigError
 
 
 @pytest.fixture
@@ -99,3 +101,27 @@ def test_labels_that_look_the_same_are_refused_together(tmp_path, spelling):
         (found,) = caught.value.problems
         assert f"{other!r} (13 rows, first {manifest}, row 2)" in found and f"{spelling!r} (3 rows, first" in found
         assert "differ in case, spaces or Unicode form only; write one of them throughout" in found
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        ("", "--out is empty"),
+        (" ", "--out is empty"),
+        ("gs://bucket/run", "gs:// is not read"),
+        (Path("s3://bucket/run"), "s3:// is not read"),
+        ("file:///run", "file:// is not read"),
+        ("a\udcff", r"a\\udcff, a name that is not UTF-8"),
+        ("~nobody_of_that_name/x", "no such home folder"),
+    ],
+)
+def test_paths_that_are_none_of_this_machine_are_told(given, told):
+    with pytest.raises(ConfigError, match=told):
+        local_path(given, "--out")
+
+
+def test_a_users_paths_are_taken_as_they_are_but_for_the_home_folder(monkeypatch):
+    monkeypatch.setenv("HOME", "/home/somebody")
+    assert local_path("~/x", "--out") == Path("/home/somebody/x")
+    for plain in ("x/~", "a b/é", "C:/x", "./x", "../x", "a:b/c"):
+        assert local_path(plain, "--out") == Path(plain)

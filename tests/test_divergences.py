@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from tfcam_jax.divergences import DIVERGENCES, bce, kl, pearson
 
 JITTED = {name: jax.jit(function) for name, function in DIVERGENCES.items()}
+jitted_gradient = {name: jax.jit(jax.grad(function)) for name, function in DIVERGENCES.items()}
 over_divergences = pytest.mark.parametrize("name", list(DIVERGENCES))
 
 
@@ -66,9 +67,46 @@ def test_half_precision_is_computed_in_float32(name, dtype):
 
 
 @over_divergences
-def test_wrong_shapes_are_refused(name):
-    with pytest.raises(jaxtyping.TypeCheckError):
-        DIVERGENCES[name](jnp.zeros((2, 3, 4)), jnp.zeros((3, 4)))
+@pytest.mark.parametrize("shape", [(4, 7, 1), (1, 7, 7), (7, 7), (4, 7, 7, 1), (1,), ()])
+def test_shapes_that_only_broadcast_are_refused(name, shape):
+    """With annotations checked or not: without, NumPy's rules would take all of these."""
+    plain = getattr(DIVERGENCES[name], "__wrapped__", DIVERGENCES[name])
+    for function in (DIVERGENCES[name], plain):
+        with pytest.raises((jaxtyping.TypeCheckError, ValueError)):
+            function(jnp.zeros((4, 7, 7)), jnp.zeros(shape))
+    with pytest.raises(ValueError, match=r"no axis of channels"):
+        plain(jnp.zeros((4, 7, 7, 1)), jnp.zeros((4, 7, 7, 1)))
+
+
+@over_divergences
+@pytest.mark.parametrize("odd", [np.nan, np.inf, -np.inf])
+def test_an_example_that_is_not_finite_is_nan_and_leaves_the_gradient_of_others_alone(name, odd):
+    rng = np.random.default_rng(3)
+    maps, target = (jnp.asarray(rng.random((3, 4, 4)), jnp.float32) for _ in range(2))
+    mask = jnp.array([True, False, True])
+    masked = jax.jit(jax.grad(lambda m, t: jnp.where(mask, DIVERGENCES[name](m, t), 0).sum(), argnums=(0, 1)))
+    expected = masked(maps, target)
+    assert np.abs(expected[0][0]).max() > 0
+    for m, t in ((maps.at[1, 0, 2].set(odd), target), (maps, target.at[1, 3, 3].set(odd))):
+        np.testing.assert_array_equal(np.isnan(DIVERGENCES[name](m, t)), ~mask)
+        jax.tree.map(np.testing.assert_array_equal, masked(m, t), expected)
+
+
+@pytest.mark.parametrize("name", ["kl", "pearson"])
+@given(seed=st.integers(0, 2**32 - 1), exponent=st.floats(-36, 38.5))
+def test_a_common_factor_changes_nothing_over_all_of_float32(name, seed, exponent):
+    """Against float64 at every magnitude; the gradient by a map is that at magnitude 1, over the factor."""
+    rng = np.random.default_rng(seed)
+    maps, target = rng.uniform(0.05, 1, (2, 3, 4)).astype(np.float32)
+    function, gradient = JITTED[name], jitted_gradient[name]
+    expected = getattr(references, name)(maps.astype(np.float64), target.astype(np.float64))
+    factor = np.float32(10**exponent)
+    for m, t in ((factor * maps, target), (maps, factor * target), (factor * maps, factor * target)):
+        np.testing.assert_allclose(function(jnp.asarray(m), jnp.asarray(t)), expected, rtol=1e-4, atol=2e-6)
+    found = np.asarray(gradient(jnp.asarray(factor * maps), jnp.asarray(target)), np.float64) * float(factor)
+    wanted = gradient(jnp.asarray(maps), jnp.asarray(target))
+    tiny = np.finfo(np.float32).tiny * float(factor)  # a gradient below float32's range is 0
+    np.testing.assert_allclose(found, wanted, rtol=1e-3, atol=1e-4 * np.abs(wanted).max() + tiny)
 
 
 def test_bce_is_the_same_for_both_complements():

@@ -15,8 +15,10 @@ from tiny_manifest import write_manifest
 
 from tfcam_jax.data.source import DataError
 from tfcam_jax.data.unlisted import open_image_folder
+from tfcam_jax.errors import OutputError
 from tfcam_jax.evaluation import evaluate, evaluate_leave_one_domain_out
 from tfcam_jax.experiment import open_dataset
+from tfcam_jax.explanation import explain
 from tfcam_jax.inference import join_outputs, restore
 from tfcam_jax.metrics.scores import ScoresError, read_scores
 from tfcam_jax.metrics.thresholds import SelectionError
@@ -44,6 +46,32 @@ def lone_run(workdir, tmp_path):
     config["data"]["manifest"] = "gone/manifest.csv"
     (moved / "config.json").write_text(json.dumps(config))
     return moved
+
+
+def test_the_runs_own_data_are_those_that_it_was_trained_on(workdir, tmp_path, caplog):
+    """A label, a map and an image that changed since are named; accepted, the run's own record stays as it was."""
+    data, run = shutil.copytree(workdir.parent / "data", tmp_path / "data"), shutil.copytree(workdir, tmp_path / "run")
+    config = json.loads((run / "config.json").read_text())
+    config["data"]["manifest"] = str(data / "manifest.csv")
+    (run / "config.json").write_text(json.dumps(config))
+    here = {"out": tmp_path / "evaluation", "faithfulness_images": 0}
+    as_trained, kept = evaluate(run, **here), (run / "data.json").read_bytes()
+    rows = (data / "manifest.csv").read_text()
+    (data / "manifest.csv").write_text(rows.replace("test,dark,images/test4", "test,bright,images/test4"))
+    shutil.copy(data / "maps/val0.png", data / "maps/val2.png")
+    shutil.copy(data / "images/train1.png", data / "images/train3.png")
+    for verb in (evaluate, explain):
+        with pytest.raises(DataError) as refused:
+            verb(run, out=tmp_path / "other")
+        assert str(refused.value).splitlines()[1:-1] == [
+            "  train: content of 1 image (images/train3.png)",
+            "  val: human maps of 1 image (images/val2.png)",
+            "  test: labels of 1 image (images/test4.png)",
+        ]
+    assert not (tmp_path / "other").exists() and not caplog.text
+    found = evaluate(run, **here, accept_changed_data=True)
+    assert "test: labels of 1 image (images/test4.png)" in caplog.text and (run / "data.json").read_bytes() == kept
+    assert found["data_fingerprint"] != as_trained["data_fingerprint"]
 
 
 def files(folder):
@@ -284,3 +312,20 @@ def test_folder_of_images_names_every_bad_file(tmp_path, caplog):
     with pytest.raises(DataError) as caught:
         open_image_folder(tmp_path / "data/images", 3)
     assert len(caught.value.problems) == 2 and "deep/cut.JPG" in str(caught.value) and "val0.png" in str(caught.value)
+
+
+@pytest.mark.parametrize("names", [["notes.txt"], ["evaluation.json", "notes.txt"], ["scores.csv"]])
+def test_an_evaluation_replaces_no_files_of_others(workdir, tmp_path, names):
+    for name in names:
+        (tmp_path / name).write_text("of somebody")
+    with pytest.raises(OutputError, match=f"holds {names[-1]}, which is not of an evaluation"):
+        evaluate(workdir, out=tmp_path, faithfulness_images=0)
+    assert sorted(path.name for path in tmp_path.iterdir()) == names
+    with pytest.raises(OutputError, match="which is not of an evaluation"):
+        evaluate(workdir, out=workdir)
+
+
+def test_what_is_no_run_stays_as_it_is(tmp_path):
+    with pytest.raises(WorkdirError, match="holds no run"):
+        evaluate(tmp_path / "absent")
+    assert not list(tmp_path.iterdir())

@@ -69,6 +69,7 @@ check("value", each, jnp.full(4, values[:2].mean()))
 """
 
 
+@pytest.mark.slow
 def test_readmes_step_on_four_devices_is_that_of_one(tmp_path):
     code = next(block for block in blocks("python") if "difference_loss" in block)
     (tmp_path / "step.py").write_text(code)

@@ -77,6 +77,17 @@ def given(tmp_path):
     return config
 
 
+def test_importing_says_what_plays_no_part(given, tmp_path, monkeypatch):
+    told = []
+    monkeypatch.setattr(training, "train_recipe", lambda recipe, workdir, **_: None)
+    monkeypatch.setattr(training.logging, "warning", lambda message, *values: told.append(message % values))
+    given.epochs = 7
+    import_network(given, tmp_path / "run")
+    given.epochs = 0
+    import_network(given, tmp_path / "run")
+    assert len(told) == 1 and f"config.epochs=7, strategy={given.strategy} and all" in told[0]
+
+
 @pytest.fixture
 def config_of_run(trained_run):
     """A config that begins from the run of tests/tiny_run.py, with its head, on its data."""

@@ -1,13 +1,19 @@
 """The launch scripts as users call them, on real files."""
 
+import errno
+import importlib
 import os
 import pathlib
 import shlex
+import signal
 import subprocess
 import sys
 
 import pytest
 from tiny_manifest import write_manifest
+
+from tfcam_jax.errors import ConfigError
+from tfcam_jax.run.interruption import StoppedError
 
 REPO = pathlib.Path(__file__).parent.parent
 
@@ -29,6 +35,7 @@ def other_frameworks(tmp_path):
     return tmp_path / "frameworks"
 
 
+@pytest.mark.slow
 @pytest.mark.end_to_end
 def test_train_evaluate_explain(tmp_path, other_frameworks):
     """Also: TensorFlow and PyTorch are imported nowhere, though they are installed."""
@@ -109,3 +116,65 @@ def test_modules_beside_the_caller_are_found_and_hide_nothing(tmp_path):
     code += "import command_line, json, my_nets\nprint(my_nets.__file__)"
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.stdout.strip() == str(tmp_path / "my_nets.py"), done.stderr
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "told"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device", "x.png"), 1, "error: No space left on device: x.png"),
+        (BrokenPipeError(errno.EPIPE, "Broken pipe"), 1, "error: whoever read the output has left"),
+        (ConfigError("--out is empty"), 1, "error: --out is empty"),
+        (StoppedError("stopped by SIGTERM: saved", 143), 143, "stopped by SIGTERM: saved"),
+    ],
+)
+def test_what_is_no_fault_of_ours_is_a_line(monkeypatch, capsys, command_line, error, code, told):
+    monkeypatch.setattr(command_line, "_leave_stdout", lambda: None)
+    with pytest.raises(SystemExit) as exit, command_line._told():
+        raise error
+    said = capsys.readouterr().err if isinstance(exit.value.code, int) else exit.value.code  # Python prints a text
+    assert (exit.value.code if isinstance(exit.value.code, int) else 1) == code
+    assert said.startswith(told) and len(said.splitlines()) == 1
+    with pytest.raises(ZeroDivisionError), command_line._told():
+        raise ZeroDivisionError  # a fault of ours keeps its traceback
+
+
+@pytest.fixture
+def command_line(monkeypatch):
+    monkeypatch.syspath_prepend(str(REPO / "launch"))
+    return importlib.import_module("command_line")
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_ends_with_a_line_and_its_status_and_takes_away_what_is_half_written(tmp_path, number):
+    code = f"""
+import sys; sys.path.insert(0, {str(REPO / "launch")!r})
+import command_line, time
+from tfcam_jax.data.outputs import write_folder
+def main():
+    with write_folder({str(tmp_path / "out")!r}) as partial:
+        (partial / "half").touch()
+        print("begun", flush=True)
+        time.sleep(60)
+command_line.run(main)
+"""
+    process = subprocess.Popen(
+        [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=REPO
+    )
+    assert process.stdout.readline() == "begun\n"
+    process.send_signal(number)
+    _, said = process.communicate(timeout=20)
+    assert process.returncode == 128 + number
+    assert said.startswith(f"stopped by {number.name}: ") and len(said.splitlines()) == 1
+    assert not list(tmp_path.iterdir())
+
+
+def test_without_a_home_folder_caches_go_elsewhere_and_it_is_told(monkeypatch, capsys, command_line):
+    def home():
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(pathlib.Path, "home", home)
+    monkeypatch.delenv("HOME")
+    command_line._ensure_home()
+    assert pathlib.Path(os.environ["HOME"]).is_dir()
+    assert f"caches go to {os.environ['HOME']}" in capsys.readouterr().err
+    os.rmdir(os.environ["HOME"])

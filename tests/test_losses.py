@@ -209,6 +209,37 @@ def test_a_wrong_shape_is_refused(name):
         function(*arguments)
 
 
+def test_a_masked_example_that_is_not_finite_leaves_the_gradient_of_others_alone():
+    """Every loss, NaN in every argument in turn: the example's value says so, and no gradient does."""
+    arguments = draw_arguments(np.random.default_rng(6), (3, 3, 4))
+    mask = jnp.array([True, False, True])
+
+    @jax.jit
+    def both(arguments):
+        masked = lambda a, name: jnp.where(mask, call(name, a), 0).sum()
+        return every_loss(arguments), {name: jax.grad(masked)(arguments, name) for name in DIFFERENTIATED}
+
+    _, expected = both(arguments)
+    for key, value in arguments.items():
+        values, gradients = both(arguments | {key: value.at[1, 2, 1].set(np.nan)})
+        for name in DIFFERENTIATED:
+            names = LOSSES[name][2]
+            assert not (key in names.split() and np.isfinite(values[name][1])), (name, key)
+            for other in set(names.split()) - {"saliency"}:
+                got, want = (np.delete(each[name][other], 1, 0) for each in (gradients, expected))
+                np.testing.assert_array_equal(got, want, err_msg=f"{name} {key} {other}")
+                assert np.isfinite(gradients[name][other][1]).all(), (name, key, other)
+
+
+def test_a_saliency_in_0_to_255_is_refused_where_it_can_be_seen():
+    maps, saliency = jnp.ones((2, 3, 4)), jnp.full((2, 3, 4), 200.0)
+    for _, (function, _, names) in LOSSES.items():
+        if names.endswith("saliency") and "image" not in names:
+            with pytest.raises(ValueError, match=r"saliency lies in \[200, 200\]; a loss takes \[0, 1\]"):
+                function(*[maps] * (len(names.split()) - 1), saliency)
+    assert np.isfinite(jax.jit(losses.cyborg_loss)(maps, saliency)).all()  # there values can't be seen
+
+
 def test_masked_mean_is_the_mean_of_what_is_marked_whatever_the_rest_holds():
     values, mask = jnp.array([[1.0, jnp.nan], [jnp.inf, 4.0]]), jnp.array([[True, False], [False, True]])
     value, gradient = jax.value_and_grad(losses.masked_mean)(values, mask)

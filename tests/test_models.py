@@ -141,6 +141,7 @@ def test_dropout_is_each_examples_own_and_scales_what_it_keeps():
     np.testing.assert_allclose(different, [0.42, 0, 0.42], atol=0.04)
 
 
+@pytest.mark.slow
 def test_dropout_thins_what_is_pooled_in_training_alone():
     """Logits are those of the thinned means; the maps' features and evaluation know nothing of it."""
     plain, thinned = MODELS["small_cnn"](num_classes=2), MODELS["small_cnn"](num_classes=2, dropout=0.5)

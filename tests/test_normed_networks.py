@@ -148,6 +148,7 @@ def test_the_class_token_gets_what_the_whole_block_would_give_it():
     assert np.abs(logits(other) - output.logits).max() > 0.1
 
 
+@pytest.mark.slow
 def test_maps_of_the_class_token_are_its_gradient_by_finite_differences():
     output = apply("vit_token")(variables_of("vit_token"), some_images(2))
     with jax.enable_x64(True):

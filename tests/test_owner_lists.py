@@ -402,6 +402,7 @@ def test_a_collection_that_lies_in_two_places_or_not_at_all_is_told(tmp_path):
 # What is told.
 
 
+@pytest.mark.slow
 def test_thousands_of_missing_films_are_told_in_a_few_lines_and_seconds(tmp_path):
     """As for the whole of the NIH's list without a film."""
     count = 4000

@@ -157,6 +157,12 @@ def test_other_files_are_no_tables_of_scores(tmp_path, text):
         read_scores(tmp_path / "absent.csv")
 
 
+def test_scores_with_a_column_twice_are_refused(tmp_path):
+    (tmp_path / "scores.csv").write_text("id,split,label,domain,group,seen,logit_a,logit_b,logit_a\n")
+    with pytest.raises(ScoresError, match=r"a column is there twice: id, .*logit_a, logit_b, logit_a"):
+        read_scores(tmp_path / "scores.csv")
+
+
 def test_logits_that_are_not_finite_are_named():
     scores = make_scores()
     logits = scores.logits.copy()

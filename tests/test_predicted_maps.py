@@ -13,6 +13,7 @@ from scipy.stats import pearsonr
 from tiny_manifest import write_manifest
 from tiny_run import tiny_config
 
+from tfcam_jax.data import written_manifest
 from tfcam_jax.data.human_maps import MapChoice, describe_maps
 from tfcam_jax.data.source import DataError, Dataset, Records, WithRecords
 from tfcam_jax.errors import ConfigError
@@ -121,6 +122,17 @@ def test_a_predictor_never_saw_the_group_that_it_predicts(tmp_path, monkeypatch)
     assert len({frozenset(learned) for learned, _ in seen}) == 4
     assert all(not learned & asked for learned, asked in seen)
     assert set().union(*(asked for _, asked in seen)) == {row["group"] for row in rows if row["split"] == "train"}
+    held = sorted(path.name for path in manifest.parent.iterdir())
+    assert len(held) == 3 + 4  # and nothing half-written
+    for name in ("again_maps", "again.json", "again.png"):
+        (manifest.parent / name).symlink_to("nowhere")
+        with pytest.raises(ConfigError, match=rf"{name} is there already, and would be written"):
+            predict_maps(tiny_config(manifest), manifest.parent / "again.csv", folds=4, steps=1)
+        (manifest.parent / name).unlink()
+    monkeypatch.setattr(written_manifest, "write_manifest", lambda *_: (_ for _ in ()).throw(OSError(28, "full")))
+    with pytest.raises(OSError, match="full"):
+        predict_maps(tiny_config(manifest), manifest.parent / "again.csv", folds=4, steps=1)
+    assert sorted(path.name for path in manifest.parent.iterdir()) == held
 
 
 def records(rng, n=60):

@@ -14,11 +14,13 @@ from sklearn.datasets import make_blobs
 from tiny_manifest import write_manifest
 
 from configs import chest_xray, cyborg_faces, default, demo, iris_pad
+from tfcam_jax.data import written_manifest
 from tfcam_jax.data.checks.near_duplicates import MAX_DISTANCE, alike_pairs, perceptual_hash, thumbnail
 from tfcam_jax.data.checks.prepare import prepare
 from tfcam_jax.data.checks.report import align
+from tfcam_jax.data.outputs import claimed
 from tfcam_jax.data.source import DataError
-from tfcam_jax.errors import ConfigError
+from tfcam_jax.errors import ConfigError, OutputError
 from tfcam_jax.experiment import build_experiment, open_dataset, resolve
 from tfcam_jax.training import train
 
@@ -197,7 +199,8 @@ def test_maps_of_a_config_reach_training(tmp_path):
     """Annotators, blur, threshold and placebo, from the config to the batches."""
     manifest = write_manifest(tmp_path / "data")
     plain = open_dataset(resolve(manifest_config(manifest))).splits
-    config = manifest_config(manifest, **{"data.maps.placebo": "other_image", "data.maps.threshold": 0.5})
+    changed = {"strategy": "cyborg", "data.maps.placebo": "other_image", "data.maps.threshold": 0.5}
+    config = manifest_config(manifest, **changed)
     changed = open_dataset(resolve(config)).splits
     maps = lambda source: [source[i].saliency for i in range(len(source)) if source.records.has_map[i]]
     for one, other in zip(maps(plain["val"]), maps(changed["val"]), strict=True):
@@ -207,7 +210,7 @@ def test_maps_of_a_config_reach_training(tmp_path):
     assert any(key(a) != key(b) for a, b in zip(maps(plain["train"]), maps(changed["train"]), strict=True))
     for name, value, message in (
         ("data.maps.placebo", "mean", "Did you mean 'mean_map'"),
-        ("data.maps.blur", 0.9, r"maps.blur must be in \[0, 0.5\]"),
+        ("data.maps.blur", 0.9, r"maps.blur is 0.9; it must be .*at most 0.5"),
         ("data.balance", "sample", "Did you mean 'sampling'"),
         ("data.protocol.name", "kfold", "protocol.name is 'kfold'. Did you mean 'k_fold'. Known: published"),
     ):
@@ -297,10 +300,10 @@ def test_aligned():
 BAD_FILES = {
     "truncated.jpg": "broken image",
     "bomb.png": "too large an image to open safely",
-    "notes.txt": "not an image that Pillow can read",
+    "notes.txt": "not an image of a format that is read",
     "../outside.png": "leaves the data folder",
     "images.zip/1.png": "is a zip archive; unpack it",
-    "folder": "directory",
+    "folder": "a folder, not a file",
 }
 
 
@@ -355,7 +358,7 @@ def test_a_zip_or_a_folder_in_place_of_a_manifest(tmp_path):
         archive.writestr("manifest.csv", "split,label,image")
     with pytest.raises(DataError, match=r"data\.zip: a zip archive; unpack it"):
         open_dataset(resolve(manifest_config(tmp_path / "data.zip")))
-    with pytest.raises(DataError, match="no such manifest"):
+    with pytest.raises(DataError, match="a folder; give"):
         open_dataset(resolve(manifest_config(tmp_path)))
 
 
@@ -431,3 +434,34 @@ def test_a_table_of_marks_is_read_as_the_config_says_and_what_is_left_open_is_to
     config.data.maps.categories = ("nose",)
     with pytest.raises(DataError, match="no table has 'nose'; known are face, hair"):
         recipe(config).open()
+
+
+def test_a_report_replaces_an_earlier_one_and_no_files_of_others(tmp_path):
+    asked = recipe(manifest_config(write_manifest(tmp_path / "data")))
+    for _ in range(2):
+        assert prepare(asked, check=True, out=tmp_path / "check")
+    assert sorted(path.name for path in (tmp_path / "check").iterdir()) == [
+        "contact_sheet.png",
+        "report.json",
+        "report.txt",
+    ]
+    (tmp_path / "check/notes.txt").write_text("of somebody")
+    for folder in ("check", "data"):
+        with pytest.raises(OutputError, match="which is not of a report on data"):
+            prepare(asked, check=True, out=tmp_path / folder)
+
+
+def test_a_manifest_is_written_by_one_at_a_time_and_over_nothing(tmp_path, monkeypatch):
+    asked, target = recipe(manifest_config(write_manifest(tmp_path / "data"))), tmp_path / "data" / "new.csv"
+    with claimed(target), pytest.raises(OutputError, match="another process is writing"):
+        prepare(asked, check=False, write_manifest=target)
+    assert not target.exists()
+    target.symlink_to("nowhere.csv")
+    with pytest.raises(ConfigError, match="there is such a file already"):
+        prepare(asked, check=False, write_manifest=target)
+    target.unlink()
+    monkeypatch.setattr(written_manifest, "_check_read_back", lambda *_: target.write_text("of somebody"))
+    with pytest.raises(DataError, match="came to be meanwhile"):
+        prepare(asked, check=False, write_manifest=target)
+    assert target.read_text() == "of somebody"
+    assert sorted(path.name for path in target.parent.iterdir()) == ["images", "manifest.csv", "maps", "new.csv"]

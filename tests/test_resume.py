@@ -18,12 +18,14 @@ from test_train import make_config, stored_state
 from tiny_manifest import write_manifest
 
 from tfcam_jax import training as train
+from tfcam_jax.data.fingerprint import take_fingerprint
 from tfcam_jax.data.pipeline import WorkerError
 from tfcam_jax.data.source import DataError
 from tfcam_jax.evaluation import evaluate
-from tfcam_jax.experiment import build_experiment, resolve
+from tfcam_jax.experiment import build_experiment, open_dataset, resolve
 from tfcam_jax.inference import restore
 from tfcam_jax.run.checkpoints import Checkpoints
+from tfcam_jax.run.data_record import load_fingerprint
 from tfcam_jax.run.files import WorkdirError
 from tfcam_jax.run.interruption import Interruption, StoppedError
 
@@ -148,19 +150,37 @@ def test_a_damaged_checkpoint_is_made_anew(config, whole, like, tmp_path, caplog
     assert outcome(workdir, like) == outcome(whole, like)
 
 
-def test_other_data_are_refused_and_other_pixels_told(manifest, config, whole, tmp_path, caplog):
-    folder = shutil.copytree(manifest.parent, tmp_path / "data")
-    moved = make_config(folder / "manifest.csv", checkpoint_every_steps=2)
-    train.train(moved, tmp_path / "run")
-    shutil.copy(folder / "images/train0.png", folder / "images/kept.png")
-    shutil.copy(folder / "images/val0.png", folder / "images/train0.png")
-    shutil.copy(folder / "images/kept.png", folder / "images/val0.png")
-    train.train(moved, tmp_path / "run")
-    assert "images were changed" in caplog.text
+def test_other_data_are_refused_and_named_unless_they_are_accepted(manifest, tmp_path, monkeypatch, caplog):
+    folder, workdir = shutil.copytree(manifest.parent, tmp_path / "data"), tmp_path / "run"
+    config = make_config(folder / "manifest.csv", checkpoint_every_steps=1)
+    with monkeypatch.context() as patched:
+        cut(patched, train.MetricWindow, "add", 2)
+        with pytest.raises(Cut):
+            train.train(config, workdir)
+    kept = (workdir / "data.json").read_bytes()
+    train0, val0 = folder / "images/train0.png", folder / "images/val0.png"
+    content = train0.read_bytes()
+    train0.write_bytes(val0.read_bytes())
+    val0.write_bytes(content)
+    shutil.copy(folder / "maps/train1.png", folder / "maps/train2.png")
     rows = (folder / "manifest.csv").read_text()
-    (folder / "manifest.csv").write_text(rows.replace("train,dark,images/train2", "train,bright,images/train2"))
-    with pytest.raises(DataError, match=r"manifest\.csv: the data are not those .*\(rows differ\)"):
-        train.train(moved, tmp_path / "run")
+    fewer = rows.replace("train,dark,images/train4.png,maps/train4.png,old,train4\n", "")
+    (folder / "manifest.csv").write_text(fewer.replace("old,train2", "old,train6"))
+    with pytest.raises(DataError) as refused:
+        train.train(config, workdir)
+    assert (workdir / "data.json").read_bytes() == kept
+    assert str(refused.value).splitlines()[1:-1] == [
+        "  train: removed 1 image (images/train4.png)",
+        "  train: content of 1 image (images/train0.png)",
+        "  train: human maps of 1 image (images/train2.png)",
+        "  train: groups of 1 image (images/train2.png)",
+        "  val: content of 1 image (images/val0.png)",
+    ]
+    caplog.clear()
+    train.train(config, workdir, accept_changed_data=True)
+    assert "removed 1 image (images/train4.png)" in caplog.text
+    dataset = open_dataset(resolve(config))
+    assert load_fingerprint(workdir) == take_fingerprint(dataset.class_names, dataset.splits)  # its own from now on
 
 
 def test_a_config_changed_since_the_training_is_refused(whole, tmp_path):
@@ -252,3 +272,14 @@ def test_a_process_that_does_not_stop_is_ended(body, status):
             process.send_signal(signal.SIGTERM)
         assert process.wait(20) == status
     assert "SIGTERM: finishing the step and saving" in told
+
+
+@pytest.mark.parametrize(("parent", "second"), [(None, signal.SIG_DFL), ("a study", signal.SIG_IGN)])
+def test_a_second_signal_ends_at_once_but_not_one_of_a_studys_processes(monkeypatch, capfd, parent, second):
+    """To all processes of a study a signal may come twice: by itself and from the parent, which alone decides."""
+    monkeypatch.setattr(multiprocessing, "parent_process", lambda: parent)
+    with Interruption(60.0) as stop:
+        terminate()
+        assert stop.requested(0)
+        assert [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)] == [second] * 2
+    assert ("once more ends at once" in capfd.readouterr().err) == (parent is None)

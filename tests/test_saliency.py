@@ -69,6 +69,22 @@ def test_empty_and_constant_maps_are_unusable():
     assert saliency[3].max() == 1
 
 
+@pytest.mark.parametrize("size", [(3, 4), (12, 9), (12, 4), (24, 18)])
+@pytest.mark.parametrize("odd", [np.nan, np.inf, -np.inf])
+def test_a_map_with_nan_is_unusable_and_zero(odd, size):
+    human_maps = np.random.default_rng(0).random((3, 12, 9))
+    expected, _ = to_cam_resolution(jnp.asarray(human_maps, jnp.float32), size)
+    human_maps[1, 7, 2] = odd
+    saliency, usable = to_cam_resolution(jnp.asarray(human_maps, jnp.float32), size)
+    assert usable.tolist() == [True, False, True]
+    np.testing.assert_array_equal(saliency, expected.at[1].set(0))
+
+
+def test_an_axis_of_channels_is_refused():
+    with pytest.raises(ValueError, match="no axis of channels"):
+        to_cam_resolution(jnp.zeros((2, 12, 9, 1)), (3, 4))
+
+
 def test_a_map_that_resizing_flattens_is_unusable():
     saliency, usable = to_cam_resolution(jnp.asarray(np.eye(4), jnp.float32), (1, 1))
     assert not usable

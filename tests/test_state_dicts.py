@@ -397,3 +397,26 @@ def test_files_of_other_kinds_are_refused(tmp_path):
     (tmp_path / "plain.pth").write_bytes(pickle.dumps({"a": 1}))
     with pytest.raises(StateDictError, match=r"plain\.pth is a pickle, but not"):
         read_state_dict(tmp_path / "plain.pth")
+
+
+def test_whatever_is_changed_in_a_file_it_is_read_or_refused_by_name(tmp_path):
+    """Bytes overwritten, cut out and put in: also in the zip's directory, whose places then lie before the file."""
+    body = mapping({"a": tensor("0", "FloatStorage", 4, (2, 2), (2, 1))}) + b"."
+    whole = write_zip(tmp_path / "a.pth", b"\x80\x02" + body.removeprefix(b"\x80\x02"), {"0": bytes(16)}).read_bytes()
+    rng, refused = np.random.default_rng(0), 0
+    for _ in range(300):
+        content = bytearray(whole)
+        for _ in range(rng.integers(1, 6)):
+            place, kind = int(rng.integers(len(content))), rng.integers(3)
+            if kind == 0:
+                content[place] = rng.choice([0, 127, 128, 255])
+            elif kind == 1:
+                del content[place : place + int(rng.integers(1, 20))]
+            else:
+                content[place:place] = rng.bytes(4)
+        (tmp_path / "b.pth").write_bytes(content)
+        try:
+            read_state_dict(tmp_path / "b.pth")
+        except StateDictError:
+            refused += 1
+    assert refused > 200

@@ -206,6 +206,7 @@ def test_the_rest_of_an_epoch_is_a_smaller_batch(parts):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-6), actual, expected)
 
 
+@pytest.mark.slow
 def test_dropout_is_decided_by_the_batchs_draws_alone():
     """The same draws: the same update, in parts and on two devices too; other draws: another; none in evaluation."""
     tx, strategy, batch = optax.sgd(0.1), make_strategy("cyborg"), make_batch()
@@ -249,6 +250,7 @@ def test_parts_of_a_batch_equal_the_whole(name, parts):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6, rtol=0), states[1], states[parts])
 
 
+@pytest.mark.slow
 def test_parts_on_two_devices_equal_the_whole():
     tx, strategy = optax.sgd(0.1), make_strategy("opposed")
     step = steps.make_train_step(

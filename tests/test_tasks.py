@@ -135,6 +135,25 @@ def test_many_labels_train_by_the_same_losses(strategy, own_maps):
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(params))
 
 
+def test_what_a_masked_row_holds_plays_no_part_and_a_label_that_is_no_class_is_refused():
+    """The last row is masked: NaN and labels beyond the classes there change no bit of the update."""
+    labels = np.random.default_rng(1).integers(0, 2, (BATCH, LABELS))
+    model, strategy = MultiLabel(small(num_classes=LABELS)), make_strategy("difference")
+    batch = draw_batch(labels, (BATCH, SIZE, SIZE))
+    odd = {name: x.copy() for name, x in batch.items()}
+    odd["label"][-1], odd["weight"][-1], odd["saliency"][-1] = 7, np.nan, np.nan
+    jax.tree.map(np.testing.assert_array_equal, train_once(model, strategy, odd), train_once(model, strategy, batch))
+    batch["label"][1, 2] = 2
+    step = steps.make_train_step(model, tx := optax.sgd(0.1), strategy, PREPROCESS)
+    state = steps.create_train_state(steps.initialize(model, jax.random.key(0), SIZE), tx)
+    batch = jax.tree.map(jnp.asarray, batch)
+    with jax.disable_jit(), pytest.raises(ValueError, match=r"labels lie in 0\.\.1; got 2"):
+        steps._forward(model, strategy, PREPROCESS, state.params, state.batch_stats, batch)
+    for name, x in batch.items():
+        with pytest.raises(ValueError, match=r"a batch of .* images needs a row for each; got .*"):
+            jax.eval_shape(step, state, batch | {name: x[:1]})
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("strategy", sorted(set(STRATEGIES) - {"input_gradient"}))
 def test_every_strategy_takes_many_labels(strategy):

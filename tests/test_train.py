@@ -17,6 +17,7 @@ from configs import default
 from tfcam_jax import training as train
 from tfcam_jax.data.human_maps import describe_maps
 from tfcam_jax.data.source import DataError, choose_rows
+from tfcam_jax.devices.memory import OutOfMemoryError
 from tfcam_jax.errors import ConfigError
 from tfcam_jax.evaluation import evaluate, evaluate_source
 from tfcam_jax.experiment import build_experiment, open_dataset, resolve
@@ -25,7 +26,7 @@ from tfcam_jax.models.weights import WeightsError
 from tfcam_jax.run.checkpoints import Checkpoints
 from tfcam_jax.run.files import WorkdirError
 from tfcam_jax.run.metric_window import NonFiniteError
-from tfcam_jax.run.workdir import load_config
+from tfcam_jax.run.workdir import check_workdir, load_config
 from tfcam_jax.steps import EvalOutput
 from tfcam_jax.study.compare import compare
 
@@ -135,7 +136,7 @@ def test_folder_that_is_no_run_is_refused(manifest, tmp_path):
         ({"model.head_init": "pytorhc"}, "model.head_init is 'pytorhc'. Did you mean 'pytorch'"),
         ({"model.dropout": 1.0}, "model.dropout is 1.0"),
         ({"model.batch_norm_momentum": -0.1}, "model.batch_norm_momentum is -0.1"),
-        ({"data.resize_through": (0,)}, "data.resize_through holds 0"),
+        ({"data.resize_through": (0,)}, r"data.resize_through is \(0,\)"),
         ({"data.maps.resize": "strait"}, "data.maps.resize is 'strait'. Did you mean 'straight'"),
         ({"data.maps.resize": "straight", "strategy": "input_gradient"}, "set config.data.maps.resize=with_image"),
         ({"parallel.mode": "pmpa"}, "Did you mean 'pmap'"),
@@ -147,14 +148,29 @@ def test_folder_that_is_no_run_is_refused(manifest, tmp_path):
         ({"model.name": "inception_v3"}, "32x32 px are too small for InceptionV3"),
         (
             {"optimizer.learning_rate": -0.1},
-            r"optimizer.learning_rate is -0\.1; it must be a finite number, at least 0\.",
+            r"optimizer.learning_rate is -0\.1; it must be .* above 0",
         ),
+        ({"optimizer.learning_rate": 0.0}, r"optimizer.learning_rate is 0\.0; it must be .* above 0"),
+        ({"optimizer.warmup_epochs": 4.0}, r"optimizer.warmup_epochs is 4.0: .*config.epochs=3"),
+        ({"model.keep_head": True}, "model.weights is empty: config.model.keep_head would keep random values"),
+        ({"model.freeze_batch_norm": True}, "config.model.freeze_batch_norm would keep random values"),
+        ({"augment.map_blur": (0.1, 2.0), "strategy": "entropy"}, "augment.map_blur .*entropy reads none"),
+        (
+            {"data.maps.placebo": "mean_map", "strategy": "cross_entropy"},
+            "data.maps.placebo .*reads none",
+        ),
+        ({"data.protocol.fold": 1}, "data.protocol.fold is a part of protocol k_fold"),
+        ({"augment.saturation": 0.5, "data.channels": 1}, "augment.saturation does nothing to grey images"),
+        ({"batch_size": 10**9}, r"batch_size is 1000000000, of images of 32 px .*GiB"),
+        ({"evaluation.batch_size": 10**9}, r"evaluation.batch_size is 1000000000.*GiB"),
+        ({"data.image_size": 50000}, r"config.batch_size is 5, of images of 50000 px .*GiB"),
+        ({"epochs": 10**9}, r"config.epochs is 1000000000: 3 steps each .* at most 715827882"),
         ({"optimizer.weight_decay": float("nan")}, "optimizer.weight_decay is nan"),
         ({"optimizer.clip_norm": float("inf")}, "optimizer.clip_norm is inf; .*; 0: no clipping"),
         ({"optimizer.warmup_epochs": -1.0}, r"optimizer.warmup_epochs is -1\.0"),
         ({"optimizer.momentum": -0.9}, r"optimizer.momentum is -0\.9"),
-        ({"optimizer.step_epochs": 0}, "config.optimizer.step_epochs is 0; it must be at least 1"),
-        ({"data.image_size": 0}, "config.data.image_size is 0; it must be at least 1"),
+        ({"optimizer.step_epochs": 0}, "config.optimizer.step_epochs is 0; it must be a whole number, at least 1"),
+        ({"data.image_size": 0}, "config.data.image_size is 0; it must be a whole number, at least 1"),
         ({"epoch": 3}, "config has no key 'epoch'. Did you mean 'epochs'"),
         ({"optimizer.lerning_rate": 0.1}, "config.optimizer has no key 'lerning_rate'. Did you mean 'learning_rate'"),
         ({"augment.flp": 0.5}, "config.augment has no key 'flp'. Did you mean 'flip'"),
@@ -162,6 +178,7 @@ def test_folder_that_is_no_run_is_refused(manifest, tmp_path):
         ({"data.maps.blurr": 0.1}, "config.data.maps has no key 'blurr'. Did you mean 'blur'"),
         ({"data.protocol.nam": "open"}, "config.data.protocol has no key 'nam'. Did you mean 'name'"),
         ({"model.nam": "resnet18"}, "config.model has no key 'nam'"),
+        ({"data.demo.x": 1}, "config.data.demo has no key 'x'"),
         (
             {"model.name": "resnet18"},
             "data.image_size is 32: strategy 'opposed' compares the places of a CAM, and here it has one: .* "
@@ -189,11 +206,36 @@ def test_bad_data_are_refused_before_anything_is_written(tmp_path):
 
 
 def test_nan_stops_the_run_and_names_step_and_term(manifest, tmp_path):
-    config = make_config(manifest, **{"optimizer.learning_rate": 1e30})
+    config = make_config(manifest, **{"optimizer.learning_rate": 1e6})
     told = r"step \d+: the (term '\w+' of the loss|norm of the gradient) is .*images/train\d+\.png"
     with pytest.raises(NonFiniteError, match=told):
         train.train(config, tmp_path / "run")
     assert not (tmp_path / "run/results.json").exists()
+
+
+@pytest.mark.parametrize("error", [MemoryError(), jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: 4096 bytes.\nmore")])
+@pytest.mark.parametrize("saved", [False, True])
+def test_a_start_without_enough_memory_gives_its_folder_back(manifest, tmp_path, monkeypatch, error, saved):
+    """Before the first checkpoint nothing stays that would refuse a smaller batch; a checkpoint is never removed."""
+
+    def fail(run, state, epoch, *rest):
+        if saved:
+            run.save(state, 0, 0, 0)
+            run.checkpoints.wait()
+        raise error
+
+    monkeypatch.setattr(train, "train_one_epoch", fail)
+    config, workdir = make_config(manifest), tmp_path / "run"
+    with pytest.raises(OutOfMemoryError, match=r"not enough memory: .*Lower config.batch_size or"):
+        train.train(config, workdir)
+    smaller = resolve(make_config(manifest, batch_size=2)).stored
+    if saved:
+        assert check_workdir(workdir, resolve(config).stored) and (workdir / "checkpoints/0").is_dir()
+        with pytest.raises(WorkdirError, match="another config"):
+            check_workdir(workdir, smaller)
+    else:
+        assert not check_workdir(workdir, smaller)
+        assert {path.name for path in workdir.iterdir()} <= {".lock", ".lock.holder"}
 
 
 def test_predictions_are_those_of_single_images(finished):
@@ -231,7 +273,7 @@ def test_weights_are_loaded_at_the_start_and_not_needed_again(manifest, tmp_path
     train.train(config, tmp_path / "scratch")
     save_weights(tmp_path / "scratch", config, tmp_path / "weights.safetensors")
     config.model.weights, config.model.keep_head = str(tmp_path / "weights.safetensors"), True
-    config.optimizer.learning_rate = 0.0
+    config.optimizer.learning_rate = 1e-37  # changes no weight
     train.train(config, tmp_path / "tuned")
     before, after = (stored_state(tmp_path / name, config, "best")[0].params for name in ("scratch", "tuned"))
     jax.tree.map(np.testing.assert_array_equal, before, after)
@@ -272,7 +314,7 @@ def with_maps_of(manifest, folder, keep):
 
 
 @pytest.mark.parametrize(
-    "overrides", [{"strategy": "cyborg"}, {"strategy": "cross_entropy", "data.maps.placebo": "mean_map"}], ids=str
+    "overrides", [{"strategy": "cyborg"}, {"strategy": "cyborg", "data.maps.placebo": "mean_map"}], ids=str
 )
 def test_guidance_without_a_single_map_is_refused_before_anything_is_written(manifest, tmp_path, overrides):
     bare = with_maps_of(manifest, tmp_path / "data", lambda number, row: False)

@@ -473,6 +473,7 @@ def test_weights_in_the_hubs_own_cache_are_found(tmp_path, offline_hub):
     [
         ("small_cnn", "imagenet", WeightsError, "no ImageNet weights are published"),
         ("resnet19", "imagenet", WeightsError, r"no model 'resnet19'; models are .*resnet18"),
+        ("tiny", "/dev/zero", WeightsError, "a pipe or a device, not a file"),
         ("tiny", "nowhere/weights.pth", WeightsError, r"nowhere/weights\.pth does not exist.* no folder nowhere"),
         ("tiny", "not a repository!", WeightsError, "no name of a Hugging Face Hub repository"),
         ("tiny", "imagnet", WeightsError, "Did you mean 'imagenet'"),

@@ -13,7 +13,7 @@ from configs import default
 from tfcam_jax.experiment import config_json
 from tfcam_jax.run.checkpoints import FORMAT
 from tfcam_jax.run.files import WorkdirError
-from tfcam_jax.run.workdir import ADDED, check_workdir, hold_workdir, load_config
+from tfcam_jax.run.workdir import ADDED, check_workdir, find_places, hold_workdir, load_config
 
 
 def config(**overrides):
@@ -123,3 +123,64 @@ def test_options_of_a_source_that_is_not_used_make_no_difference(tmp_path):
     assert check_workdir(tmp_path / "run", config(**unused))
     with pytest.raises(WorkdirError, match=r"data.demo.num_train: 1200 there, 7 asked for"):
         check_workdir(tmp_path / "run", config(**unused, **{"data.source": "demo"}))
+
+
+@pytest.mark.parametrize("kind", ["link", "dangling", "folder"])
+def test_a_lock_that_is_no_file_of_its_own_is_refused_and_left(tmp_path, kind):
+    """Somebody else's file would be locked, or made."""
+    (tmp_path / "precious").write_text("of somebody")
+    (tmp_path / "run").mkdir()
+    lock = tmp_path / "run/.lock"
+    if kind == "folder":
+        lock.mkdir()
+    else:
+        lock.symlink_to("../precious" if kind == "link" else "../nowhere")
+    for call in (lambda: check_workdir(tmp_path / "run", config()), lambda: hold(tmp_path / "run")):
+        with pytest.raises(WorkdirError, match=r"\.lock is a (link|folder), where a lock file would be"):
+            call()
+    assert (tmp_path / "precious").read_text() == "of somebody" and not (tmp_path / "nowhere").exists()
+    assert [path.name for path in (tmp_path / "run").iterdir()] == [".lock"]
+
+
+def hold(workdir):
+    with hold_workdir(workdir, config()):
+        pass
+
+
+def test_a_holders_name_may_be_no_text(tmp_path):
+    with hold_workdir(tmp_path / "run", config()):
+        (tmp_path / "run/.lock.holder").write_bytes(b"\xff\xfe" * 1000)
+        with pytest.raises(WorkdirError, match=r"another process trains in .*run \(\\xff") as caught:
+            check_workdir(tmp_path / "run", config())
+    assert len(str(caught.value)) < 2000
+
+
+@pytest.mark.parametrize(("name", "told"), [("file", "is a file"), ("file/run", "is a file"), ("link", "is a link to")])
+def test_a_workdir_that_can_not_be_made_is_told_before_any_work(tmp_path, name, told):
+    (tmp_path / "file").write_text("of somebody")
+    (tmp_path / "link").symlink_to("nowhere")
+    with pytest.raises(WorkdirError, match=told):
+        check_workdir(tmp_path / name, config())
+    with pytest.raises(WorkdirError, match="can't be made: File name too long"):
+        check_workdir(tmp_path / ("x" * 300), config())
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "link"]
+
+
+def test_relative_places_of_data_are_those_of_where_the_run_was_started(tmp_path, monkeypatch, caplog):
+    places = {"data.manifest": "my/data.csv", "data.folders.images": "", "data.cyborg_faces.manual_dir": "/whole"}
+    for folder in ("start", "elsewhere"):
+        (tmp_path / folder / "my").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "start")
+    with hold_workdir(tmp_path / "run", config(**places)):
+        pass
+    (tmp_path / "start/my/data.csv").touch()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    found = lambda: flatten_dict(find_places(tmp_path / "run", load_config(tmp_path / "run")), sep=".")
+    assert {key: found()[key] for key in places} == places | {"data.manifest": f"{tmp_path}/start/my/data.csv"}
+    assert not caplog.messages
+    (tmp_path / "elsewhere/my/data.csv").touch()  # another one, of the same name
+    assert found()["data.manifest"] == f"{tmp_path}/start/my/data.csv"
+    assert f"{tmp_path}/start/my/data.csv, not {tmp_path}/elsewhere/my/data.csv" in caplog.messages[-1]
+    (tmp_path / "start/my/data.csv").unlink()  # moved with the run
+    assert found()["data.manifest"] == f"{tmp_path}/elsewhere/my/data.csv"
+    assert "is not there any more" in caplog.messages[-1]

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 
 if TYPE_CHECKING:
     from jaxtyping import Array, Bool, Float, Int, Shaped
@@ -32,6 +33,33 @@ def at_least_float32(array: Array) -> Array:
     """Casts bfloat16, float16, integers and booleans to float32; keeps float32 and float64."""
     array = jnp.asarray(array)
     return array.astype(jnp.promote_types(array.dtype, jnp.float32))
+
+
+def finite_examples(*maps: Float[Array, "*batch h w"]) -> tuple[Array, ...]:
+    """`(taint, *maps)`: 0 for each example that is finite in all of these maps, else NaN; and the maps, then 0.
+
+    What is computed of the maps and gets the taint added is NaN for such an example, and sends no NaN into the gradient
+    of a caller who masks it: a `where` behind a division or a product does not do that.
+
+    Raises:
+      ValueError: maps of different shapes, or with what looks like an axis of channels, [batch, h, w, 1].
+    """
+    check_maps(*maps)
+    maps = tuple(at_least_float32(each) for each in maps)
+    # 0 * inf and 0 * nan are nan.
+    taint = jax.lax.stop_gradient(functools.reduce(jnp.add, [(0 * each).sum(_PLACES) for each in maps]))
+    return taint, *(jnp.where((taint == 0)[..., None, None], each, 0) for each in maps)
+
+
+def check_maps(*maps: Shaped[Array, ...]) -> None:
+    """Raises ValueError for maps of different shapes, which might broadcast by chance, and for an axis of channels."""
+    shapes = [jnp.shape(each) for each in maps]
+    if len(set(shapes)) > 1:
+        raise ValueError(f"maps of one shape are needed, [*batch, h, w] each; got {', '.join(map(str, shapes))}")
+    *leading, height, width = shapes[0] if len(shapes[0]) > 1 else (*shapes[0], 0, 0)
+    if len(shapes[0]) < 2 or (len(leading) > 1 and width == 1 < height):
+        remedy = "; maps have no axis of channels: take maps[..., 0]" if leading else ""
+        raise ValueError(f"maps are [*batch, h, w]; got {shapes[0]}{remedy}")
 
 
 def class_activation_maps(
@@ -77,7 +105,7 @@ def split_true_false(
 
     Args:
       maps: raw CAMs of all classes.
-      labels: true class, 0..K-1. A label outside that range gives a true map of zeros (it can't be seen under jit).
+      labels: true class, 0..K-1. One outside that range gives a true map of zeros under jit, where it can't be seen.
       logits: needed for K > 2 only. There U is the sum of the other classes' maps weighted by their
         softmax among themselves; no gradient flows through the weights.
 
@@ -85,7 +113,8 @@ def split_true_false(
       `(true_map, false_map)`, at least float32. For K = 2, U is the other class's map.
 
     Raises:
-      ValueError: fewer than two classes, or more than two without logits; labels or logits of other examples.
+      ValueError: fewer than two classes, or more than two without logits; labels or logits of other examples; outside
+        jit also a label out of range.
     """
     num_classes = maps.shape[-1]
     if num_classes < 2:
@@ -110,7 +139,24 @@ def _check_labels(what: str, labels: Any, leading: Any, num_classes: int, logits
         raise ValueError(f"{wanted}; got {labels.dtype} {labels.shape}")
     if logits is not None and jnp.shape(logits) != (*leading, num_classes):
         raise ValueError(f"{what} need logits of shape {(*leading, num_classes)}; got {jnp.shape(logits)}")
+    check_label_range(labels, 0, num_classes - 1)
     return labels
+
+
+def check_label_range(labels: Int[Array, "*batch"], low: int, high: int) -> None:
+    """Raises ValueError for a label out of range, where values can be seen (`value_range`)."""
+    least, most = value_range(labels) or (low, high)
+    if least < low or most > high:
+        raise ValueError(f"labels lie in {low}..{high}; got {int(least if least < low else most)}")
+
+
+def value_range(array: Shaped[Array, "*shape"]) -> tuple[float, float] | None:
+    """Smallest and largest value; None where there are none, or they can't be seen: under jit, vmap, on other hosts."""
+    hidden = isinstance(array, Tracer) or not getattr(array, "is_fully_addressable", True)
+    if hidden or not np.size(array):
+        return None
+    values = np.asarray(array)  # jnp's functions would be traced where the caller is
+    return values.min().item(), values.max().item()
 
 
 def _true_false_weights(labels: Array, num_classes: int, logits: Any, dtype: Any) -> tuple[Array, Array]:
@@ -145,7 +191,11 @@ def difference_salience(
     factor 1/(h w) and its ReLU. For K > 2, with every other class compared, both have the same weights, but the
     gradient that Finer-CAM's map is made of also runs through w, which `split_true_false` holds constant: so only D's
     mean is the margin, against the false classes' weighted mean.
+
+    Raises:
+      ValueError: maps of different shapes.
     """
+    check_maps(true_map, false_map)
     return at_least_float32(true_map) - at_least_float32(false_map)
 
 
@@ -184,13 +234,14 @@ def present_absent_maps(
       for each label of each example.
 
     Raises:
-      ValueError: labels of another shape, or that are not integers.
+      ValueError: labels of another shape, or that are not integers; outside jit also one above 1.
     """
     maps, labels = at_least_float32(maps), jnp.asarray(labels)
     wanted = (*maps.shape[:-3], maps.shape[-1])
     if labels.shape != wanted or not jnp.issubdtype(labels.dtype, jnp.integer):
         given = f"got {labels.dtype} {labels.shape}"
         raise ValueError(f"maps of shape {maps.shape} need labels of shape {wanted}, 1, 0 or -1 each; {given}")
+    check_label_range(labels, jnp.iinfo(labels.dtype).min, 1)
     sign = jnp.where(labels < 0, 0, jnp.where(labels > 0, 1, -1)).astype(maps.dtype)
     true_map = jnp.moveaxis(maps, -1, -3) * (sign / 2)[..., None, None]
     return true_map, -true_map
@@ -298,15 +349,17 @@ def normalize(
 ) -> Float[Array, "*batch h w"]:
     """Min-max normalisation of each map to [0, 1]; the gradient flows through minimum and maximum.
 
-    A constant map (see `is_constant`, also for `magnitude`) gives value 0 and gradient 0. At least float32.
+    A constant map (see `is_constant`, also for `magnitude`) gives value 0 and gradient 0, one that is not finite gives
+    NaN and gradient 0. At least float32.
     """
-    maps = at_least_float32(maps)
+    taint, maps = finite_examples(maps)
+    constant = is_constant(maps, magnitude)[..., None, None]
+    maps = maps / 16  # to the bit the same, and the range of the largest floats has a reciprocal too
     low = maps.min(axis=_PLACES, keepdims=True)
     high = maps.max(axis=_PLACES, keepdims=True)
-    constant = is_constant(maps, magnitude)[..., None, None]
     # Two `where`s: with one, the division that is not taken still sends NaN into the gradient.
     span = jnp.where(constant, 1, high - low)
-    return jnp.where(constant, 0, (maps - low) / span)
+    return jnp.where(constant, 0, (maps - low) / span) + taint[..., None, None]
 
 
 class Decomposition(NamedTuple):

@@ -1,9 +1,21 @@
-"""Errors that a user can mend, and how a wrong name is told."""
+"""Errors that a user can mend, how a wrong name is told, and how any name is shown."""
 
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable, Mapping
+
+# What a terminal obeys or nobody sees: controls, marks that turn the direction of writing, halves of characters.
+_HIDDEN = re.compile(
+    "[\x00-\x1f\x7f-\x9f\u061c\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb"
+    "\ud800-\udfff\U000e0000-\U000e007f]"
+)
+
+
+def visible(text: str, keep: str = "") -> str:
+    r"""Text with its hidden characters as escapes, such as \n, \x1b and \u202e, but for those to keep."""
+    return _HIDDEN.sub(lambda found: found[0] if found[0] in keep else ascii(found[0])[1:-1], text)
 
 
 class UserError(Exception):
@@ -17,6 +29,14 @@ class UserError(Exception):
 
 class ConfigError(UserError, ValueError):
     """A value, of a config key or an argument, that names nothing, lies outside its range or does not fit others."""
+
+
+class WorkdirError(UserError, RuntimeError):
+    """A folder that can't serve as this run's, or a file in it that can't be read or written."""
+
+
+class OutputError(WorkdirError):
+    """A place that can't be written to, that holds something else, or that another process is writing to."""
 
 
 def check_known(kind: str, value: object, known: Iterable[object]) -> None:

@@ -16,7 +16,10 @@ from jaxtyping import Float
 from tqdm import tqdm
 
 from .cams import difference_salience, is_constant, largest_magnitude
+from .data.fingerprint import digest_fingerprint, take_fingerprint
 from .data.human_maps import count_maps, format_counts
+from .data.outputs import only_of, write_folder
+from .data.paths import local_path
 from .data.protocol import split_by_protocol
 from .data.source import Records, Source, Subset, choose_rows
 from .devices.distributed import is_first
@@ -44,7 +47,12 @@ from .metrics.tables import Table, columns, decimal, tabulate
 from .metrics.thresholds import SelectionError, choose_thresholds
 from .run.checkpoints import CheckpointError, Checkpoints
 from .run.files import WorkdirError, read_json, write_json, write_text
+from .run.workdir import load_config
 from .steps import EvalOutput, TrainState
+
+# What may be replaced: an earlier evaluation, and nothing else.
+_OWN = only_of("an evaluation", "evaluation.json", "scores.csv", "tables.txt")
+_OWN_MERGED = only_of("a merged evaluation", "leave_one_domain_out.json", "leave_one_domain_out.txt")
 
 
 def evaluate_source(experiment: Experiment, state: TrainState, source: Source) -> Any:
@@ -121,6 +129,7 @@ def evaluate(
     thresholds: str = "run",
     out: str | Path | None = None,
     faithfulness_images: int = 64,
+    accept_changed_data: bool = False,
 ) -> dict[str, Any]:
     """Evaluates a run's best checkpoint by the whole protocol, from the workdir alone.
 
@@ -133,32 +142,55 @@ def evaluate(
       data: CSV manifest of other data with the same classes; None: the run's own data.
       split: `train`, `val` or `test`; None: `test`, or `val` if the data have no test.
       thresholds: `run` takes them from the validation images of the run's own data, `data` from those of `data`.
-      out: folder for the files, made if need be; None: `evaluation` in the workdir, or for other data
-        `evaluation_NAME` there, NAME being the manifest's, or its folder's if it is called manifest.csv.
+      out: folder for the files: new, empty, or of an earlier evaluation, which is replaced; None: `evaluation` in the
+        workdir, or for other data `evaluation_NAME` there, NAME being the manifest's, or its folder's if it is called
+        manifest.csv.
       faithfulness_images: how many images the perturbation curves and the sanity check look at; 0 leaves them out.
+      accept_changed_data: evaluate the run's own data though they are not what it was trained on; what differs is told.
 
     Returns:
-      `epoch`, `class_names`, `data`, `split`, `thresholds_from` (None: there are no validation images, hence no
+      `epoch`, `class_names`, `data`, `data_fingerprint` (of the split: the same for the same rows, images and maps),
+      `split`, `thresholds_from` (None: there are no validation images, hence no
       thresholds), `thresholds_on_tested` (they were chosen on the very images evaluated), `thresholds`,
       `attack_detection` (`attacks.AttackDetection`), `sets` and `domains` (`per_protocol_metrics`), `map_agreement` by
       set, `faithfulness` (empty if left out).
 
     Raises:
-      WorkdirError, CheckpointError: no run with a sound checkpoint there; or `out` is a file, or left out and holds
+      WorkdirError, CheckpointError: no run with a sound checkpoint there; or `out` is left out, and the folder holds
         the evaluation of other data.
-      DataError: data that are not there, or of other classes.
+      OutputError: `out` can't be written or holds something else than an evaluation, or another process is writing it.
+      DataError: data that are not there, or of other classes; the run's own, if they were changed since training.
       SelectionError: thresholds from test data, from those evaluated, or from other data where none are given.
       PublishedError: see `inference.restore`.
     """
     _check_thresholds(data, thresholds)
     check_out(workdir, out)
     workdir = find_workdir(workdir)
-    out = Path(out) if out else _choose_folder(workdir, data)
-    if out.exists() and not out.is_dir():
-        raise WorkdirError(f"{out} is a file; give a folder as --out")
+    data = None if data is None else local_path(data, "--data")
+    load_config(workdir)  # before a folder is made in what is no run
+    named = local_path(out, "--out") if out is not None else _choose_folder(workdir, data)
+    writing = write_folder(named, _OWN) if is_first() else contextlib.nullcontext(named)
+    with writing as folder:
+        evaluation, scores = _evaluate(workdir, data, split, thresholds, faithfulness_images, accept_changed_data)
+        if is_first():
+            _write(folder, evaluation, scores)
+    if is_first():
+        _tell(named, evaluation)
+    return evaluation
+
+
+def _evaluate(
+    workdir: Path,
+    data: Path | None,
+    split: str | None,
+    thresholds: str,
+    faithfulness_images: int,
+    accept_changed_data: bool,
+) -> tuple[dict[str, Any], Scores]:
+    """What `evaluate` returns, and the scores of each image."""
     with _stage("model and data opened"):
         trained = restore(workdir)
-        validation, tested, source = open_sources(trained, workdir, data, split, thresholds)
+        validation, tested, source = open_sources(trained, workdir, data, split, thresholds, accept_changed_data)
     with _stage(f"scores and maps of {len(source)} {tested} images"):
         scores, measured = score_source(trained, source, tested)
     val = scores if source is validation else None
@@ -176,6 +208,7 @@ def evaluate(
         "epoch": trained.epoch,
         "class_names": list(trained.class_names),
         "data": _name_data(trained, data),
+        "data_fingerprint": digest_fingerprint(take_fingerprint(trained.class_names, {tested: source})),
         "split": tested,
         "thresholds_from": "val of the new data" if data and thresholds == "data" else origin,
         "thresholds_on_tested": val is scores and bool(chosen),
@@ -184,10 +217,8 @@ def evaluate(
         **metrics,
         "faithfulness": _faithfulness(trained, source, tested, faithfulness_images),
     }
-    if is_first():
-        tables = [scores] if not val or val is scores else [val, scores]
-        _write(out, evaluation, join_scores(tables))
-    return evaluation
+    tables = [scores] if not val or val is scores else [val, scores]
+    return evaluation, join_scores(tables)
 
 
 def _check_thresholds(data: str | Path | None, thresholds: str) -> None:
@@ -230,11 +261,13 @@ def _stage(what: str) -> Iterator[None]:
         tqdm.write(f"{what}: {time.perf_counter() - start:.1f} s", file=sys.stderr)
 
 
-def _write(out: Path, evaluation: dict[str, Any], scores: Scores) -> None:
-    out.mkdir(parents=True, exist_ok=True)
-    write_scores(out / "scores.csv", scores, tuple(evaluation["class_names"]))
-    write_text(out / "tables.txt", format_evaluation(evaluation) + "\n")
-    write_json(out / "evaluation.json", evaluation)
+def _write(folder: Path, evaluation: dict[str, Any], scores: Scores) -> None:
+    write_scores(folder / "scores.csv", scores, tuple(evaluation["class_names"]))
+    write_text(folder / "tables.txt", format_evaluation(evaluation) + "\n")
+    write_json(folder / "evaluation.json", evaluation)
+
+
+def _tell(out: Path, evaluation: dict[str, Any]) -> None:
     both = "both scores, " if len(evaluation["class_names"]) == 2 else ""
     print(
         f"{format_screen(evaluation)}\n\n"
@@ -253,7 +286,7 @@ def evaluate_leave_one_domain_out(tables: list[str | Path], out: str | Path | No
       ScoresError: tables that are not there, don't fit together, or left no domain out.
     """
     read = []
-    for table in map(Path, tables):
+    for table in (local_path(table, "--leave_one_domain_out") for table in tables):
         inside = (table / "scores.csv", table / "evaluation" / "scores.csv")
         read.append(read_scores(next(filter(Path.is_file, inside), table)))
     for table, (_, names) in zip(tables, read, strict=True):
@@ -261,16 +294,21 @@ def evaluate_leave_one_domain_out(tables: list[str | Path], out: str | Path | No
             raise ScoresError(f"{table} has classes {', '.join(names)}; {tables[0]} has {', '.join(read[0][1])}")
     study = leave_one_domain_out([scores for scores, _ in read])
     text = format_leave_one_domain_out(study)
-    if out:
-        Path(out).mkdir(parents=True, exist_ok=True)
-        write_json(Path(out) / "leave_one_domain_out.json", study)
-        write_text(Path(out) / "leave_one_domain_out.txt", text + "\n")
+    if out is not None:
+        with write_folder(out, _OWN_MERGED) as folder:
+            write_json(folder / "leave_one_domain_out.json", study)
+            write_text(folder / "leave_one_domain_out.txt", text + "\n")
     print(text)
     return study
 
 
 def open_sources(
-    trained: Trained, workdir: Path, data: str | Path | None, split: str | None, thresholds: str
+    trained: Trained,
+    workdir: Path,
+    data: str | Path | None,
+    split: str | None,
+    thresholds: str,
+    accept_changed_data: bool = False,
 ) -> tuple[Source | None, str, Source]:
     """`(validation, split, tested)`; no validation where the data have none, or they are others than the run's, whose
     thresholds are stored.
@@ -278,7 +316,7 @@ def open_sources(
     Raises SelectionError if other data's thresholds would be chosen on what is tested.
     """
     if not data:
-        dataset = open_own_data(trained, workdir)
+        dataset = open_own_data(trained, workdir, accept_changed_data)
         split = choose_split(dataset, split)
         return dataset.splits.get("val"), split, dataset.splits[split]
     tested, *validation = open_other_data(trained, workdir, data, [split, *(["val"] if thresholds == "data" else [])])

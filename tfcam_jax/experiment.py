@@ -8,8 +8,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
-import math
-import operator
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,25 +18,24 @@ import optax
 from absl import logging
 
 from . import steps
-from .data import SOURCES
 from .data.checks.outcomes import Outcome, load_outcomes, outcomes_json
 from .data.listing import READING
-from .data.pipeline import BALANCES, Batch, eval_batches, train_batches, watch_workers
+from .data.pipeline import Batch, eval_batches, train_batches, watch_workers
 from .data.protocol import ProtocolOptions
 from .data.recipe import DataRecipe
 from .data.source import Dataset, Source
 from .data.transforms import Augment, Resize
 from .devices.distributed import is_first
+from .devices.memory import device_memory, host_memory
 from .devices.placement import Placement, make_placement
-from .errors import ConfigError, check_known, did_you_mean
-from .metrics.attacks import MODES as ATTACK_DETECTION
-from .metrics.classification import BETTER
-from .models import HEAD_INITS, POOLS, Model
+from .errors import ConfigError
+from .models import Model
 from .models.contract_check import check_contract
 from .models.lookup import NamedNetwork, find_network, is_foreign
 from .models.resolution import describe_cam, finer
 from .models.tasks import one_logit
 from .optimizers import make_optimizer, make_schedule
+from .run.config_values import MOST_STEPS, check_together, check_values
 from .run.files import WorkdirError, write_text
 from .strategies import STRATEGIES, alpha_of, check_places, make_strategy, reads_human_maps, strategy_options
 from .terms import Strategy
@@ -48,29 +45,13 @@ if TYPE_CHECKING:
 else:
     from ml_collections import ConfigDict
 
-BATCH_NORM = ("synchronized", "local")
-MAP_RESIZES = ("with_image", "straight")
-_KNOWN = {
-    "evaluation.select_by": BETTER,
-    "evaluation.attack_detection": ATTACK_DETECTION,
-    "model.dtype": ("float32", "bfloat16"),
-    "model.head_init": HEAD_INITS,
-    "data.maps.resize": MAP_RESIZES,
-    "parallel.batch_norm": BATCH_NORM,
-    "data.balance": BALANCES,
-}
 _LOOP = ("seed", "epochs", "batch_size", "accumulate_steps")
 _LOOP += ("log_every_steps", "checkpoint_every_steps", "grace_seconds")
-_AT_LEAST_ONE = (*_LOOP[2:], "evaluation.batch_size", "optimizer.step_epochs")
-_SHARES = ("model.dropout", "model.batch_norm_momentum")
 _OF_MODEL = ("head_init", "dropout", "rematerialize")
 # What only some networks have, and the value that asks for nothing.
 _OF_SOME_MODELS = {"freeze_batch_norm": False, "batch_norm_momentum": 0.9, "pool": None}
 _OF_SCHEDULE = ("learning_rate", "step_epochs", "step_factor", "warmup_epochs")
 _OF_OPTIMIZER = ("name", "momentum", "weight_decay", "clip_norm")
-_AT_LEAST_ZERO = tuple(f"optimizer.{name}" for name in (*_OF_SCHEDULE, *_OF_OPTIMIZER[1:]) if name != "step_epochs")
-# A study's own keys, and those of the sources that a run does not use.
-_NOT_READ = {"config.compare", "config.data.labels", *(f"config.data.{name}" for name in SOURCES)}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -174,7 +155,8 @@ def resolve(config: ConfigDict, placement: Placement | None = None, *, untrained
     Args:
       config: as `configs/default.py` gives it.
       placement: devices to use in place of those that the config asks for.
-      untrained: take 0 epochs too, which evaluate a network as it comes: `training.import_network`.
+      untrained: nothing is to be trained by it: take 0 epochs too, which evaluate a network as it comes
+        (`training.import_network`), and what would do nothing in training.
 
     Raises:
       ConfigError: a key that nothing reads, or a value that would fail late or do nothing sensible; names the key and
@@ -183,23 +165,24 @@ def resolve(config: ConfigDict, placement: Placement | None = None, *, untrained
     if not hasattr(config, "to_json"):
         what = f"config is a {type(config).__name__}, not an ml_collections.ConfigDict"
         raise ConfigError(f"{what}; configs/*.py make one: `from configs import manifest; manifest.get_config()`")
-    stored, config = config_json(config), _Reading(config)
-    network = find_network(config.model.name)
+    values = config.to_dict()
+    check_values(values)
+    check_together(values, untrained)
+    stored, network = config_json(config), find_network(config.model.name)
     image_size = network.default("image_size") if config.data.image_size is None else config.data.image_size
-    _check_values(config, image_size)
     mean, std = (tuple(config.data[key] or network.default(key)) for key in ("mean", "std"))
     if is_foreign(config.model.name):  # its module may say otherwise one day, and a run keeps what it was trained with
         stored["data"] |= {"image_size": image_size, "mean": list(mean), "std": list(std)}
     of_model = {"dtype": jnp.dtype(config.model.dtype), **{key: config.model[key] for key in _OF_MODEL}}
     of_model |= _of_some_models(config, network)
-    _check_epochs(config, untrained, network, of_model)
+    _check_weights(config, untrained, network, of_model)
     seen = network.look(image_size, **of_model)
     cam_side = seen.cam_side
     _check_hooked(config, seen.is_hooked)
-    strategy = make_strategy(config.strategy, **config.guidance.take(_guidance_options()))
+    strategy = make_strategy(config.strategy, **_take(config.guidance, _guidance_options()))
     alpha = alpha_of(config.strategy, config.guidance.alpha, config.guidance.weighting)
     _check_places(config, image_size, cam_side, alpha)
-    devices = config.parallel.take(("mode", "devices", "shard_state"))
+    devices = _take(config.parallel, ("mode", "devices", "shard_state"))
     make_model = functools.partial(network.make, **of_model)
     recipe = Recipe(
         **{name: config[name] for name in _LOOP},
@@ -228,56 +211,21 @@ def resolve(config: ConfigDict, placement: Placement | None = None, *, untrained
         placement=placement or make_placement(**devices),
         local_batch_norm=config.parallel.batch_norm == "local",
     )
+    if not untrained:
+        _check_memory(recipe, seen.largest)
     # Made again once the data are known; here for what they say of their options.
     recipe.make_optimizer(1)
     recipe.model_for_training(2)
-    config.check_all_read()
     return recipe
-
-
-class _Reading:
-    """A config, or a section of one, that notes which of its keys are asked for.
-
-    What nothing asks for is misspelt. A command line's config is locked against that, one made in Python is not.
-    """
-
-    def __init__(self, config: ConfigDict, section: str = "config"):
-        self._config, self._section = config, section
-        self._read: dict[str, Any] = {}
-
-    def __getitem__(self, key: str) -> Any:
-        return self._note(key, self._config[key])
-
-    def __getattr__(self, key: str) -> Any:
-        return self._note(key, getattr(self._config, key))
-
-    def _note(self, key: str, value: Any) -> Any:
-        if isinstance(value, ConfigDict):
-            value = self._read.get(key) or _Reading(value, f"{self._section}.{key}")
-        return self._read.setdefault(key, value)
-
-    def keys(self) -> list[str]:
-        return list(self._config)
-
-    def take(self, names: Iterable[str]) -> dict[str, Any]:
-        """The keys of this section that are among the names."""
-        return {name: self[name] for name in names if name in self._config}
-
-    def check_all_read(self) -> None:
-        """Raises ConfigError for a key that was not asked for, with the nearest that was."""
-        for key in self._config:
-            if f"{self._section}.{key}" in _NOT_READ:
-                continue
-            if key not in self._read:
-                near = did_you_mean(key, self._read)
-                raise ConfigError(f"{self._section} has no key {key!r}.{near} Its keys: {', '.join(self._read)}.")
-            if isinstance(self._read[key], _Reading):
-                self._read[key].check_all_read()
 
 
 def _guidance_options() -> list[str]:
     """Those of all strategies, each once."""
     return list(dict.fromkeys(option for name in STRATEGIES for option in strategy_options(name)))
+
+
+def _take(section: ConfigDict, names: Iterable[str]) -> dict[str, Any]:
+    return {name: section[name] for name in names}
 
 
 def _fields(owner: type) -> list[str]:
@@ -289,43 +237,8 @@ def config_json(config: ConfigDict) -> dict[str, Any]:
     return json.loads(config.to_json())
 
 
-def _check_values(config: _Reading, image_size: int) -> None:
-    for key, known in _KNOWN.items():
-        check_known(f"config.{key}", operator.attrgetter(key)(config), known)
-    numbers = {key: operator.attrgetter(key)(config) for key in _AT_LEAST_ONE} | {"data.image_size": image_size}
-    for key, value in numbers.items():
-        if value is not None and value < 1:
-            raise ConfigError(f"config.{key} is {value}; it must be at least 1.")
-    for key in _SHARES:
-        if not 0 <= operator.attrgetter(key)(config) < 1:
-            raise ConfigError(f"config.{key} is {operator.attrgetter(key)(config)}; it must lie in [0, 1), 1 excluded.")
-    if config.data.maps.resize == "straight" and config.strategy == "input_gradient":
-        raise ConfigError(
-            "config.data.maps.resize=straight gives maps of the CAM's size, and strategy input_gradient needs them at "
-            "the image's: set config.data.maps.resize=with_image."
-        )
-    for key in _AT_LEAST_ZERO:
-        value = operator.attrgetter(key)(config)
-        if value is not None and not 0 <= value < math.inf:
-            none = "; 0: no clipping" if key.endswith("clip_norm") else ""
-            raise ConfigError(f"config.{key} is {value}; it must be a finite number, at least 0{none}.")
-    for key in ("mean", "std"):
-        values = config.data[key]
-        if values and (len(values) != 3 or not all(isinstance(value, int | float) for value in values)):
-            raise ConfigError(f"config.data.{key} is {tuple(values)}; it must be three numbers, of RGB.")
-    if not all(value > 0 for value in config.data.std or ()):
-        raise ConfigError(f"config.data.std is {tuple(config.data.std)}; it must be above 0.")
-    if config.accumulate_steps > config.batch_size:
-        raise ConfigError(
-            f"config.accumulate_steps is {config.accumulate_steps}: a batch of {config.batch_size} examples "
-            "(config.batch_size) has not as many parts."
-        )
-
-
-def _of_some_models(config: _Reading, network: NamedNetwork) -> dict[str, Any]:
+def _of_some_models(config: ConfigDict, network: NamedNetwork) -> dict[str, Any]:
     """The settings that this network has and others do not; ConfigError for one that would do nothing here."""
-    if config.model.pool is not None:
-        check_known("config.model.pool", config.model.pool, POOLS)
     given = {key: config.model[key] for key, nothing in _OF_SOME_MODELS.items() if config.model[key] != nothing}
     known = network.settings
     if known is None:  # one that others wrote says so itself
@@ -343,38 +256,37 @@ def _of_some_models(config: _Reading, network: NamedNetwork) -> dict[str, Any]:
     return given
 
 
-def _check_hooked(config: _Reading, is_hooked: bool) -> None:
+def _check_hooked(config: ConfigDict, is_hooked: bool) -> None:
     if config.guidance.cam_features == "hooked" and not is_hooked:
         raise ConfigError(
             f"config.guidance.cam_features is hooked, and {config.model.name} has no such tensor; leave it unset."
         )
 
 
-def _check_epochs(config: _Reading, untrained: bool, network: NamedNetwork, of_model: dict[str, Any]) -> None:
-    """Without training there must be a network, and its head."""
-    if config.epochs < 0 or (config.epochs == 0 and not untrained):
+def _check_weights(config: ConfigDict, untrained: bool, network: NamedNetwork, of_model: dict[str, Any]) -> None:
+    """Without training there must be a network, and its head; and what is to be kept must come from somewhere."""
+    if config.epochs == 0 and not untrained:
         raise ConfigError(
-            f"config.epochs is {config.epochs}; it must be at least 1 to train. To evaluate or explain a network as it "
+            "config.epochs is 0; it must be at least 1 to train. To evaluate or explain a network as it "
             "comes: launch/evaluate.py or launch/explain.py with --config, --config.model.weights=FILE, "
             "--config.model.keep_head=True and a new --workdir."
         )
-    # These keys are read here, whatever comes out, so that none is taken for misspelt.
-    weights, keep_head = config.model.weights, config.model.keep_head
-    if config.epochs > 0 or (not weights and network.brings_values(**of_model)):
-        return
-    if not weights:
+    kept = [key for key in ("keep_head", "freeze_batch_norm") if config.model[key] and not untrained]
+    if config.model.weights:
+        if config.epochs == 0 and not config.model.keep_head:
+            raise ConfigError(
+                "config.model.keep_head is False: nothing is trained here, so a new head would be random. Set "
+                "--config.model.keep_head=True to take that of the weights."
+            )
+    elif (config.epochs == 0 or kept) and not network.brings_values(**of_model):
+        keeps = f"config.model.{kept[0]} would keep random values" if kept else ""
         raise ConfigError(
-            "config.model.weights is empty: nothing is trained here, so the weights would be random. Give the path of "
-            "a .safetensors or .pth file, or of a run; a network of your own may bring its values along."
-        )
-    if not keep_head:
-        raise ConfigError(
-            "config.model.keep_head is False: nothing is trained here, so a new head would be random. Set "
-            "--config.model.keep_head=True to take that of the weights."
+            f"config.model.weights is empty: {keeps or 'nothing is trained here, so the weights would be random'}. "
+            "Give the path of a .safetensors or .pth file, or of a run; a network of your own may bring its values."
         )
 
 
-def _check_places(config: _Reading, image_size: int, cam_side: int, alpha: float | None) -> None:
+def _check_places(config: ConfigDict, image_size: int, cam_side: int, alpha: float | None) -> None:
     try:
         check_places(config.strategy, alpha, cam_side**2)
     except ConfigError as error:
@@ -382,18 +294,44 @@ def _check_places(config: _Reading, image_size: int, cam_side: int, alpha: float
         raise ConfigError(f"config.data.image_size is {image_size}: {error} Take {remedy}.") from error
 
 
-def _augment(config: _Reading) -> Augment:
-    options = config.augment.take(_fields(Augment))
-    return Augment(**options | {"map_blur": tuple(options["map_blur"])})  # a list in a config that was stored as JSON
+def _check_memory(recipe: Recipe, largest: int) -> None:
+    """Raises ConfigError for a batch that can't fit: of what it needs at least, the batch, its floats, one activation.
+
+    What is needed besides depends on the network and on XLA, and is left to the try.
+    """
+    size, devices = recipe.image_size, recipe.placement.mesh.local_devices
+    stored = size**2 * recipe.data.channels + 4 * (recipe.map_size or size) ** 2
+    computed = 4 * 3 * size**2 + largest
+    of_host, of_device = host_memory(), device_memory(devices)
+    for key, rows, parts in (
+        ("batch_size", recipe.batch_size, recipe.accumulate_steps),
+        ("evaluation.batch_size", recipe.eval_batch_size, 1),
+    ):
+        on_device = -(-rows // recipe.placement.num_devices)
+        device = on_device * stored + -(-on_device // parts) * computed
+        host = -(-rows // jax.process_count()) * stored + (0 if of_device else len(devices) * device)
+        for place, needed, there in (("the host", host, of_host), ("a device", device, of_device)):
+            if there and needed > there:
+                parted = "" if parts > 1 or "." in key else ", or work it through in parts (config.accumulate_steps)"
+                raise ConfigError(
+                    f"config.{key} is {rows}, of images of {size} px (config.data.image_size): at least "
+                    f"{needed / 2**30:.1f} GiB, and {place} has {there / 2**30:.1f} GiB. Lower one of them{parted}."
+                )
 
 
-def _optimizer(config: _Reading) -> Callable[[int], optax.GradientTransformation]:
-    options, of_schedule = config.optimizer.take(_OF_OPTIMIZER), config.optimizer.take(_OF_SCHEDULE)
+def _augment(config: ConfigDict) -> Augment:
+    options = _take(config.augment, _fields(Augment))
+    options["map_blur"] = tuple(options["map_blur"])  # a list in a config that was stored as JSON
+    return Augment(**options)
+
+
+def _optimizer(config: ConfigDict) -> Callable[[int], optax.GradientTransformation]:
+    options, of_schedule = _take(config.optimizer, _OF_OPTIMIZER), _take(config.optimizer, _OF_SCHEDULE)
     schedule = functools.partial(make_schedule, config.optimizer.schedule, epochs=config.epochs, **of_schedule)
     return lambda steps_per_epoch: make_optimizer(schedule=schedule(steps_per_epoch=steps_per_epoch), **options)
 
 
-def _data_recipe(config: _Reading) -> DataRecipe:
+def _data_recipe(config: ConfigDict) -> DataRecipe:
     data, maps = config.data, config.data.maps
     if data.source == "manifest" and not data.manifest:
         raise ConfigError("config.data.manifest is empty: give --config.data.manifest=PATH of the CSV.")
@@ -403,8 +341,7 @@ def _data_recipe(config: _Reading) -> DataRecipe:
     options = {"manifest": data.manifest} if data.source == "manifest" else data[data.source]
     if data.source in ("manifest", "folders"):
         options = {**options, "labels": data.labels or (), "to_train": config.epochs > 0}
-    columns = maps.columns.take(maps.columns.keys())
-    own = {"bits": data.bits, "columns": {meaning: name for meaning, name in columns.items() if name}}
+    own = {"bits": data.bits, "columns": {meaning: name for meaning, name in maps.columns.items() if name}}
     reading = {key: own[key] if key in own else maps[key] for key in READING}
     reading["skip_unreadable"] = data.skip_unreadable
     if data.source != "demo":
@@ -414,7 +351,7 @@ def _data_recipe(config: _Reading) -> DataRecipe:
         # A config that was stored as JSON has lists where it had tuples.
         options={key: tuple(value) if isinstance(value, list) else value for key, value in dict(options).items()},
         channels=data.channels,
-        protocol=data.protocol.take(_fields(ProtocolOptions)),
+        protocol=_take(data.protocol, _fields(ProtocolOptions)),
         **{key: maps[key] for key in ("predicted", "share", "share_seed", "blur", "threshold", "placebo")},
         seed=config.seed,
     )
@@ -497,6 +434,11 @@ def build_experiment(recipe: Recipe, dataset: Dataset | None = None, programs: E
     dataset = dataset or open_dataset(recipe)
     trained_on = len(dataset.splits["train"]) if "train" in dataset.splits else 1  # schedules want a length
     steps_per_epoch = -(-trained_on // recipe.batch_size)
+    if recipe.epochs * steps_per_epoch > MOST_STEPS:
+        raise ConfigError(
+            f"config.epochs is {recipe.epochs}: {steps_per_epoch} steps each are more than can be counted. It must be "
+            f"at most {MOST_STEPS // steps_per_epoch}."
+        )
     tx, placement, num_classes = recipe.make_optimizer(steps_per_epoch), recipe.placement, len(dataset.class_names)
     if programs:
         initialize, train_step, eval_step = programs.initialize, programs.train_step, programs.eval_step

@@ -11,6 +11,7 @@ import hashlib
 import heapq
 import itertools
 import json
+import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,10 +19,14 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from absl import logging
 from jaxtyping import Float, UInt8
 from tqdm import tqdm
 
 from . import cams
+from .data.fingerprint import compare_fingerprints, digest_fingerprint, take_fingerprint
+from .data.outputs import write_folder
+from .data.paths import local_path
 from .data.source import Records, Source, Subset
 from .data.unlisted import open_image_folder
 from .errors import UserError
@@ -31,6 +36,7 @@ from .report import summary as of_report
 from .report.page import write_page
 from .report.pictures import crop, data_uri, pack_maps, sheet
 from .run.files import write_json
+from .run.workdir import load_config
 from .steps import EvalOutput
 
 CHUNK = 128  # images, at least
@@ -80,6 +86,7 @@ def explain(
     images: str | Path | None = None,
     split: str | None = None,
     data: str | Path | None = None,
+    accept_changed_data: bool = False,
 ) -> Path:
     """Explains images with a run's best checkpoint and writes the report.
 
@@ -91,6 +98,7 @@ def explain(
       split: `train`, `val` or `test` of the run's data or of `data`; None: `test`, or `val` if there is no test. Not
         with `images`.
       data: CSV manifest of other data with the same classes.
+      accept_changed_data: explain the run's own data though they are not what it was trained on; what differs is told.
 
     Returns:
       The path of `index.html`.
@@ -98,41 +106,56 @@ def explain(
     Raises:
       WorkdirError, CheckpointError: no run with a sound checkpoint there.
       PublishedError: see `inference.restore`.
-      DataError: no such images, broken ones (each is named), or other classes.
+      DataError: no such images, broken ones (each is named), or other classes; the run's own, if they were changed.
       ReportError: `out` holds something, or images and a split were asked for at once.
+      OutputError: `out` can't be written, or another process is writing it.
     """
     check_out(workdir, out)
     name, workdir = Path(workdir).resolve().name, find_workdir(workdir)
-    out = Path(out) if out else workdir / "report"
-    if images and (split or data):
+    named = local_path(out, "--out") if out is not None else workdir / "report"
+    if images is not None:
+        images = _folder_beside(local_path(images, "--images"), named)
+    if images is not None and (split or data is not None):
         raise ReportError("give either a folder of images, or a split of the run's data or of a manifest")
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        what = "holds a report already" if (out / "figures.json").exists() else "exists already and is not empty"
-        raise ReportError(f"{out} {what}: give another folder, as --out={_free(out)}, or delete it for a new report")
-    trained = restore(workdir)
-    source, title = _open(trained, workdir, images, split, data)
-    about = {
-        "title": title,
-        "run": name,
-        "strategy": trained.recipe.strategy_name,
-        "model": trained.recipe.model_name,
-        "epoch": trained.epoch,
-        "class_names": list(trained.class_names),
-        "images": len(source),
-        "image_size": trained.recipe.image_size,
-    }
-    staging = _prepare(out, about, trained, source.records)
-    chunks = _write_chunks(trained, source, staging)
-    summary = of_report.summarize(chunks, trained.class_names)
-    of_report.draw_mean_maps(summary, staging / "mean_maps.png")
-    of_report.write_figures(staging / "figures.json", about, summary, chunks)
-    write_page(staging / "index.html", about, summary, chunks)
-    shutil.rmtree(staging / "chunks")
-    (staging / "fingerprint.json").unlink()
-    if out.exists():
-        out.rmdir()  # it is empty, or this raises
-    staging.rename(out)
-    return out / "index.html"
+    data = None if data is None else local_path(data, "--data")
+    load_config(workdir)  # before a folder is made in what is no run
+    with write_folder(named, _refuse, keep=True) as staging:
+        trained = restore(workdir)
+        source, title = _open(trained, workdir, images, split, data, accept_changed_data)
+        about = {
+            "title": title,
+            "run": name,
+            "strategy": trained.recipe.strategy_name,
+            "model": trained.recipe.model_name,
+            "epoch": trained.epoch,
+            "class_names": list(trained.class_names),
+            "images": len(source),
+            "image_size": trained.recipe.image_size,
+        }
+        of_data = take_fingerprint(trained.class_names, {title: source})
+        _prepare(staging, about, trained, of_data)
+        about["data_fingerprint"] = digest_fingerprint(of_data)
+        chunks = _write_chunks(trained, source, staging)
+        summary = of_report.summarize(chunks, trained.class_names)
+        of_report.draw_mean_maps(summary, staging / "mean_maps.png")
+        of_report.write_figures(staging / "figures.json", about, summary, chunks)
+        write_page(staging / "index.html", about, summary, chunks)
+        shutil.rmtree(staging / "chunks")
+        (staging / "fingerprint.json").unlink()
+    return named / "index.html"
+
+
+def _folder_beside(images: Path, out: Path) -> Path:
+    """The folder of images; ReportError where the report would lie in it, and be images of the next one."""
+    if Path(os.path.realpath(out)).is_relative_to(os.path.realpath(images)):
+        raise ReportError(f"{out} lies in {images}, the folder of images, whose part it would be: give another --out")
+    return images
+
+
+def _refuse(out: Path) -> None:
+    """Raises ReportError: a report is not replaced."""
+    what = "holds a report already" if (out / "figures.json").exists() else "exists already and is not empty"
+    raise ReportError(f"{out} {what}: give another folder, as --out={_free(out)}, or delete it for a new report")
 
 
 def _free(folder: Path) -> Path:
@@ -141,34 +164,55 @@ def _free(folder: Path) -> Path:
 
 
 def _open(
-    trained: Trained, workdir: Path, images: str | Path | None, split: str | None, data: str | Path | None
+    trained: Trained,
+    workdir: Path,
+    images: str | Path | None,
+    split: str | None,
+    data: str | Path | None,
+    accept_changed_data: bool,
 ) -> tuple[Source, str]:
-    if images:
+    if images is not None:
         return open_image_folder(images, trained.recipe.data.channels, trained.recipe.data.bits), Path(images).name
-    if data:
+    if data is not None:
         (opened,) = open_other_data(trained, workdir, data, [split])
         return opened.source, f"{Path(data).name}, {opened.split}"
-    dataset = open_own_data(trained, workdir)
+    dataset = open_own_data(trained, workdir, accept_changed_data)
     split = choose_split(dataset, split)
     return dataset.splits[split], f"{dataset.name}, {split}"
 
 
-def _prepare(out: Path, about: dict[str, Any], trained: Trained, records: Records) -> Path:
-    """The folder that is worked in, beside the report's: what it holds of the very same report is kept."""
-    staging = out.parent / f".{out.name}.partial"
-    content = hashlib.sha256(repr((records.ids, records.labels.tolist(), records.domains, records.groups)).encode())
+def _prepare(staging: Path, about: dict[str, Any], trained: Trained, data: dict[str, Any]) -> None:
+    """Readies the folder that is worked in: what it holds of the very same report is kept, anything else is not."""
+    content = hashlib.sha256()
     for leaf in jax.tree.leaves((trained.state.params, trained.state.batch_stats)):
         content.update(np.asarray(leaf).tobytes())
-    fingerprint = {"about": about, "content": content.hexdigest()}
+    fingerprint = {"about": about, "weights": content.hexdigest(), "data": data}
     path = staging / "fingerprint.json"
-    if path.exists() and json.loads(path.read_text(encoding="utf-8")) == fingerprint:
-        return staging
-    if staging.exists():
-        shutil.rmtree(staging)
+    if path.exists():
+        kept = json.loads(path.read_text(encoding="utf-8"))
+        other = _tell_other(kept, fingerprint)
+        if not other:
+            return
+        logging.warning("the report that was cut off is begun anew, as it is of %s", other)
+    for entry in staging.iterdir():
+        shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
     for folder in ("chunks", "images"):
-        (staging / folder).mkdir(parents=True)
+        (staging / folder).mkdir()
     write_json(path, fingerprint)
-    return staging
+
+
+def _tell_other(kept: dict[str, Any], wanted: dict[str, Any]) -> str:
+    """What a report that was cut off is of, other than the one wanted; "" if it is that."""
+    if "data" not in kept:
+        return "an earlier version"
+    if kept["weights"] != wanted["weights"]:
+        return "another checkpoint"
+    found = compare_fingerprints(kept["data"], wanted["data"])
+    if kept["data"]["splits"].keys() != wanted["data"]["splits"].keys():
+        return f"other data: {', '.join(kept['data']['splits'])}"
+    if any(found):
+        return f"other data: {'; '.join([*found.changed, *found.harmless, *filter(None, [found.classes])])}"
+    return "" if kept["about"] == wanted["about"] else "another run"
 
 
 def _write_chunks(trained: Trained, source: Source, staging: Path) -> list[Path]:

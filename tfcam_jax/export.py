@@ -8,9 +8,10 @@ import jax
 import jax.numpy as jnp
 from jax import export as jax_export
 
+from .data.outputs import resolve_file
 from .errors import check_known
 from .inference import restore
-from .run.files import WorkdirError, write_bytes
+from .run.files import write_bytes
 from .steps import make_eval_step
 
 PLATFORMS = ("cpu", "cuda", "tpu")
@@ -38,13 +39,12 @@ def export_model(workdir: str | Path, out: str | Path, platforms: tuple[str, ...
       `out`.
 
     Raises:
-      WorkdirError, CheckpointError: no run with a sound checkpoint there, or `out` is a folder.
+      WorkdirError, CheckpointError: no run with a sound checkpoint there.
+      OutputError: `out` is a folder, or can't be written.
       PublishedError: see `inference.restore`.
       ConfigError: an unknown platform.
     """
-    out = Path(out)
-    if out.is_dir():
-        raise WorkdirError(f"{out} is a folder; give a file as --out, such as {out / 'model.stablehlo'}")
+    target = resolve_file(out)
     for name in platforms or ("",):
         check_known("platform", name, (*PLATFORMS, "rocm"))
     trained = restore(workdir)
@@ -62,6 +62,5 @@ def export_model(workdir: str | Path, out: str | Path, platforms: tuple[str, ...
     size, channels = trained.recipe.image_size, trained.recipe.data.channels
     images = jax.ShapeDtypeStruct((batch, size, size, channels), jnp.uint8)
     exported = jax_export.export(jax.jit(predict), platforms=platforms)(images)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    write_bytes(out, bytes(exported.serialize()))
-    return out
+    write_bytes(target, bytes(exported.serialize()))
+    return Path(out)

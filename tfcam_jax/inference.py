@@ -18,8 +18,10 @@ from scipy.special import softmax
 from . import steps
 from .data.checks.outcomes import load_outcomes
 from .data.manifest import OpenedSplit
+from .data.paths import local_path
 from .data.source import DataError, Dataset, Source
 from .data.unlisted import open_images
+from .devices.memory import explain_out_of_memory
 from .devices.placement import fetch, make_placement
 from .errors import ConfigError
 from .experiment import Experiment, Recipe, keep_checks, open_dataset, resolve
@@ -29,6 +31,7 @@ from .models.lookup import is_foreign
 from .models.weights import WeightsError, find_weights, load_pretrained, merge
 from .models.wheels import digest_file
 from .run.checkpoints import CheckpointError, Checkpoints
+from .run.data_record import check_same_data, record_data
 from .run.files import WorkdirError
 from .run.fingerprints import checksum_json, fingerprint_tree
 from .run.published import (
@@ -39,7 +42,16 @@ from .run.published import (
     read_record,
     read_variables,
 )
-from .run.workdir import CHECKS, OTHER_CHECKS, config_differences, is_run, load_config, tell_changed_network
+from .run.workdir import (
+    CHECKS,
+    OTHER_CHECKS,
+    PLACES,
+    config_differences,
+    find_places,
+    is_run,
+    load_config,
+    tell_changed_network,
+)
 
 Also = Callable[[steps.EvalOutput, steps.Batch], Any]
 
@@ -67,7 +79,7 @@ class Trained:
       recipe: the same, resolved; its placement is that of the devices here.
       class_names: position = class index.
       domains: those that training saw; None of a network that was imported: nobody knows.
-      rows: of its data, see `describe_rows`.
+      rows: a checksum of each split of its data, see `data_record.describe_dataset`.
       state: parameters and batch statistics, on every device.
       model: the network, for `model.apply(trained.variables, trained.recipe.preprocess(images), train=False)`.
       eval_step: compiled, see `steps.make_eval_step`.
@@ -129,9 +141,14 @@ def outputs_of(
     Yields:
       `(EvalOutput, what also gave)` of each batch as NumPy arrays, in order, without padding.
     """
-    for batch in batches:
-        output = eval_step(state.params, state.batch_stats, batch)
-        *found, mask = fetch((output, also(output, batch), batch["mask"]))
+    remaining = iter(batches)
+    while True:
+        with explain_out_of_memory("Lower config.evaluation.batch_size."):
+            batch = next(remaining, None)
+            if batch is None:
+                return
+            output = eval_step(state.params, state.batch_stats, batch)
+            *found, mask = fetch((output, also(output, batch), batch["mask"]))
         yield tuple(jax.tree.map(lambda leaf, real=mask > 0: leaf[real], found))
 
 
@@ -166,7 +183,7 @@ def initial_state(experiment: Experiment) -> InitialState:
         variables = experiment.random_variables()
         recipe.check_network(variables, num_classes)
         return InitialState(experiment.create_state(variables), None)
-    run = find_workdir(recipe.weights)
+    run = find_workdir(recipe.weights, "config.model.weights")
     take = _take_from_run if is_run(run) or is_published(run) else _take_from_file
     loaded, origin = take(experiment)
     recipe.check_network(loaded, num_classes)
@@ -189,7 +206,7 @@ def _take_from_file(experiment: Experiment) -> tuple[dict[str, Any], dict[str, A
 
 def _take_from_run(experiment: Experiment) -> tuple[dict[str, Any], dict[str, Any]]:
     recipe, class_names = experiment.recipe, experiment.dataset.class_names
-    run = find_workdir(recipe.weights)
+    run = find_workdir(recipe.weights, "config.model.weights")
     trained = restore(run)
     if trained.recipe.model_name != recipe.model_name:
         told = f"{run} holds a {trained.recipe.model_name}, and config.model.name is {recipe.model_name}"
@@ -227,21 +244,21 @@ def describe_origin(origin: Mapping[str, Any], class_names: Sequence[str]) -> st
     return told
 
 
-def find_workdir(name: str | Path) -> Path:
-    """The folder of a run, or of a published model, from what a user calls it by.
+def find_workdir(name: str | Path, what: str = "--workdir") -> Path:
+    """The folder of a run, or of a published model, from what a user calls it by, as `what`.
 
     That is the folder itself or the `checkpoints` in it, or `hf://owner/name[@revision]`, which is downloaded: see
     `published.fetch_published`, also for what it raises.
     """
     if on_hub(name):
         return fetch_published(name)
-    path = Path(name).expanduser()
+    path = local_path(name, what)
     return path.parent if path.name == "checkpoints" and is_run(path.parent) else path
 
 
 def check_out(workdir: str | Path, out: str | Path | None) -> None:
     """Raises WorkdirError where nothing says where files are to go, and the model is one that nothing is written to."""
-    if out is None and (on_hub(workdir) or is_published(Path(workdir))):
+    if out is None and (on_hub(workdir) or is_published(local_path(workdir, "--workdir"))):
         raise WorkdirError(f"{workdir} is a published model, to which nothing is written: give a folder as --out.")
 
 
@@ -260,7 +277,7 @@ def restore(workdir: str | Path) -> Trained:
     """
     workdir = find_workdir(workdir)
     stored, published = load_config(workdir), is_published(workdir)
-    config = ConfigDict(check_config(workdir, stored) if published else stored).lock()
+    config = ConfigDict(check_config(workdir, stored) if published else find_places(workdir, stored)).lock()
     try:
         recipe = resolve(config, make_placement(), untrained=True)
     except AttributeError as error:
@@ -311,17 +328,11 @@ def _restore_checkpoint(workdir: Path, recipe: Recipe) -> tuple[steps.TrainState
     return restored
 
 
-def describe_rows(dataset: Dataset) -> dict[str, int]:
-    """A checksum of each split's names, labels and which of them have a map."""
-    rows = lambda records: checksum_json([records.ids, records.labels.tolist(), records.has_map.tolist()])
-    return {name: rows(split.records) for name, split in dataset.splits.items()}
-
-
-def open_own_data(trained: Trained, workdir: str | Path) -> Dataset:
+def open_own_data(trained: Trained, workdir: str | Path, accept_changed_data: bool = False) -> Dataset:
     """The data that a run was trained on, as its recipe names them.
 
-    Raises DataError if they are broken, of other classes now, or split otherwise, where splits are drawn: the model
-    would be tested on what it was trained on. A published model comes without them: DataError names them.
+    Raises DataError if they are broken, of other classes now, or, unless that is accepted, in anything others than
+    those trained on: `data_record.check_same_data`. A published model comes without them: DataError names them.
     """
     if is_published(Path(workdir)):
         raise DataError([f"{workdir} was published without its images. {_describe_absent(read_record(Path(workdir)))}"])
@@ -331,12 +342,13 @@ def open_own_data(trained: Trained, workdir: str | Path) -> Dataset:
         now, then = ", ".join(dataset.class_names), ", ".join(trained.class_names)
         problem = f"the data of the run have classes {now} now; it was trained on {then}."
         raise DataError([f"{problem} Restore them, or give other data with --data."])
-    if dataset.drawn and describe_rows(dataset) != trained.rows:
-        problem = (
-            f"{dataset.name}: images or maps were added or removed since training, which drew its splits from them,"
-        )
-        remedy = "Restore them, or give others with --data; prepare --write_manifest keeps the splits of a later run."
-        raise DataError([f"{problem} so that some would test now that were trained on. {remedy}"])
+    domains = None if trained.domains is None else list(trained.domains)
+    described = {"class_names": list(trained.class_names), "domains": domains, "rows": trained.rows}
+    remedy = "give others with --data"
+    if dataset.drawn:
+        remedy += " (splits are drawn anew when images come or go: prepare --write_manifest keeps those of a later run)"
+    now, name = record_data(dataset), trained.recipe.data.place
+    check_same_data(Path(workdir), name, now, lambda: described, accept_changed_data, remedy)
     keep_checks(checks, dataset.checked)
     return dataset
 
@@ -349,6 +361,7 @@ def open_other_data(
     What was found of the files is kept in the workdir, but not in a published model's. Raises DataError if they are
     broken, have other classes, or no such split.
     """
+    manifest = local_path(manifest, "--data")
     checks = None if is_published(workdir) else workdir / OTHER_CHECKS
     known, data = load_outcomes(checks) if checks else None, trained.recipe.data
     opened = [data.open_split(manifest, split, trained.class_names, known) for split in splits]
@@ -376,9 +389,7 @@ def choose_split(dataset: Dataset, split: str | None) -> str:
 def _check_config(workdir: Path, trained: Mapping[str, Any], config: Mapping[str, Any]) -> None:
     """Refuses a `config.json` that was changed since in more than speed and places of files."""
     differences = [
-        line
-        for key, line in config_differences(trained, config).items()
-        if not key.endswith((".manifest", ".data_dir", ".manual_dir", ".folders.images", ".folders.maps", "batch_size"))
+        line for key, line in config_differences(trained, config).items() if not key.endswith((*PLACES, "batch_size"))
     ]
     if differences:
         raise WorkdirError(

@@ -2,9 +2,11 @@
 
 Pure functions of arrays that need jax alone; the caller masks and reduces, for which there is `masked_mean`. `true_map`
 and `false_map` are *raw* CAMs (see `cams`), `saliency` is the human map in [0, 1] at the CAM's resolution, float or
-boolean, as `saliency.to_cam_resolution` gives it. ValueError: maps of different shapes, a saliency of integers. Any
-float dtype comes in, computation is float32 (float64 if that comes in). N(x) is `cams.normalize`: of a constant map it
-is 0 with gradient 0. Such an example says nothing and belongs masked out; `cams.is_constant` finds it.
+boolean, as `saliency.to_cam_resolution` gives it. ValueError: maps of different shapes, a saliency of integers or,
+outside jit where values can be seen, beyond [0, 1]. Any float dtype comes in, computation is float32 (float64 if that
+comes in). N(x) is `cams.normalize`: of a constant map it is 0 with gradient 0. Such an example says nothing and belongs
+masked out; `cams.is_constant` finds it. An example with NaN or inf has value NaN and gradient 0: masked, it does not
+matter.
 
 `opposed_loss`, `difference_loss` and `contrast_loss` are **reconstructions** from the hypothesis stated in the
 abstract of "Divisive Decisions" (Piland, Sweet, Czajka, arXiv 2507.17000), not formulas printed there.
@@ -18,7 +20,15 @@ from typing import TYPE_CHECKING
 import jax
 import jax.numpy as jnp
 
-from .cams import SMALLEST_DIVISOR, at_least_float32, difference_salience, largest_magnitude, normalize
+from .cams import (
+    SMALLEST_DIVISOR,
+    at_least_float32,
+    difference_salience,
+    finite_examples,
+    largest_magnitude,
+    normalize,
+    value_range,
+)
 from .divergences import mse
 from .saliency import border_ring
 
@@ -28,6 +38,8 @@ if TYPE_CHECKING:
 Divergence = Callable[[jax.Array, jax.Array], jax.Array]
 
 _PLACES = (-2, -1)
+# Rounding of what was normalised elsewhere.
+_TOLERANCE = 1e-3
 
 
 def cyborg_loss(
@@ -79,10 +91,11 @@ def contrast_loss(
     regions weigh the same. Reconstruction 3. In [0, 2.5]. A region of weight 0 (S all 0, or all 1) contributes 0.
     """
     saliency = _human_map(saliency, true_map.shape, false_map.shape)
+    taint, true_map, false_map, saliency = finite_examples(true_map, false_map, saliency)
     divide = normalize(true_map) - normalize(false_map)
     apart = _weighted_mean(jnp.square(1 - divide), saliency)
     together = _weighted_mean(jnp.square(divide), 1 - saliency)
-    return 0.5 * apart + 0.5 * together
+    return 0.5 * apart + 0.5 * together + taint
 
 
 def energy_loss(maps: Float[Array, "*batch h w"], saliency: Float[Array, "*batch h w"]) -> Float[Array, "*batch"]:
@@ -90,8 +103,8 @@ def energy_loss(maps: Float[Array, "*batch h w"], saliency: Float[Array, "*batch
 
     `maps` is T or D, raw. In [0, 1]. Without any positive attribution: value 1, gradient 0.
     """
-    positive = jax.nn.relu(at_least_float32(maps))
-    return 1 - _weighted_mean(_human_map(saliency, maps.shape), positive)
+    taint, maps, saliency = finite_examples(maps, _human_map(saliency, maps.shape))
+    return 1 - _weighted_mean(saliency, jax.nn.relu(maps)) + taint
 
 
 def outside_loss(maps: Float[Array, "*batch h w"], saliency: Float[Array, "*batch h w"]) -> Float[Array, "*batch"]:
@@ -99,7 +112,8 @@ def outside_loss(maps: Float[Array, "*batch h w"], saliency: Float[Array, "*batc
 
     `maps` is T or D, raw. Not bounded above; 0 where S is 1 everywhere.
     """
-    return ((1 - _human_map(saliency, maps.shape)) * jnp.square(at_least_float32(maps))).sum(_PLACES)
+    taint, maps, saliency = finite_examples(maps, _human_map(saliency, maps.shape))
+    return ((1 - saliency) * jnp.square(maps)).sum(_PLACES) + taint
 
 
 def entropy_loss(true_map: Float[Array, "*batch h w"]) -> Float[Array, "*batch"]:
@@ -107,16 +121,18 @@ def entropy_loss(true_map: Float[Array, "*batch h w"]) -> Float[Array, "*batch"]
 
     Needs no human map. A constant map gives value 0, gradient 0.
     """
+    taint, true_map = finite_examples(true_map)
     mass = normalize(true_map)
     total = mass.sum(_PLACES, keepdims=True)
     p = mass / jnp.where(total == 0, 1, total)
     # The minimum's place has p = 0 exactly, where p ln p is 0 but its derivative is not finite.
-    return -(p * jnp.log(jnp.where(p == 0, 1, p))).sum(_PLACES)
+    return -(p * jnp.log(jnp.where(p == 0, 1, p))).sum(_PLACES) + taint
 
 
 def hard_negative_loss(false_map: Float[Array, "*batch h w"]) -> Float[Array, "*batch"]:
     """`mean(U^2)`: CAMs of absent classes pushed to 0 (after Sun et al., ECCV 2020). Needs no human map."""
-    return jnp.square(at_least_float32(false_map)).mean(_PLACES)
+    taint, false_map = finite_examples(false_map)
+    return jnp.square(false_map).mean(_PLACES) + taint
 
 
 def sham_loss(true_map: Float[Array, "*batch h w"], divergence: Divergence = mse) -> Float[Array, "*batch"]:
@@ -132,8 +148,12 @@ def input_gradient_loss(
 
     `saliency` is in [0, 1] at the *image's* resolution. Not bounded above.
     """
-    outside = 1 - _human_map(saliency, input_gradient.shape[:-1])
-    return (outside[..., None] * jnp.square(at_least_float32(input_gradient))).sum((-3, -2, -1))
+    saliency = _human_map(saliency, input_gradient.shape[:-1])
+    # Channels beside each other are a map too, of which the examples that are not finite can be told.
+    taint, flat = finite_examples(input_gradient.reshape(*input_gradient.shape[:-2], -1))
+    squares = jnp.square(flat.reshape(input_gradient.shape)).sum(-1)
+    of_saliency, squares, saliency = finite_examples(squares, saliency)
+    return ((1 - saliency) * squares).sum(_PLACES) + taint + of_saliency
 
 
 def masked_mean(
@@ -169,7 +189,7 @@ def masked_mean(
 
 
 def _human_map(saliency: Array, *shapes: tuple[int, ...]) -> Array:
-    """The human map, at least float32. ValueError: it or the maps have other shapes, or it holds integers."""
+    """The human map, at least float32. ValueError: other shapes, integers, or values that are no share."""
     shape, dtype = jnp.shape(saliency), jnp.asarray(saliency).dtype
     if any(other != shape for other in shapes):
         given = ", ".join(map(str, shapes))
@@ -180,6 +200,12 @@ def _human_map(saliency: Array, *shapes: tuple[int, ...]) -> Array:
     if jnp.issubdtype(dtype, jnp.integer):
         remedy = "saliency.to_cam_resolution(human_maps, (h, w)) makes it so, or divide by the largest value"
         raise ValueError(f"saliency is {dtype}; a loss takes floats in [0, 1]: {remedy}")
+    low, high = value_range(saliency) or (0, 1)
+    if low < -_TOLERANCE or high > 1 + _TOLERANCE:  # not if it holds NaN
+        raise ValueError(
+            f"saliency lies in [{low:.4g}, {high:.4g}]; a loss takes [0, 1]: saliency.to_cam_resolution(human_maps, "
+            "(h, w)) makes it so, or divide by the largest value"
+        )
     return at_least_float32(saliency)
 
 

@@ -38,7 +38,8 @@ def make_schedule(
     check_known("optimizer.schedule", name, SCHEDULES)
     warmup = round(warmup_epochs * steps_per_epoch)
     if name == "step":
-        interval = (12 if step_epochs is None else step_epochs) * steps_per_epoch
+        # Steps are int32: an interval beyond them never ends.
+        interval = min((12 if step_epochs is None else step_epochs) * steps_per_epoch, 2**31 - 1)
         factor = 0.1 if step_factor is None else step_factor
         schedule = optax.exponential_decay(learning_rate, interval, factor, staircase=True)
     else:

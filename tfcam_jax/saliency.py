@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from .cams import at_least_float32, is_constant, normalize
+from .cams import at_least_float32, check_maps, finite_examples, is_constant, normalize
 
 if TYPE_CHECKING:
     from jaxtyping import Array, Bool, Float
@@ -35,12 +35,13 @@ def to_cam_resolution(
 
     Returns:
       `(saliency, usable)`: maps in [0, 1], at least float32, and False for a map that is all zero or constant,
-      before or after resizing; there the saliency is 0 everywhere.
+      before or after resizing, or holds NaN or inf; there the saliency is 0 everywhere.
+
+    Raises:
+      ValueError: maps with an axis of channels, [batch, H, W, 1].
     """
-    human_maps = at_least_float32(human_maps)
-    resized = _resize(human_maps, size)
-    usable = ~is_constant(resized)  # so is every constant map once resized
-    return jnp.where(usable[..., None, None], normalize(resized), 0), usable
+    check_maps(human_maps)
+    return _normalized(_resize(at_least_float32(human_maps), size))
 
 
 def volumes_to_cam_resolution(
@@ -55,10 +56,15 @@ def volumes_to_cam_resolution(
     if resized.shape[-3] != size[0]:
         weights = _triangles(resized.shape[-3], size[0]).astype(resized.dtype)
         resized = jnp.einsum("...dhw,de->...ehw", resized, weights, precision=jax.lax.Precision.HIGHEST)
-    flat = resized.reshape(*resized.shape[:-3], size[0] * size[1], size[2])
-    usable = ~is_constant(flat)
-    normalized = normalize(flat).reshape(resized.shape)
-    return jnp.where(usable[..., None, None, None], normalized, 0), usable
+    normalized, usable = _normalized(resized.reshape(*resized.shape[:-3], size[0] * size[1], size[2]))
+    return normalized.reshape(resized.shape), usable
+
+
+def _normalized(resized: Float[Array, "*batch h w"]) -> tuple[Float[Array, "*batch h w"], Bool[Array, "*batch"]]:
+    """Each in [0, 1], and whether it says something. What resizing leaves of NaN or inf is not finite either."""
+    taint, resized = finite_examples(resized)
+    usable = (taint == 0) & ~is_constant(resized)  # every constant map is one still, once resized
+    return jnp.where(usable[..., None, None], normalize(resized), 0), usable
 
 
 def _resize(maps: Float[Array, "*batch H W"], size: tuple[int, ...]) -> Float[Array, "*batch h w"]:

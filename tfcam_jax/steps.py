@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, UInt8
 
-from . import saliency
+from . import cams, saliency
 from .terms import Evidence, Strategy, Terms, Total, reduce_terms, total_terms
 
 Batch = dict[str, Array]
@@ -123,7 +123,10 @@ def make_train_step(
       `step(state, batch) -> (state, metrics)`, pure. The batch holds `image` uint8 [B, H, W, C], `saliency`
       [B, H, W] (all zero: no map; H and W need not be the image's), `label` int [B], `mask` [B] (0 for padding),
       `weight` [B] of the cross-entropy and `draw` uint32 [B], the random numbers of dropout. B is a multiple of
-      `accumulate_steps` on every device.
+      `accumulate_steps` on every device. What label, weight and saliency of a row with mask 0 are plays no part.
+
+    The step raises ValueError for arrays of other shapes and, called outside jit where values can be seen, for a label
+    that is no class; under jit such a label makes the loss NaN.
     """
     forward = functools.partial(_forward, model, strategy, preprocess)
 
@@ -165,18 +168,35 @@ def _forward(
     model: Any, strategy: Strategy, preprocess: Callable[[Array], Array], params: Any, batch_stats: Any, batch: Batch
 ) -> tuple[Terms, Any, Total]:
     """Forward pass: the strategy's terms, the updated batch statistics, right predictions and how many there are."""
+    _check_batch(batch)
     variables = {"params": params, "batch_stats": batch_stats}
     images, labels, mask = preprocess(batch["image"]), batch["label"], batch["mask"] > 0
     of_batch = {"mask": batch["mask"], "draw": batch["draw"]}
     apply = lambda x: model.apply(variables, x, train=True, **of_batch, mutable=["batch_stats"])
     output, updated = apply(images)
     per_decision = lambda x: jnp.broadcast_to(x.reshape(*x.shape, *[1] * (labels.ndim - 1)), labels.shape)
-    mask, weight = per_decision(mask) & (labels >= 0), per_decision(batch["weight"])
+    mask = per_decision(mask) & (labels >= 0)
+    # What is masked may be anything, and 0 * nan is nan, in the gradient too.
+    labels, weight = jnp.where(mask, labels, 0), jnp.where(mask, per_decision(batch["weight"]), 0)
+    cams.check_label_range(labels, 0, output.logits.shape[-1] - 1)
     log_probabilities = lambda logits: jnp.where(mask[..., None], jax.nn.log_softmax(logits), 0)
     input_gradient = lambda: jax.grad(lambda x: log_probabilities(apply(x)[0].logits).sum())(images)
     evidence = Evidence(output, labels, mask, weight, batch["saliency"], input_gradient)
     correct = (output.logits.argmax(-1) == labels) & mask
     return strategy(evidence), updated.get("batch_stats", {}), Total(correct.sum(), mask.sum())
+
+
+def _check_batch(batch: Batch) -> None:
+    """Raises ValueError for arrays of other numbers of examples, which might broadcast by chance."""
+    shapes = {name: x.shape for name, x in batch.items()}
+    rows, labels = shapes["image"][:1], shapes["label"]
+    per_row = {name: shapes[name] for name in ("mask", "weight", "draw")} | {"label": labels[:1]}
+    wrong = {name: shape for name, shape in per_row.items() if shape != rows}
+    if shapes["saliency"][:-2] not in (rows, labels):
+        wrong["saliency"] = shapes["saliency"]
+    if wrong:
+        told = ", ".join(f"{name} {shape}" for name, shape in wrong.items())
+        raise ValueError(f"a batch of {rows[0]} images needs a row for each; got {told}")
 
 
 def _accumulate(function: Callable[[Any, Batch], tuple[Any, Any]], carry: Any, parts: Batch) -> tuple[Any, Any]:

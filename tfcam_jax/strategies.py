@@ -303,8 +303,14 @@ def _share_losses(strategy: Strategy, evidence: Evidence) -> Terms:
 
 
 def _view(evidence: Evidence, labels: Array, features: Array | None) -> View:
-    """Computes the maps; what a strategy does not use is removed by the compiler."""
+    """Computes the maps; what a strategy does not use is removed by the compiler.
+
+    Raises ValueError for human maps that are not one for each image, or one for each of its labels.
+    """
     true_map, false_map = evidence.output.true_false_maps(labels, features)
+    if evidence.human_maps.shape[:-2] not in (labels.shape, labels.shape[:1]):
+        wanted = f"labels of shape {labels.shape} need human maps [{', '.join(map(str, labels.shape[:1]))}, H, W]"
+        raise ValueError(f"{wanted}; got {evidence.human_maps.shape}")
     human, usable = saliency.to_cam_resolution(evidence.human_maps, true_map.shape[-2:])
     if human.ndim < true_map.ndim:  # one human map for all labels of an image
         human, usable = (jnp.expand_dims(each, 1) for each in (human, usable))

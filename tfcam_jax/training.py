@@ -9,17 +9,18 @@ from typing import Any
 from absl import logging
 
 from .data.human_maps import check_maps, describe_maps
+from .data.paths import local_path
 from .data.pipeline import WorkerError, prefetch_to_device
-from .data.source import DataError, Dataset
 from .devices.distributed import is_first, wait_for_all
+from .devices.memory import explain_out_of_memory
 from .evaluation import evaluate_best, evaluate_source, format_results, tabulate_scores
 from .experiment import ConfigDict, Experiment, Recipe, build_experiment, keep_checks, open_dataset, resolve
-from .inference import InitialState, describe_origin, describe_rows, initial_state
+from .inference import InitialState, describe_origin, initial_state
 from .metrics.classification import BETTER, classification
 from .metrics.scores import write_scores
 from .run.checkpoints import Checkpoints
+from .run.data_record import DataRecord, check_same_data, describe_dataset, keep_fingerprint, record_data
 from .run.files import write_json
-from .run.fingerprints import checksum_json
 from .run.interruption import Interruption, StoppedError
 from .run.metric_window import MetricWindow
 from .run.metrics_log import START, MetricWriter, open_writer
@@ -27,8 +28,11 @@ from .run.progress import Progress, next_steps
 from .run.workdir import CHECKS, check_workdir, hold_workdir, note_weights
 from .steps import TrainState
 
+_LESS_MEMORY = "Lower config.batch_size or config.data.image_size, raise config.accumulate_steps, or set "
+_LESS_MEMORY += "config.model.rematerialize=True."
 
-def train(config: ConfigDict, workdir: str | Path) -> dict[str, Any]:
+
+def train(config: ConfigDict, workdir: str | Path, accept_changed_data: bool = False) -> dict[str, Any]:
     """Trains as the config says, or continues the run that the workdir holds, and evaluates the best checkpoint.
 
     A run that was cut off, whenever and however, goes on from its last sound checkpoint and comes, on the same devices,
@@ -37,23 +41,27 @@ def train(config: ConfigDict, workdir: str | Path) -> dict[str, Any]:
     Args:
       config: as `configs/default.py` gives it.
       workdir: folder of the run. Created only once config and data have proved sound.
+      accept_changed_data: go on with data that are not those that the run was started with; what differs is told.
 
     Returns:
       The metrics that `results.json` holds, see `evaluation.evaluate_best`.
 
     Raises:
       ConfigError, DataError, WeightsError, StateDictError: what can't be trained on or from, also a strategy that reads
-        human maps where training has none; nothing was written.
+        human maps where training has none; nothing was written. DataError also where a run would go on with other
+        data than it was started with: names splits, what differs and the first images.
       WorkdirError: the folder holds something else, or a run with another config, or another process trains in it.
       CheckpointError: a checkpoint can't be written, or is of another version of this project.
       NonFiniteError: the loss became NaN or infinite; the checkpoints are of steps before.
+      OutOfMemoryError: a batch does not fit; the folder is given back if it holds no checkpoint yet.
       WorkerError, DataError, MetricsError: a process died, a file vanished, a disk is full, in the middle of a run.
       StoppedError: after SIGTERM or SIGINT; the same command goes on from there.
     """
-    return train_recipe(resolve(config), workdir)
+    workdir = local_path(workdir, "--workdir")
+    return train_recipe(resolve(config), workdir, accept_changed_data=accept_changed_data)
 
 
-def import_network(config: ConfigDict, workdir: str | Path) -> None:
+def import_network(config: ConfigDict, workdir: str | Path, accept_changed_data: bool = False) -> None:
     """Makes the run, of 0 epochs, of a network that was trained elsewhere; nothing if the workdir holds it already.
 
     It has what any run has: config, provenance, a checkpoint of step 0, `results.json`. The data need a test or a val
@@ -62,23 +70,31 @@ def import_network(config: ConfigDict, workdir: str | Path) -> None:
     Args:
       config: as of `train`, with `model.weights` and `model.keep_head`; whatever it says of `epochs`, there are none.
       workdir: as of `train`.
+      accept_changed_data: as of `train`.
 
     Raises:
       As `train`; ConfigError also where the weights or the head would be random.
     """
+    workdir = local_path(workdir, "--workdir")
     config = config.copy_and_resolve_references()
-    config.epochs = 0
+    asked, config.epochs = config.epochs, 0
     recipe = resolve(config, untrained=True)
-    if check_workdir(Path(workdir), recipe.stored) and (Path(workdir) / "results.json").exists():
+    if check_workdir(workdir, recipe.stored) and (workdir / "results.json").exists():
         return
-    train_recipe(recipe, workdir)
+    if asked and is_first():
+        told = f"config.epochs={asked}, strategy={recipe.strategy_name} and all that is for training play no part"
+        logging.warning("The network is taken as it comes, and nothing is trained: %s.", told)
+    train_recipe(recipe, workdir, accept_changed_data=accept_changed_data)
 
 
 def train_recipe(
-    recipe: Recipe, workdir: str | Path, experiment: Experiment | None = None, quiet: bool = False
+    recipe: Recipe,
+    workdir: Path,
+    experiment: Experiment | None = None,
+    quiet: bool = False,
+    accept_changed_data: bool = False,
 ) -> dict[str, Any]:
     """As `train`, of a config that is resolved, and an experiment that is built, already; `quiet`: prints nothing."""
-    workdir = Path(workdir)
     continued = check_workdir(workdir, recipe.stored)
     wait_for_all("checked the workdir")  # before the first process writes into it
     progress = Progress(recipe.strategy_name, recipe.epochs, recipe.alpha, recipe.select_by, quiet)
@@ -87,18 +103,22 @@ def train_recipe(
     if recipe.reads_maps and recipe.epochs:
         check_maps(experiment.dataset)
         progress.say("\n".join(describe_maps(experiment.dataset)))
-    initial = None if continued else initial_state(experiment)  # before a folder is made: weights may not load
+    with explain_out_of_memory(_LESS_MEMORY):
+        initial = None if continued else initial_state(experiment)  # before a folder is made: weights may not load
     if initial and initial.origin:
         progress.say(describe_origin(initial.origin, experiment.dataset.class_names))
     with (
         hold_workdir(workdir, recipe.stored),
+        explain_out_of_memory(_LESS_MEMORY),
         Interruption(recipe.grace_seconds) as stop,
         Checkpoints(workdir) as checkpoints,
     ):
         keep_checks(workdir / CHECKS, experiment.dataset.checked)
         sets = experiment.eval_epoch
         experiment = dataclasses.replace(experiment, eval_epoch=lambda source: stop.watch(sets(source)))
-        state, record = _start(experiment, checkpoints, initial, workdir)
+        data = record_data(experiment.dataset)
+        state, record = _start(experiment, checkpoints, initial, workdir, data, accept_changed_data)
+        keep_fingerprint(workdir, data)
         step = int(state.step)
         with open_writer(workdir, record["metrics"], step) as writer, progress:
             done = record["epoch"], record["batch"], len(record["pending"])
@@ -156,7 +176,7 @@ class _Run:
             "figures": validation,
             "metrics": self.writer.sync(),
             "config": self.experiment.recipe.stored,
-            **_describe_dataset(self.experiment.dataset),
+            **describe_dataset(self.experiment.dataset),
         }
         select_by = self.experiment.recipe.select_by
         value = validation[select_by] if validation else None
@@ -175,43 +195,25 @@ class _Run:
 
 
 def _start(
-    experiment: Experiment, checkpoints: Checkpoints, initial: InitialState | None, workdir: Path
+    experiment: Experiment,
+    checkpoints: Checkpoints,
+    initial: InitialState | None,
+    workdir: Path,
+    data: DataRecord,
+    accept: bool,
 ) -> tuple[TrainState, dict[str, Any]]:
     """The state to go on from and the record that belongs to it; of weights that it begins from, `run.json` tells."""
-    restored = None if initial is not None else checkpoints.restore_latest(experiment.random_state())
+    restored = None
+    if initial is None and checkpoints.steps():
+        remedy = "train on these in another --workdir"
+        check_same_data(workdir, experiment.recipe.data.place, data, checkpoints.newest_record, accept, remedy)
+        restored = checkpoints.restore_latest(experiment.random_state())
     if restored is None:
         state, origin = initial or initial_state(experiment)
         if origin and is_first():
             note_weights(workdir, origin)
         return state, {"epoch": 0, "batch": 0, "pending": [], "metrics": START}
-    data = experiment.recipe.data
-    _check_dataset(data.options.get("manifest", data.source), restored[1], _describe_dataset(experiment.dataset))
     return restored
-
-
-def _describe_dataset(dataset: Dataset) -> dict[str, Any]:
-    """What a checkpoint has to know of its data, JSON-able.
-
-    `class_names`; `domains` of training, None without it; `rows`, a checksum of each split's names, labels and which of
-    them have a map; `pixels`, one of its images' digests where the source knows them.
-    """
-    trained_on = dataset.splits.get("train")
-    return {
-        "class_names": list(dataset.class_names),
-        "domains": sorted(set(trained_on.records.domains)) if trained_on is not None else None,
-        "rows": describe_rows(dataset),
-        "pixels": {name: checksum_json(split.records.digests) for name, split in dataset.splits.items()},
-    }
-
-
-def _check_dataset(name: str, then: dict[str, Any], now: dict[str, Any]) -> None:
-    """DataError for other rows than those trained on; a warning for other pixels, which another JPEG decoder makes."""
-    differing = [key for key in ("class_names", "domains", "rows") if then[key] != now[key]]
-    if differing:
-        problem = f"{name}: the data are not those that the run was started with ({' and '.join(differing)} differ)."
-        raise DataError([f"{problem} Restore them, or train on these in another --workdir."])
-    if then["pixels"] != now["pixels"]:
-        logging.warning("%s: images were changed, or are decoded otherwise, since the run was started.", name)
 
 
 def train_one_epoch(run: _Run, state: TrainState, epoch: int, first_batch: int, pending: list[Any]) -> TrainState:

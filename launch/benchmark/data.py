@@ -141,9 +141,9 @@ class PillowFiles:
 
     def __getitem__(self, index: int) -> tuple[np.ndarray, np.ndarray]:
         name = self.names[index]
-        image = Image.open(self.folder / "images" / name).convert("RGB")
+        image = Image.open(self.folder / "images" / name, formats=("PNG", "JPEG")).convert("RGB")
         saliency = Image.fromarray(
-            np.asarray(Image.open(self.folder / f"maps/{Path(name).stem}.png"), np.float32) / 255
+            np.asarray(Image.open(self.folder / f"maps/{Path(name).stem}.png", formats=("PNG",)), np.float32) / 255
         )
         rng = np.random.default_rng()
         width, height = rng.uniform(SMALLEST, 1, 2) * STORED

@@ -14,6 +14,7 @@ import jax
 from launch.benchmark import PARTS, jax_work, parts, torch_work
 from launch.benchmark.cases import Case
 from launch.benchmark.reference_networks import REFERENCES
+from tfcam_jax.data.outputs import resolve_file
 from tfcam_jax.devices.compilation import available_cores
 from tfcam_jax.models import MODEL_CARDS, MODELS, POOLS, settings_of
 from tfcam_jax.run.files import write_json
@@ -97,6 +98,7 @@ def run(names: Sequence[str], settings: Settings, out: str | Path | None = None)
       settings: that `check_settings` has let pass.
       out: the file.
     """
+    target = None if out is None else resolve_file(out)
     start, on_cpu = time.perf_counter(), jax.default_backend() == "cpu"
     dtype = choose_case("resnet18", settings, on_cpu).dtype
     peak = parts.measure_peak_flops(dtype)
@@ -110,8 +112,8 @@ def run(names: Sequence[str], settings: Settings, out: str | Path | None = None)
         print(f"\n{section}", flush=True)
         record["sections"].append({"part": name, "title": section.title, "figures": section.figures})
     print(f"\n{time.perf_counter() - start:.0f} s in all")
-    if out is not None:
-        write_json(Path(out), record)
+    if target is not None:
+        write_json(target, record)
 
 
 def _section(name: str, settings: Settings, on_cpu: bool, peak: float) -> parts.Section:

@@ -1,211 +1,70 @@
-"""Damaged inputs: images, maps, manifests, configs and checkpoints with flipped bits or cut short, and what follows."""
+"""Inputs that are damaged, hostile, odd or changed since, and whether what follows is right or refused by name."""
 
 from __future__ import annotations
 
 import csv
-import dataclasses
 import io
 import json
+import math
 import random
-import shutil
 import time
-import traceback
-from multiprocessing.connection import Connection
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from absl import logging
+import numpy as np
 from ml_collections import ConfigDict
-from stress.runs import hush
+from PIL import Image
+from stress import hostile
+from stress.tally import HUNG, REFUSED, RIGHT, UNCLEAR, WRONG, Tally
+from stress.worker import Case, Worker, restore
 from tqdm import tqdm
 
-from tfcam_jax import training as train
-from tfcam_jax.errors import UserError
-from tfcam_jax.evaluation import evaluate
-
-KINDS = ("image", "map", "manifest", "config", "checkpoint")
-OUTCOMES = {
-    "named": "stopped with an error that names the file",
-    "same": "the same result, to the bit",
-    "recovered": "a warning that names the checkpoint, and the same result from the one before",
-    "replaced": "a warning that names the best checkpoint, and the result of the next best",
-    "pixels": "other pixels: JPEG and NPY have no checksum, the file says something else now",
-    "rows": "other rows: a CSV has no checksum, the manifest says something else now",
-    "unnamed": "an error that does not name the file",
-    "hang": "no end within a minute",
-    "wrong": "another result without a word",
+DAMAGED = {
+    "image": "data/images/*",
+    "map": "data/maps/*",
+    "manifest": "data/manifest.csv",
+    "config": "run/config.json",
+    "checkpoint": "run/checkpoints/**/*",
 }
-# Those that must not come.
-FAILURES = ("unnamed", "hang", "wrong")
-
-_LONGEST = 60.0
+# Trials of each sort among so many.
+_SHARES = {"damaged": 8, "hostile": 5, "value": 5, "changed": 2}
 
 
-@dataclasses.dataclass(frozen=True)
-class Case:
-    """A damaged file and what is run on it.
-
-    Attributes:
-      kind: of KINDS.
-      file: below the case's folder.
-      how: the damage, in words.
-      action: train (a new run), continue or evaluate.
-    """
-
-    kind: str
-    file: str
-    how: str
-    action: str
-
-
-def damage_inputs(
-    config: ConfigDict, folder: Path, context: Any, count: int, rng: random.Random, until: float
-) -> tuple[dict[str, dict[str, int]], list[str]]:
-    """Damages one file of a sound folder at a time and runs what reads it, in a process with a time limit.
+def try_inputs(config: ConfigDict, folder: Path, context: Any, count: int, rng: random.Random, until: float) -> Tally:
+    """Makes one thing odd about a sound folder at a time and runs what reads it, in a process with a time limit.
 
     Args:
       config: of a short run on the data in `folder / "data"`.
       folder: for the copies and the processes' output.
       context: of `runs.start_server`.
-      count: damaged files.
-      rng: decides the damage.
+      count: trials.
+      rng: decides what is done.
       until: of `time.monotonic`.
-
-    Returns:
-      Counts by kind and outcome, and a line for each failure.
     """
-    counts = {kind: dict.fromkeys(OUTCOMES, 0) for kind in KINDS}
-    notes: list[str] = []
-    worker = _Worker(context, config, folder)
+    tally = Tally()
+    worker = Worker(context, config, folder)
     sound = worker.prepare()
+    sorts = [sort for sort, share in _SHARES.items() for _ in range(share)]
     try:
-        for number in tqdm(range(count), desc="damaged inputs", disable=None):
+        for number in tqdm(range(count), desc="odd inputs", disable=None):
             if time.monotonic() > until:
                 break
-            case = _damage(folder, KINDS[number % len(KINDS)], rng)
-            outcome, told = _judge(folder, case, sound, worker.run(case))
-            counts[case.kind][outcome] += 1
-            if outcome in FAILURES:
-                notes.append(f"{outcome}: {case.action} on {case.file}, {case.how}: {told}")
+            restore(folder)
+            case = _MAKERS[sorts[number * 7 % len(sorts)]](config, folder / "case", rng, number)
+            answer = worker.run(case)
+            outcome, told = judge(folder, case, sound, answer)
+            what = f"{case.action} on {case.file}, {case.how}"
+            tally.add(case.kind, outcome, what, told, answer["peak"] if answer else 0.0)
     finally:
         worker.stop()
-    return counts, notes
+    return tally
 
 
-class _Worker:
-    """A process that runs case after case; after a hang, another one."""
-
-    def __init__(self, context: Any, config: ConfigDict, folder: Path):
-        self._context, self._config, self._folder = context, config, folder
-        self._start()
-
-    def _start(self) -> None:
-        self._connection, other = self._context.Pipe()
-        self._process = self._context.Process(target=serve, args=(self._config, self._folder, other), daemon=True)
-        self._process.start()
-        other.close()
-
-    def prepare(self) -> dict[str, Any]:
-        """Makes the sound runs; returns their results by action."""
-        self._connection.send(None)
-        return self._connection.recv()
-
-    def run(self, case: Case) -> dict[str, Any] | None:
-        """What came of a case; None: nothing in time."""
-        self._connection.send(case)
-        if self._connection.poll(_LONGEST):
-            try:
-                return self._connection.recv()
-            except EOFError:  # the process itself died
-                answer = {"error": "the process died", "traceback": f"exit status {self._process.exitcode}"}
-        else:
-            answer = None
-        self.stop()
-        self._start()
-        return answer
-
-    def stop(self) -> None:
-        """Ends the process."""
-        self._process.kill()
-        self._process.join()
-
-
-def serve(config: ConfigDict, folder: Path, connection: Connection) -> None:
-    """What the process runs: reads cases, answers with results, warnings and errors."""
-    hush(folder / "inputs.log")
-    logging.set_verbosity(logging.WARNING)
-    warnings: list[str] = []
-    handler = logging.logging.Handler()
-    handler.emit = lambda record: warnings.append(record.getMessage())
-    logging.get_absl_logger().addHandler(handler)
-    while True:
-        case = connection.recv()
-        if case is None:
-            connection.send(_prepare(config, folder))
-            continue
-        warnings.clear()
-        answer: dict[str, Any] = {}
-        try:
-            answer["result"] = _run(case.action, config, folder / "case")
-        except Exception as error:  # all are answers
-            answer["error"] = f"{type(error).__name__}: {error}"
-            answer["traceback"] = "" if isinstance(error, UserError) else traceback.format_exc()
-        connection.send(answer | {"warnings": list(warnings)})
-
-
-def _run(action: str, config: ConfigDict, folder: Path) -> Any:
-    config = ConfigDict(config)
-    config.data.manifest = str(folder / "data/manifest.csv")
-    if action == "evaluate":
-        return evaluate(folder / "run", out=folder / "evaluation", faithfulness_images=0)
-    if action == "train":
-        config.epochs = 1
-    return train.train(config, folder / ("new" if action == "train" else "run"))
-
-
-def _prepare(config: ConfigDict, folder: Path) -> dict[str, Any]:
-    """`sound/`: data and a run that was stopped in the last epoch; returns what the actions give on a copy of it."""
-    shutil.rmtree(folder / "case", ignore_errors=True)
-    shutil.copytree(folder / "data", folder / "case/data")
-    add = train.MetricWindow.add
-
-    def dies_in_the_last_epoch(window: Any, *arguments: Any) -> None:
-        add(window, *arguments)
-        if window._last_step == 5 * config.epochs - 1:
-            raise KeyboardInterrupt
-
-    train.MetricWindow.add = dies_in_the_last_epoch
-    try:
-        _run("continue", config, folder / "case")
-    except KeyboardInterrupt:
-        pass
-    finally:
-        train.MetricWindow.add = add
-    shutil.copytree(folder / "case", folder / "sound")
-    results = {}
-    for action in ("train", "continue", "evaluate"):
-        _restore(folder)
-        results[action] = _run(action, config, folder / "case")
-    return results
-
-
-def _restore(folder: Path) -> None:
-    shutil.rmtree(folder / "case", ignore_errors=True)
-    shutil.copytree(folder / "sound", folder / "case")
-
-
-def _damage(folder: Path, kind: str, rng: random.Random) -> Case:
-    """Copies what is sound and damages one file of the copy."""
-    _restore(folder)
-    case = folder / "case"
-    patterns = {
-        "image": "data/images/*",
-        "map": "data/maps/*",
-        "manifest": "data/manifest.csv",
-        "config": "run/config.json",
-        "checkpoint": "run/checkpoints/**/*",
-    }
-    path = rng.choice(sorted(path for path in case.glob(patterns[kind]) if path.is_file()))
+def damage(config: ConfigDict, folder: Path, rng: random.Random, number: int) -> Case:
+    """Damages one file: flips a bit, overwrites, cuts, empties or removes it."""
+    kind = rng.choice(sorted(DAMAGED))
+    path = rng.choice(sorted(path for path in folder.glob(DAMAGED[kind]) if path.is_file()))
     content = bytearray(path.read_bytes())
     how = rng.choice(("bit", "bit", "bytes", "cut", "empty", "gone"))
     if how == "bit" and content:
@@ -227,36 +86,141 @@ def _damage(folder: Path, kind: str, rng: random.Random) -> Case:
     if how != "gone":
         path.write_bytes(content)
     actions = ("continue", "evaluate") if kind in ("config", "checkpoint") else ("train", "train", "continue")
-    return Case(kind, str(path.relative_to(case)), how, rng.choice(actions))
+    return Case(f"damaged {kind}s", str(path.relative_to(folder)), how, rng.choice(actions))
 
 
-def _judge(folder: Path, case: Case, sound: dict[str, Any], answer: dict[str, Any] | None) -> tuple[str, str]:
-    """The outcome, and what was told."""
+def replace(config: ConfigDict, folder: Path, rng: random.Random, number: int) -> Case:
+    """Puts a hostile file in place of a sound one."""
+    kind = sorted(hostile.FILES)[number // 2 % len(hostile.FILES)]
+    file, how = hostile.put(folder, kind, rng)
+    return Case(f"hostile {kind.removesuffix('s')}s", file, how, "weights" if kind == "weights" else "train")
+
+
+def set_value(config: ConfigDict, folder: Path, rng: random.Random, number: int) -> Case:
+    """Sets one key of the config to an odd value."""
+    key, value = hostile.value_of(config, rng)
+    return Case("config values", key, repr(value)[:60], "train", value)
+
+
+def change(config: ConfigDict, folder: Path, rng: random.Random, number: int) -> Case:
+    """Changes what a run was stopped on, soundly; or touches it, which is no change."""
+    manifest = folder / "data/manifest.csv"
+    rows = _rows(manifest)
+    members = [i for i, row in enumerate(rows) if row[0] == "train"]
+    one, other = rng.sample(members, 2)
+    how = rng.choice(sorted(_CHANGES))
+    file = _CHANGES[how](folder / "data", rows, one, other, rng)
+    _write_rows(manifest, rows)
+    return Case("changed data", file, how, "continue")
+
+
+def _new_image(data: Path, rows: list[list[str]], one: int, other: int, rng: random.Random) -> str:
+    pixels = np.random.default_rng(rng.randrange(2**32)).integers(0, 256, (32, 32, 3), np.uint8)
+    Image.fromarray(pixels).save(data / rows[one][2])
+    return rows[one][2]
+
+
+def _new_map(data: Path, rows: list[list[str]], one: int, other: int, rng: random.Random) -> str:
+    path = data / rows[one][3]
+    human = np.zeros((32, 32), np.uint8)
+    human[:9, rng.randrange(20) :] = 255
+    if path.suffix == ".npy":
+        np.save(path, np.float32(human) / np.float32(255))
+    else:
+        Image.fromarray(human).save(path)
+    return rows[one][2]
+
+
+def _swap_cells(column: int) -> Callable[..., str]:
+    def swap(data: Path, rows: list[list[str]], one: int, other: int, rng: random.Random) -> str:
+        other = next((i for i in range(1, len(rows)) if rows[i][column] != rows[one][column]), other)
+        rows[one][column], rows[other][column] = rows[other][column], rows[one][column]
+        return rows[one][2]
+
+    return swap
+
+
+def _set_cell(column: int, value: str) -> Callable[..., str]:
+    def put(data: Path, rows: list[list[str]], one: int, other: int, rng: random.Random) -> str:
+        rows[one][column] = value
+        return rows[one][2]
+
+    return put
+
+
+def _remove(data: Path, rows: list[list[str]], one: int, other: int, rng: random.Random) -> str:
+    return rows.pop(one)[2]
+
+
+def _touch(data: Path, rows: list[list[str]], one: int, other: int, rng: random.Random) -> str:
+    path = data / rows[one][rng.choice((2, 3))]
+    path.write_bytes(path.read_bytes())
+    return _TOUCHED
+
+
+_TOUCHED = "(a file written again)"
+_CHANGES: dict[str, Callable[..., str]] = {
+    "another image": _new_image,
+    "another map": _new_map,
+    "maps swapped": _swap_cells(3),
+    "labels swapped": _swap_cells(1),
+    "another domain": _set_cell(4, "third"),
+    "another group": _set_cell(5, "nobody"),
+    "no map": _set_cell(3, ""),
+    "a row removed": _remove,
+    "the same again": _touch,
+}
+_MAKERS = {"damaged": damage, "hostile": replace, "value": set_value, "changed": change}
+
+
+def judge(folder: Path, case: Case, sound: dict[str, Any], answer: dict[str, Any] | None) -> tuple[str, str]:
+    """The outcome of a case, and what was told."""
     if answer is None:
-        return "hang", ""
+        return HUNG, ""
     if "error" in answer:
-        named = not answer["traceback"] and _names(case, answer["error"])
-        return "named" if named else "unnamed", f"{answer['error']} {answer['traceback']}"
-    warned = any("checkpoints" in line and "damaged" in line for line in answer["warnings"])
+        named = not answer["traceback"] and _names(case, answer["error"]) and case.file != _TOUCHED
+        return (REFUSED if named else UNCLEAR), f"{answer['error']} {answer['traceback']}"[-600:]
+    if case.value is not None:
+        return (RIGHT if _is_finite(answer["result"]) else WRONG), f"{answer['result']}"
     # JSON, as results.json has it; a NaN would not equal itself.
-    if json.dumps(answer["result"]) == json.dumps(sound[case.action]):
-        return "recovered" if warned else "same", ""
-    if case.kind == "checkpoint" and warned and case.action == "continue":
-        return "replaced", ""
+    if json.dumps(answer["result"]) == json.dumps(sound.get(case.action)):
+        return (WRONG if case.kind == "changed data" and case.file != _TOUCHED else RIGHT), "the same result"
+    warned = any("checkpoints" in line and "damaged" in line for line in answer["warnings"])
+    if case.kind == "damaged checkpoints" and warned and case.action == "continue":
+        return RIGHT, "the next best checkpoint's"
+    if case.action == "train" and _says_otherwise(folder, case):
+        return RIGHT, "the file says something else now"
+    return WRONG, f"warnings: {answer['warnings']}"
+
+
+def _is_finite(result: Any) -> bool:
+    if isinstance(result, dict):
+        return bool(result) and all(map(_is_finite, result.values()))
+    return not isinstance(result, float) or math.isfinite(result)
+
+
+def _says_otherwise(folder: Path, case: Case) -> bool:
+    """Whether a damage can't be seen: JPEG, NPY and CSV have no checksum."""
     before, after = folder / "sound" / case.file, folder / "case" / case.file
-    if case.kind == "manifest" and _rows(before) != _rows(after):
-        return "rows", ""
-    if case.kind in ("image", "map") and before.suffix in (".jpg", ".npy"):
-        return "pixels", ""
-    return "wrong", f"warnings: {answer['warnings']}"
+    if case.kind == "damaged manifests":
+        return _rows(before) != _rows(after)
+    return case.kind in ("damaged images", "damaged maps") and before.suffix in (".jpg", ".npy")
 
 
 def _names(case: Case, message: str) -> bool:
-    """Whether a message leads to the file: names it, or its checkpoint."""
-    if case.kind == "checkpoint":
+    """Whether a message leads to the file or key: names it, or its checkpoint."""
+    if case.kind == "damaged checkpoints":
         return "/".join(Path(case.file).parts[1:3]) in message
-    return Path(case.file).name in message
+    if case.kind == "damaged maps" and "human maps of 1 image" in message:  # a run that goes on knows whose map differs
+        return Path(case.file).stem in message
+    names = (case.file, *([case.value] if isinstance(case.value, str) and case.value else ()))
+    return any(name in message for name in (names if case.value is not None else (Path(case.file).name,)))
 
 
 def _rows(path: Path) -> list[list[str]]:
     return list(csv.reader(io.StringIO(path.read_text(encoding="utf-8"))))
+
+
+def _write_rows(path: Path, rows: list[list[str]]) -> None:
+    with path.open("w", newline="") as file:
+        csv.writer(file).writerows(rows)

@@ -59,11 +59,6 @@ class Kills:
     phases: dict[str, int] = dataclasses.field(default_factory=lambda: dict.fromkeys(PHASES, 0))
     notes: list[str] = dataclasses.field(default_factory=list)
 
-    @property
-    def sound(self) -> bool:
-        """Whether every kill was followed by an exact resume and nothing else came of any."""
-        return self.exact == self.kills and not (self.lost or self.damaged or self.hangs or self.notes)
-
 
 def train_marked(config: ConfigDict, workdir: Path, phase: Any, log: Path, cold: bool) -> None:
     """What a killed process runs: training that says in shared memory what it is at. Exits as launch/train.py does."""
@@ -232,15 +227,8 @@ def _compare(workdir: Path, expected: Any, whole: Any, like: Any, kills: list[st
         found.exact += len(kills)
 
 
-def describe(kills: Kills) -> list[tuple[str, str]]:
-    """Rows of the table: what was counted, and how many."""
-    return [
-        ("kills", str(kills.kills)),
-        *((f"  while {phase}", str(number)) for phase, number in kills.phases.items()),
-        ("runs that they were in", str(kills.runs)),
-        ("exact resumes", str(kills.exact)),
-        ("lost checkpoints", str(kills.lost)),
-        ("damaged files", str(kills.damaged)),
-        ("hangs", str(kills.hangs)),
-        ("wrong exit statuses", str(kills.wrong_exits)),
-    ]
+def describe(kills: Kills) -> list[str]:
+    """A line: what training was at when it was killed, and what else was counted."""
+    phases = ", ".join(f"{phase} {number}" for phase, number in kills.phases.items())
+    counted = f"{kills.runs} runs, {kills.lost} checkpoints lost, {kills.damaged} damaged"
+    return [f"training was killed while {phases}; {counted}, {kills.wrong_exits} wrong exit statuses"]

@@ -20,6 +20,16 @@ from configs import default
 REPO = Path(__file__).resolve().parents[2]
 
 CLASSES = ("dark", "bright")
+# What the launch scripts import when they start to work.
+SCRIPTS_IMPORT = (
+    "ml_collections.config_flags",
+    "tfcam_jax.evaluation",
+    "tfcam_jax.explanation",
+    "tfcam_jax.export",
+    "tfcam_jax.data.checks.prepare",
+    "tfcam_jax.sharing.publish",
+    "tfcam_jax.study.compare",
+)
 
 
 def draw_data(folder: Path, seed: int = 0) -> Path:
@@ -57,6 +67,24 @@ def small_config(manifest: Path, epochs: int) -> ConfigDict:
     return config
 
 
+def small_arguments(manifest: Path) -> tuple[str, ...]:
+    """The same, of one epoch, as flags of a launch script."""
+    values = {
+        "data.manifest": manifest,
+        "data.labels": CLASSES,
+        "data.image_size": SIZE,
+        "data.num_threads": 1,
+        "model.name": "small_cnn",
+        "batch_size": 4,
+        "epochs": 1,
+        "evaluation.batch_size": 4,
+        "strategy": "difference",
+        "optimizer.learning_rate": 0.05,
+    }
+    config = REPO / "configs/manifest.py"
+    return (f"--config={config}", *(f"--config.{key}={value}" for key, value in values.items()))
+
+
 def start_server(compiled: Path) -> Any:
     """A context whose processes are forked off one that has imported everything and run nothing: they start fast.
 
@@ -64,7 +92,7 @@ def start_server(compiled: Path) -> Any:
       compiled: folder in which they keep each compiled program.
     """
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["stress.kills", "stress.inputs"])
+    context.set_forkserver_preload(["stress.kills", "stress.inputs", "stress.commands", *SCRIPTS_IMPORT])
     environment = {
         # The server itself looks for what it imports along this path only.
         "PYTHONPATH": os.pathsep.join([str(REPO), str(REPO / "tests"), os.environ.get("PYTHONPATH", "")]),

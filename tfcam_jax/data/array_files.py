@@ -4,17 +4,27 @@ from __future__ import annotations
 
 import gzip
 import io
+import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import PurePosixPath
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from .decode import choose_page
+from .bounds import TooLargeError, take_pixels
+from .decode import PageError, choose_page
+from .source import shorten
 
 Size = tuple[int, int]  # height, width
 _NIFTI_1, _NIFTI_2 = 348, 540  # bytes of the header, which its first number says
 _BUT_FOR_WHOLE_PIXELS = 1
+_LARGEST_UNPACKED = 2**29  # bytes
+_MOST_ARRAYS, _SHOWN = 1000, 20  # of a file
+# MATLAB's classes of numbers.
+_MATLAB = {
+    name: np.dtype(name) for name in ("double", "single", *(f"{u}int{n}" for u in ("", "u") for n in (8, 16, 32, 64)))
+}
+_MATLAB["logical"] = np.dtype(bool)
 
 
 def suffix_of(name: str) -> str:
@@ -33,24 +43,49 @@ def read_array(encoded: bytes, suffix: str, size: Size, page: int | None) -> tup
 
 
 def _read_npy(encoded: bytes, size: Size, page: int | None) -> tuple[np.ndarray, bool]:
+    if encoded.startswith(b"PK"):
+        raise ValueError("an archive of NumPy arrays; name it .npz")
     try:
+        _check_claim(io.BytesIO(encoded))
         array = np.load(io.BytesIO(encoded), allow_pickle=False)
+    except TooLargeError:
+        raise
     except Exception as error:  # NumPy raises whatever it stumbles over.
         raise ValueError(f"not a NumPy array ({error})") from error
-    if not isinstance(array, np.ndarray):
-        raise ValueError("an archive of NumPy arrays; name it .npz")
     choose_page(1, page)
     return array, False
 
 
+def _check_claim(file: Any) -> tuple[tuple[int, ...], np.dtype]:
+    """Shape and dtype of a NumPy file, once they are known to be no more than is read."""
+    version = np.lib.format.read_magic(file)
+    read_header = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+    if version not in read_header:
+        raise ValueError(f"version {version} is for records, not for a map")
+    shape, _, dtype = read_header[version](file)
+    if dtype.hasobject:
+        raise ValueError("objects, which could run code")
+    take_pixels(*shape)
+    return shape, dtype
+
+
 def _read_npz(encoded: bytes, size: Size, page: int | None) -> tuple[np.ndarray, bool]:
     try:
-        with np.load(io.BytesIO(encoded), allow_pickle=False) as archive:
-            arrays = {name: archive[name] for name in archive.files}
-    except Exception as error:  # As above; also a single array, which is no context.
+        with zipfile.ZipFile(io.BytesIO(encoded)) as archive:
+            members = [name for name in archive.namelist() if name.endswith(".npy")]
+            held = {}
+            for name in members[:_MOST_ARRAYS]:
+                with archive.open(name) as member:
+                    held[name.removesuffix(".npy")] = _Held(*_check_claim(member))
+            chosen = _only_map(held)
+            with archive.open(f"{chosen}.npy") as member:
+                array = np.lib.format.read_array(member, allow_pickle=False)
+    except (TooLargeError, _NotOneError):
+        raise
+    except Exception as error:  # As above.
         raise ValueError(f"not an archive of NumPy arrays ({error})") from error
     choose_page(1, page)
-    return _only_map(arrays), False
+    return array, False
 
 
 def _read_mat(encoded: bytes, size: Size, page: int | None) -> tuple[np.ndarray, bool]:
@@ -59,24 +94,42 @@ def _read_mat(encoded: bytes, size: Size, page: int | None) -> tuple[np.ndarray,
     if encoded.startswith(b"MATLAB 7.3"):
         raise ValueError("a MATLAB file of version 7.3 (HDF5); save it with the option '-v7'")
     try:
-        content = scipy_io.loadmat(io.BytesIO(encoded))
+        listed = scipy_io.whosmat(io.BytesIO(encoded))
+        held = {name: _Held(shape, _MATLAB.get(kind)) for name, shape, kind in listed[:_MOST_ARRAYS]}
+        chosen = _only_map(held)
+        take_pixels(*held[chosen].shape)
+        array = scipy_io.loadmat(io.BytesIO(encoded), variable_names=[chosen])[chosen]
+    except (TooLargeError, _NotOneError):
+        raise
     except Exception as error:  # As above.
         raise ValueError(f"not a MATLAB file ({error})") from error
     choose_page(1, page)
-    return _only_map({name: value for name, value in content.items() if not name.startswith("__")}), False
+    return array, False
 
 
-def _only_map(arrays: Mapping[str, Any]) -> np.ndarray:
-    """The one array that can be a map: two axes, none of length 1, of numbers."""
-    maps = [name for name, array in arrays.items() if _may_be_map(array)]
+class _Held(NamedTuple):
+    """An array of a file before it is read; no dtype: no array of numbers."""
+
+    shape: tuple[int, ...]
+    dtype: np.dtype | None
+
+    @property
+    def may_be_map(self) -> bool:
+        kind = "" if self.dtype is None else self.dtype.kind
+        return len(self.shape) == 2 and min(self.shape) > 1 and kind in tuple("buif")
+
+
+class _NotOneError(ValueError):
+    """A file that doesn't hold one map."""
+
+
+def _only_map(held: Mapping[str, _Held]) -> str:
+    """Name of the one array that can be a map: two axes, none of length 1, of numbers."""
+    maps = [name for name, array in held.items() if array.may_be_map]
     if len(maps) == 1:
-        return arrays[maps[0]]
-    held = ", ".join(f"{name} {list(np.shape(array))}" for name, array in arrays.items()) or "nothing"
-    raise ValueError(f"must hold one array [h, w] of numbers; holds {held}: save the map alone")
-
-
-def _may_be_map(array: Any) -> bool:
-    return isinstance(array, np.ndarray) and array.ndim == 2 and min(array.shape) > 1 and array.dtype.kind in "buif"
+        return maps[0]
+    told = ", ".join(shorten([f"{name} {list(array.shape)}" for name, array in held.items()], _SHOWN)) or "nothing"
+    raise _NotOneError(f"must hold one array [h, w] of numbers; holds {told}: save the map alone")
 
 
 def _read_nifti(encoded: bytes, size: Size, page: int | None) -> tuple[np.ndarray, bool]:
@@ -92,17 +145,15 @@ def _read_nifti(encoded: bytes, size: Size, page: int | None) -> tuple[np.ndarra
     except ModuleNotFoundError as error:
         raise ValueError("a NIfTI file; reading it needs nibabel: pip install nibabel") from error
     try:
-        content = gzip.decompress(encoded) if encoded[:2] == b"\x1f\x8b" else encoded
+        content = _unpack(encoded) if encoded[:2] == b"\x1f\x8b" else encoded
         two = _NIFTI_2 in (int.from_bytes(content[:4], order) for order in ("little", "big"))
         file: Any = (nibabel.Nifti2Image if two else nibabel.Nifti1Image).from_bytes(content)
-        array = np.asanyarray(file.dataobj)
+        array = _slice(file.dataobj, page)
         affine, codes = file.affine, aff2axcodes(file.affine)
+    except (TooLargeError, PageError):
+        raise
     except Exception as error:  # As above.
         raise ValueError(f"not a NIfTI file ({error})") from error
-    array = np.atleast_3d(np.squeeze(array))
-    if array.ndim != 3:
-        raise ValueError(f"a NIfTI file of shape {array.shape}; must hold slices [x, y, z]")
-    array = array[..., choose_page(array.shape[-1], page)]
     directions = affine[:3, :3] / np.maximum(np.linalg.norm(affine[:3, :3], axis=0), 1e-12)
     if np.allclose(directions, np.eye(3)):
         rows_first = _fits(array.shape, size)
@@ -111,6 +162,30 @@ def _read_nifti(encoded: bytes, size: Size, page: int | None) -> tuple[np.ndarra
         if code in ("R", "A", "S"):
             array = np.flip(array, axis)
     return array.T, False
+
+
+def _unpack(encoded: bytes) -> bytes:
+    with gzip.GzipFile(fileobj=io.BytesIO(encoded)) as file:
+        content = file.read(_LARGEST_UNPACKED + 1)
+    if len(content) > _LARGEST_UNPACKED:
+        raise TooLargeError(f"more than {_LARGEST_UNPACKED >> 20} MiB when unpacked; save the one slice, or unpack it")
+    return content
+
+
+def _slice(values: Any, page: int | None) -> np.ndarray:
+    """The page [x, y] of an array that is read as far as it is asked for; axes of length 1 don't count."""
+    axes = [axis for axis, count in enumerate(values.shape) if count != 1]
+    if len(axes) > 3:
+        raise ValueError(f"shape {values.shape}; must hold slices [x, y, z]")
+    place: list[int | slice] = [0] * len(values.shape)
+    for axis in axes[:2]:
+        place[axis] = slice(None)
+    index = choose_page(values.shape[axes[2]] if len(axes) == 3 else 1, page)
+    if len(axes) == 3:
+        place[axes[2]] = index
+    take_pixels(*(values.shape[axis] for axis in axes[:2]))
+    array = np.asanyarray(values[tuple(place)])
+    return array if array.ndim == 2 else array.reshape(1, -1)
 
 
 def _fits(shape: tuple[int, ...], size: Size) -> bool:

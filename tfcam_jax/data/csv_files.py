@@ -50,7 +50,7 @@ def read_table(
         write headers whose last names are missing.
 
     Raises:
-      DataError: as `read_lines`; a column that isn't there, or rows of another length, each by its number.
+      DataError: as `read_lines`; a column that isn't there, or is twice; rows of another length, each by its number.
       OSError: no such file.
     """
     lines = read_lines(path)
@@ -59,6 +59,10 @@ def read_table(
     if missing:
         found = f"found {', '.join(header)}" if header else "the file is empty"
         raise DataError([f"{path}, row 1: no column {', '.join(missing)}; {found}; {hint}"])
+    # Owners' tables may have twins among the columns that nobody asks for.
+    if twice := [name for name in repeated(header) if exact or name in needed]:
+        told = f"more than one column {', '.join(twice)}: which one counts can't be known; rename or remove the others"
+        raise DataError([f"{path}, row 1: {told}"])
     count = len(header)
     fits = lambda cells: len(cells) == count if exact else not any(cells[count:])
     wanted = f"{'' if exact else 'at most '}as many cells as the header has columns ({count})"
@@ -66,6 +70,11 @@ def read_table(
     if wrong := [f"{path}, row {number}: {told}" for number, cells in lines if not fits(cells)]:
         raise DataError(wrong)
     return [(number, dict(zip(header, cells, strict=False))) for number, cells in lines[1:]]
+
+
+def repeated(header: Sequence[str]) -> list[str]:
+    """Names that a header has more than once; columns without a name are no twins."""
+    return sorted({name for name in header if name and header.count(name) > 1})
 
 
 def read_list(path: Path, lengths: Collection[int], wanted: str) -> tuple[list[tuple[int, list[str]]], list[str]]:

@@ -9,9 +9,10 @@ import io
 
 import numpy as np
 from jaxtyping import Float, UInt8
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps
 
 from ..errors import ConfigError
+from .bounds import FORMATS, TooLargeError, open_image, take_pixels
 from .source import pixels
 
 _SIXTEEN_BIT = 65535
@@ -25,12 +26,13 @@ _ORIENTED_BY = frozenset({"exif", "Raw profile type exif", "XML:com.adobe.xmp", 
 _ORIENTATION = 0x0112
 # Kinds whose further pages are pictures in their own right; those of an MPO are a photograph's by-products.
 _PAGED = frozenset({"TIFF", "GIF", "WEBP", "PNG", "AVIF"})
+_DEFLATED = b"1.2.840.10008.1.2.1.99"  # DICOM's transfer syntax
 _SUBFILE_TYPE, _LARGEST_SAMPLE = 254, 281  # tags of TIFF
 
 
 def image_suffixes() -> set[str]:
-    """Of files that are images by their name: of every kind that Pillow can open, and DICOM."""
-    return {suffix for suffix, kind in Image.registered_extensions().items() if kind in Image.OPEN} | {".dcm", ".dicom"}
+    """Of files that are images by their name: of every format that is read (`bounds.FORMATS`), and DICOM."""
+    return {suffix for suffix, kind in Image.registered_extensions().items() if kind in FORMATS} | {".dcm", ".dicom"}
 
 
 def check_channels(channels: int) -> None:
@@ -73,7 +75,7 @@ def guessed_bits(encoded: bytes) -> int:
     """
     if encoded[128:132] == b"DICM":
         return 0
-    with Image.open(io.BytesIO(encoded)) as header:  # a picture that was decoded before
+    with open_image(encoded) as header:  # a picture that was decoded before
         if header.mode not in _INTEGER_MODES:
             return 0
     image = open_picture(encoded)
@@ -84,7 +86,7 @@ def turned_by(encoded: bytes) -> int:
     """The EXIF orientation of a picture, which decoding follows: 2 to 8, or 1 for none."""
     if encoded[128:132] == b"DICM":
         return 1
-    with Image.open(io.BytesIO(encoded)) as header:
+    with open_image(encoded) as header:
         return header.getexif().get(_ORIENTATION, 1)
 
 
@@ -96,20 +98,17 @@ def open_picture(encoded: bytes, page: int | None = None) -> Image.Image:
     """
     if encoded[128:132] == b"DICM":
         return _open_dicom(encoded, page)
+    image = open_image(encoded)
     try:
-        image = Image.open(io.BytesIO(encoded))
         if place := choose_page(_pages(image), page):
             image.seek(place)
+        take_pixels(image.width, image.height)
         image.load()
         if image.format == "TIFF" or not _ORIENTED_BY.isdisjoint(image.info):
             ImageOps.exif_transpose(image, in_place=True)
         return image
-    except PageError:
+    except (PageError, TooLargeError):
         raise
-    except UnidentifiedImageError as error:
-        raise ValueError("not an image that Pillow can read") from error
-    except Image.DecompressionBombError as error:
-        raise ValueError(f"too large an image to open safely ({error}); scale it down") from error
     except Exception as error:  # Pillow's parsers raise whatever they stumble over.
         raise ValueError(f"broken image ({error})") from error
 
@@ -150,8 +149,15 @@ def _open_dicom(encoded: bytes, page: int | None) -> Image.Image:
         from pydicom.pixels.processing import apply_modality_lut, apply_voi_lut
     except ModuleNotFoundError as error:
         raise ValueError("a DICOM file; reading it needs pydicom: pip install pydicom") from error
+    if _DEFLATED in encoded:  # unpacked whole before anything of it is known
+        raise ValueError("a deflated DICOM file; save it uncompressed")
     try:
         file = pydicom.dcmread(io.BytesIO(encoded))
+        sides = [int(file.get(name) or 1) for name in ("Rows", "Columns", "NumberOfFrames", "SamplesPerPixel")]
+    except Exception as error:  # As above.
+        raise ValueError(f"broken DICOM ({error})") from error
+    take_pixels(*sides)
+    try:
         values = apply_voi_lut(apply_modality_lut(file.pixel_array, file), file).astype(np.float64)
         inverted, samples = file.PhotometricInterpretation == "MONOCHROME1", file.SamplesPerPixel
     except Exception as error:  # As above.

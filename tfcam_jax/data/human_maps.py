@@ -10,7 +10,6 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from itertools import combinations
 from typing import Any
 
 import numpy as np
@@ -59,8 +58,8 @@ def agreement(maps: Sequence[Float[np.ndarray, "_ _"]]) -> float | None:
     if len(varying) < 2:
         return None
     shape = varying[0].shape
-    flat = [_resize(m, shape).ravel() for m in varying]
-    return float(np.mean([np.corrcoef(one, other)[0, 1] for one, other in combinations(flat, 2)]))
+    correlations = np.corrcoef([_resize(m, shape).ravel() for m in varying])
+    return float(np.mean(correlations[np.triu_indices(len(varying), 1)]))
 
 
 def mostly_marked(saliency: Float[np.ndarray, "h w"]) -> bool:

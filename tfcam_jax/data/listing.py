@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import zipfile
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -19,6 +19,7 @@ from .annotations.marks import Marks, render
 from .annotations.matching import assign
 from .annotations.table import Table, named
 from .array_files import ARRAYS, suffix_of
+from .bounds import LARGEST_PIXELS, refuse_no_file
 from .checks.outcomes import USABLE, Outcome
 from .decode import check_bits, decode_picture
 from .human_maps import HOW, combine
@@ -62,6 +63,10 @@ class Row:
         return f"{self.list}, row {self.number}" if self.number else self.list
 
 
+# Of one image: each has a map of its own, and all pairs are compared.
+MOST_ANNOTATORS = 200
+
+
 class MarksError(ValueError):
     """A table's marks that can't be drawn on their image."""
 
@@ -101,14 +106,19 @@ class MapReader:
         check_bits(self.bits)
 
     def open(self, path: str) -> bytes:
-        """A file below the folder. Raises ValueError or OSError where there is none."""
-        with open(os.path.join(self.folder, check_below(path)), "rb") as file:
+        """A file below the folder. Raises ValueError or OSError where there is none, or what is no file."""
+        place = os.path.join(self.folder, check_below(path))
+        refuse_no_file(place)
+        with open(place, "rb") as file:
             return file.read()
 
-    def annotators(self, row: Row, height: int, width: int) -> dict[str, MapFile]:
+    def annotators(
+        self, row: Row, height: int, width: int, read: Callable[[str], bytes] | None = None
+    ) -> dict[str, MapFile]:
         """Each annotator's map of a row's image, and what was done to it; empty if nobody annotated the image.
 
-        A predicted map is read as it was written, whatever `page` and `invert` say of people's.
+        A predicted map is read as it was written, whatever `page` and `invert` say of people's. `read` opens a file in
+        place of `open`.
 
         Raises ValueError or OSError: a file that is broken, missing or outside the folder; marks outside the image.
         """
@@ -119,6 +129,8 @@ class MapReader:
             if path in self.tables:
                 marks = self.tables[path].get(row.image, {})
                 marks = {name: next(iter(marks.values()))} if name and len(marks) == 1 else marks
+                if len(marks) > MOST_ANNOTATORS:
+                    raise MarksError(f"{row.image}: {len(marks):,} annotators; at most {MOST_ANNOTATORS} are read")
                 try:
                     drawn = {annotator: render(own, height, width, sigma, degrees) for annotator, own in marks.items()}
                 except ValueError as error:
@@ -126,12 +138,13 @@ class MapReader:
                 found = {each: MapFile(1 - values if self.invert else values) for each, values in drawn.items()}
             else:
                 page, invert = (None, False) if row.predicted else (self.page, self.invert)
-                given = read_map_file(self.open(path), path, (height, width), page, invert)
+                given = read_map_file((read or self.open)(path), path, (height, width), page, invert)
                 found = {name or str(len(maps) + 1): given}
             for annotator, saliency in found.items():
                 if annotator in maps:
                     raise ValueError(f"annotator {annotator} has two maps of this image; keep one or name them apart")
                 maps[annotator] = saliency
+            check_together(maps)
         return maps
 
     def read(self, row: Row, height: int, width: int) -> Float[np.ndarray, "h w"] | None:
@@ -142,6 +155,15 @@ class MapReader:
         """The one map of `annotators`, as of `read`; a predicted map is that, whoever's maps are asked for."""
         values = {name: each.values for name, each in maps.items()}
         return combine(values, "mean" if row.predicted else self.combine) if values else None
+
+
+def check_together(maps: Mapping[str, MapFile]) -> None:
+    """Raises ValueError where the maps of one image are more than are held, by their number or their pixels."""
+    if len(maps) > MOST_ANNOTATORS:
+        raise ValueError(f"more than {MOST_ANNOTATORS} maps of one image")
+    largest = max((each.values.size for each in maps.values()), default=0)  # the others are brought to its size
+    if len(maps) * largest > 2 * LARGEST_PIXELS:
+        raise ValueError(f"{len(maps)} maps of one image, of up to {largest:,} pixels; scale them down")
 
 
 @dataclass(frozen=True)
@@ -211,7 +233,8 @@ def read_tables(
     first = {path: row for row in reversed(rows) for _, path in split_map_cell(row.map) if is_table(path)}
     for path, row in reversed(first.items()):
         try:
-            tables[path] = read_table(folder / check_below(path), columns, categories)
+            refuse_no_file(folder / check_below(path))
+            tables[path] = read_table(folder / path, columns, categories)
         except (OSError, ValueError) as error:
             found = error.problems if isinstance(error, DataError) else [reason(folder / path, error)]
             problems += [f"{row.place}: map {path}: {each}" for each in found]
@@ -339,4 +362,6 @@ def listed_records(rows: Sequence[Row], outcomes: Sequence[Outcome], class_names
         has_map=np.array([outcome.map == USABLE for outcome in outcomes]),
         digests=tuple(outcome.digest for outcome in outcomes),
         predicted=np.array([row.predicted == "yes" for row in rows]),
+        image_contents=tuple(outcome.image_content for outcome in outcomes),
+        map_contents=tuple(outcome.map_content for outcome in outcomes),
     )

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 from .checks.inspection import check_files, judge_files, log_remarks
 from .checks.outcomes import Outcomes
+from .csv_cells import from_cell
 from .csv_files import read_table
 from .listing import Listing, MapReader, Row, check_annotator, listed_sources, read_tables
 from .opening import check_labels, open_listing
@@ -137,7 +138,7 @@ def list_manifest(
 
 def is_manifest(path: Path) -> bool:
     """Whether a file is a CSV whose header has a manifest's columns."""
-    if path.suffix.lower() != ".csv":
+    if path.suffix.lower() != ".csv" or not path.is_file():  # a pipe may never end
         return False
     with path.open(encoding="utf-8-sig", errors="replace") as file:
         header = [cell.strip() for cell in file.readline().split(",")]
@@ -146,11 +147,12 @@ def is_manifest(path: Path) -> bool:
 
 def _read_rows(path: Path) -> list[Row]:
     if not path.is_file():
-        raise DataError([f"{path}: no such manifest; give the path of a CSV file ({_WANTED})"])
+        what = "a folder" if path.is_dir() else "no file" if path.exists() else "no such manifest"
+        raise DataError([f"{path}: {what}; give the path of a CSV file ({_WANTED})"])
     if zipfile.is_zipfile(path):
         raise DataError([f"{path}: a zip archive; unpack it and give the path of the CSV file in it"])
     columns = (*REQUIRED_COLUMNS, *OPTIONAL_COLUMNS)
     table = read_table(path, REQUIRED_COLUMNS, _WANTED, exact=True)
     paths = {"image": partial(relative_path, path.parent), "map": partial(relative_cell, path.parent)}
-    read = lambda cells: (paths.get(name, str)(cells.get(name, "")) for name in columns)
+    read = lambda cells: (paths.get(name, str)(from_cell(cells.get(name, ""))) for name in columns)
     return [Row(str(path), number, *read(cells)) for number, cells in table]

@@ -5,6 +5,7 @@ What was done to a file's values beyond dividing them by what its depth can hold
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -21,6 +22,7 @@ _MOST_CLASSES = 32
 _VOID = 255  # number of the border around objects in label images, after Pascal VOC
 # Grey is what has no more colour than this, of 255, on the mean over blocks of so many pixels a side: noise of a camera
 # or of JPEG evens out, a stroke of one pixel does not.
+_PART = 2**20  # pixels
 _GREY, _BLOCK, _SHARE_COLOURED = 24, 8, 0.001
 # More than so many pixels of a colour beyond that noise, or of so large a share, are drawn.
 _STRONG, _HANDFUL, _SHARE_STRONG = 96, 20, 1e-5
@@ -199,17 +201,31 @@ def _amount_of_colour(colours: UInt8[np.ndarray, "h w 3"]) -> Float[np.ndarray, 
 
     None if there is no such ground, or more than one colour, grey being one.
     """
-    pixels = colours.reshape(-1, 3).astype(np.float32)
+    pixels = colours.reshape(-1, 3)
     black, white = np.mean(pixels.max(1) <= _GROUND), np.mean(pixels.min(1) >= 255 - _GROUND)
     if max(black, white) < 0.01:
         return None
-    offset = pixels - (0 if black >= white else 255)
-    distance = np.linalg.norm(offset, axis=1)
-    colour = np.median(offset[distance >= 0.9 * distance.max()], axis=0)
+    # A part at a time: as floats a large picture takes gigabytes.
+    offsets = lambda: (each.astype(np.float32) - (0 if black >= white else 255) for each in _parts(pixels))
+    distance = np.concatenate([np.linalg.norm(offset, axis=1) for offset in offsets()])
+    colour = _median(pixels[distance >= 0.9 * distance.max()]) - np.float32(0 if black >= white else 255)
     if np.ptp(colour) <= _GREY:  # a grey picture with something coloured in it
         return None
-    amount = offset @ colour / (colour @ colour)
-    off = np.abs(offset - amount[:, None] * colour).max(1) > _OFF
-    if off.sum() > _SHARE_OFF * np.sum(distance > _GROUND):
+    amounts, off = [], 0
+    for offset in offsets():
+        amounts.append(amount := offset @ colour / (colour @ colour))
+        off += np.sum(np.abs(offset - amount[:, None] * colour).max(1) > _OFF)
+    if off > _SHARE_OFF * np.sum(distance > _GROUND):
         return None
-    return np.clip(amount, 0, 1).reshape(colours.shape[:2])
+    return np.concatenate([np.clip(amount, 0, 1) for amount in amounts]).reshape(colours.shape[:2])
+
+
+def _parts(pixels: UInt8[np.ndarray, "n 3"]) -> Iterator[UInt8[np.ndarray, "part 3"]]:
+    return (pixels[start : start + _PART] for start in range(0, len(pixels), _PART))
+
+
+def _median(pixels: UInt8[np.ndarray, "n 3"]) -> Float[np.ndarray, 3]:
+    """Median of each channel, by counting: sorting takes memory."""
+    middle = np.array([(len(pixels) + 1) // 2, len(pixels) // 2 + 1])
+    counted = [np.cumsum(np.bincount(pixels[:, channel], minlength=256)) for channel in range(3)]
+    return np.array([np.searchsorted(each, middle).mean() for each in counted], np.float32)

@@ -1,10 +1,48 @@
-"""Paths in lists: below the data folder, however they are written there."""
+"""Paths: those that a user gives, and those in lists, below the data folder, however they are written there."""
 
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
+
+from ..errors import ConfigError
+
+# `gs://`, `s3://`, `file://`; pathlib makes one slash of two. A single letter is a drive.
+_SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")
+
+
+def local_path(value: str | Path, what: str) -> Path:
+    """A path that a user gave as `what`, with `~` as the home folder, where a shell left it.
+
+    Raises ConfigError for an empty one, the address of a bucket, a name that isn't UTF-8 (which neither JSON nor a page
+    can hold), and `~` where there is no home folder.
+    """
+    text = os.fspath(value)
+    if not text.strip():
+        raise ConfigError(f"{what} is empty: give a path, or leave it out.")
+    if _SCHEME.match(text):
+        scheme = text.partition(":")[0]
+        remedy = "mount it (gcsfuse, s3fs, rclone mount) and give the folder, or copy it here"
+        raise ConfigError(
+            f"{what} is {text}: {scheme}:// is not read or written, only folders of this machine; {remedy}."
+        )
+    if shown := not_utf8(text):
+        raise ConfigError(f"{what} is {shown}, a name that is not UTF-8: rename it.")
+    try:
+        return Path(text).expanduser()
+    except RuntimeError as error:
+        raise ConfigError(f"{what} is {text}, and there is no such home folder: give the whole path.") from error
+
+
+def not_utf8(name: str) -> str:
+    """A name that no UTF-8 stands for, as it can be shown; "" for any other. Such bytes are surrogates in Python."""
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return name.encode("utf-8", "backslashreplace").decode()
+    return ""
 
 
 def split_map_cell(cell: str) -> list[tuple[str, str]]:

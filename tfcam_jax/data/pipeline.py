@@ -13,6 +13,7 @@ from absl import flags
 from jaxtyping import Float, Int
 
 from ..errors import UserError, check_known
+from .bounds import decoding
 from .source import Source
 from .transforms import IDENTITY, Augment, Resize, apply
 
@@ -60,7 +61,8 @@ class _LoadBatch:
         for i, position in enumerate(positions):
             row = int(self.order[position])
             rng = None if self.seed is None else np.random.default_rng([*self.seed, position])
-            image, saliency = apply(self.source[row], self.resize, self.augment, rng)
+            with decoding():  # until both have their final size
+                image, saliency = apply(self.source[row], self.resize, self.augment, rng)
             batch = batch or self._padding(count, image.shape[-1])
             batch["image"][i], batch["saliency"][i] = image, saliency
             batch["label"][i] = self.source.records.labels[row]

@@ -14,8 +14,12 @@ from .decode import check_channels
 from .human_maps import PLACEBOS, MapChoice, Smooth, process_maps, smooth_maps, without_predicted
 from .listing import READING, Listing
 from .manifest import OpenedSplit, open_manifest_split
+from .paths import local_path
 from .protocol import ProtocolOptions, apply_protocol
 from .source import Dataset
+
+# Options of sources that are places of files.
+_PLACES = {"folders": ("images", "maps"), "": ("manifest", "data_dir", "manual_dir")}
 
 
 @dataclass(frozen=True)
@@ -54,6 +58,13 @@ class DataRecipe:
         ProtocolOptions(**self.protocol)
         Smooth(self.blur, self.threshold)
         self._choice()
+        object.__setattr__(self, "options", self._with_places())
+
+    def _with_places(self) -> dict[str, Any]:
+        """The options, `~` in the places of files replaced; ConfigError for one that no file of this machine has."""
+        section = "config.data." if self.source == "manifest" else f"config.data.{self.source}."
+        named = {key for key in _PLACES.get(self.source, _PLACES[""]) if self.options.get(key)}
+        return {**self.options} | {key: str(local_path(self.options[key], section + key)) for key in named}
 
     def _choice(self) -> MapChoice:
         return MapChoice(self.predicted, self.share, self.share_seed)
@@ -62,6 +73,11 @@ class DataRecipe:
     def bits(self) -> int | None:
         """In use in images of 16, see `decode.decode_picture`."""
         return self.options.get("bits")
+
+    @property
+    def place(self) -> str:
+        """Where the data are, for messages: the manifest, the folder of images, or the source's name."""
+        return str(self.options.get("manifest") or self.options.get("images") or self.source)
 
     def listing(self) -> Listing:
         """The source's files, no image opened.

@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int, UInt8
 from PIL import Image
 
-from ..errors import UserError
+from ..errors import UserError, visible
 from .checks.outcomes import Outcomes
 
 SPLITS = ("train", "val", "test")
@@ -38,16 +38,21 @@ class DataError(UserError, ValueError):
 
     Attributes:
       problems: one line per problem, in the order of the files and rows.
+      heading, remedy: what stands above and below them where they have one remedy together.
     """
 
-    def __init__(self, problems: Sequence[str]):
-        self.problems = list(problems)
-        count, lines = len(self.problems), shorten(self.problems, _SHOWN)
-        super().__init__("\n".join(lines if count == 1 else [f"{count} problems in the data:", *lines]))
+    def __init__(self, problems: Sequence[str], heading: str = "", remedy: str = ""):
+        self.problems, self.heading, self.remedy = list(problems), heading, remedy
+        count, lines = len(self.problems), shorten([visible(problem) for problem in self.problems], _SHOWN)
+        if heading:
+            lines = [visible(heading), *(f"  {line}" for line in lines)]
+        elif count != 1:
+            lines = [f"{count} problems in the data:", *lines]
+        super().__init__("\n".join([*lines, *([visible(remedy)] if remedy else [])]))
 
     def __reduce__(self):
         # Exceptions are pickled by their message; a worker process must hand over the list.
-        return type(self), (self.problems,)
+        return type(self), (self.problems, self.heading, self.remedy)
 
 
 @dataclass(frozen=True)
@@ -99,6 +104,8 @@ class Records:
       has_map: True where there is a human map that says something: it exists and isn't constant.
       digests: equal for images with equal pixels; None if nobody looked.
       predicted: True where the map is a network's prediction and no person's; None: none is.
+      image_contents: equal for equal image files, whatever they are decoded to; None if nobody looked.
+      map_contents: the same of what annotators left, files or a table's marks; "" without any.
     """
 
     ids: tuple[str, ...]
@@ -108,6 +115,8 @@ class Records:
     has_map: Bool[np.ndarray, " n"]
     digests: tuple[str, ...] | None = None
     predicted: Bool[np.ndarray, " n"] | None = None
+    image_contents: tuple[str, ...] | None = None
+    map_contents: tuple[str, ...] | None = None
 
     def __post_init__(self):
         lengths = {name: len(column) for name, column in vars(self).items() if column is not None}

@@ -14,6 +14,9 @@ from ..errors import ConfigError, check_ranges
 from .source import Example, pixels
 
 _BILINEAR = Image.Resampling.BILINEAR
+# Beyond these no image is left to learn from, and what must be padded grows without bound.
+LIMITS = {"flip": 1, "crop": 0.9, "rotate": 180, "translate": 0.5, "scale": 0.5, "shear": 45}
+LIMITS |= {"brightness": 0.5, "contrast": 0.9, "saturation": 1}
 
 
 @dataclass(frozen=True)
@@ -51,13 +54,13 @@ class Augment:
     saturation: float = 0.0
     map_blur: tuple = ()
 
-    # Beyond these limits no image is left to learn from, and what must be padded grows without bound.
     def __post_init__(self):
-        limits = {"flip": 1, "crop": 0.9, "rotate": 180, "translate": 0.5, "scale": 0.5, "shear": 45}
-        check_ranges("augment", self, limits | {"brightness": 0.5, "contrast": 0.9, "saturation": 1})
+        check_ranges("config.augment", self, LIMITS)
         numbers = all(isinstance(sigma, int | float) for sigma in self.map_blur)
         if self.map_blur and not (numbers and len(self.map_blur) == 2 and 0 < self.map_blur[0] <= self.map_blur[1]):
-            what = "augment.map_blur must be empty or two numbers, the least and largest standard deviation in pixels"
+            what = (
+                "config.augment.map_blur must be empty or two numbers, least and largest standard deviation in pixels"
+            )
             raise ConfigError(f"{what}, 0 < least <= largest, as (0.1, 2.0); got {self.map_blur}")
 
 
@@ -86,7 +89,7 @@ class Resize:
     def __post_init__(self):
         for side in self.through:
             if not isinstance(side, int) or side < 1:
-                raise ConfigError(f"data.resize_through holds {side!r}; it must hold sides in pixels, at least 1")
+                raise ConfigError(f"config.data.resize_through holds {side!r}; it must hold pixels, at least 1")
 
 
 @dataclass(frozen=True)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
 from absl import logging
 
+from .bounds import refuse_no_file
 from .checks.inspection import check_files, judge_files, log_remarks
 from .decode import decode_picture, image_suffixes
 from .listing import ListedSource, Listing, MapReader, Row
@@ -83,7 +84,9 @@ def open_image_folder(
     if found.problems:
         raise DataError(found.problems)
     log_remarks(str(folder), found.remarks)
-    return ListedSource(rows, listing.reader, channels, _bare_records(names))
+    looked = {"digests": "digest", "image_contents": "image_content", "map_contents": "map_content"}
+    columns = {name: tuple(getattr(outcome, key) for outcome in outcomes) for name, key in looked.items()}
+    return ListedSource(rows, listing.reader, channels, replace(_bare_records(names), **columns))
 
 
 def _left_out(folder: Path, images: Sequence[str], maps: Sequence[str]) -> str:
@@ -115,6 +118,7 @@ class GivenImages(WithRecords):
         if isinstance(image, np.ndarray):
             return Example(to_picture(image).convert("L" if self.channels == 1 else "RGB"), None)
         try:
+            refuse_no_file(image)
             return Example(decode_picture(image.read_bytes(), self.channels, self.bits), None)
         except (OSError, ValueError) as error:
             raise DataError([f"{image}: {error}; give the path of an image that can be read"]) from error

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import os
 from collections import defaultdict, deque
 from collections.abc import Mapping, Sequence
@@ -13,17 +12,22 @@ from types import MappingProxyType
 from ..errors import ConfigError
 from .annotations import read_table
 from .annotations.matching import assign
+from .csv_cells import csv_text
 from .listing import Listing, Row
 from .manifest import OPTIONAL_COLUMNS, REQUIRED_COLUMNS, list_manifest
-from .paths import join_map_cell, split_map_cell
+from .paths import join_map_cell, local_path, split_map_cell
 from .source import DataError, Dataset
 
 _COLUMNS = (*REQUIRED_COLUMNS, *OPTIONAL_COLUMNS)
 
 
-def check_target(path: Path, listing: Listing) -> None:
-    """Raises ConfigError where there is a file already, or none could name the listing's images and maps."""
-    if path.exists():
+def check_target(target: str | Path, listing: Listing) -> Path:
+    """The path of a CSV to write.
+
+    Raises ConfigError where there is a file already, or none could name the listing's images and maps.
+    """
+    path = local_path(target, "--write_manifest")
+    if os.path.lexists(path):
         raise ConfigError(f"{path}: there is such a file already; give --write_manifest another name, or delete it")
     if path.suffix.lower() != ".csv" or not path.parent.is_dir():
         raise ConfigError(f"{path}: --write_manifest must name a .csv file in a folder that is there")
@@ -34,6 +38,9 @@ def check_target(path: Path, listing: Listing) -> None:
     if own := [table for table in listing.reader.tables if not listing.problems and not _is_plain(listing, table)]:
         what = f"maps of {listing.name} stand in its owner's own tables ({', '.join(own)})"
         raise ConfigError(f"{path}: {what}, which a manifest can't name; leave out --write_manifest")
+    if not os.access(path.parent, os.W_OK):
+        raise ConfigError(f"{path}: its folder takes no files; give --write_manifest another place")
+    return path
 
 
 def _is_plain(listing: Listing, table: str) -> bool:
@@ -51,7 +58,7 @@ def write_manifest(
     """Writes the images of a data set, as its protocol splits them, whole or not at all; returns what to tell.
 
     Args:
-      path: of the CSV, as `check_target` allows it.
+      path: of the CSV, as `check_target` gives it; held by the caller, see `outputs.claimed`.
       listing: that the data set was opened from: it has the maps' files.
       dataset: whose examples are named by their rows' images.
       predicted: image to the map that a network made of it, below the CSV's folder, in place of what the listing has.
@@ -74,10 +81,12 @@ def write_manifest(
     partial = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         with partial.open("w", newline="", encoding="utf-8") as file:
-            csv.writer(file).writerows([columns, *([getattr(row, name) for name in columns] for row in rows)])
+            file.write(csv_text([columns, *([getattr(row, name) for name in columns] for row in rows)]))
             file.flush()
             os.fsync(file.fileno())
         _check_read_back(partial, rows, sources, listing, dataset.class_names)
+        if os.path.lexists(path):
+            raise DataError([f"{path} came to be meanwhile; it is left as it is"])
         partial.replace(path)
     except (OSError, UnicodeEncodeError) as error:
         raise DataError([f"{path} can't be written: {error}"]) from error

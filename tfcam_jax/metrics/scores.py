@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import csv
 import dataclasses
-import io
 from pathlib import Path
 
 import numpy as np
 from jaxtyping import Float, Int
 from scipy.special import softmax
 
+from ..data.csv_cells import csv_text, from_cell
 from ..errors import UserError
 from ..run.files import write_text
 from .classification import binary_scores
@@ -67,7 +67,7 @@ def write_scores(path: Path, scores: Scores, class_names: tuple[str, ...]) -> No
 
     Columns: id, split, label, domain, group, seen (yes, no, or empty: unknown), a logit_CLASS for each class, p
     (softmax probability of class 1 for two classes, else of the predicted class), prediction; for two classes also
-    those of `binary_scores`. Floats are written so that they read back exactly.
+    those of `binary_scores`. Floats are written so that they read back exactly, names as `data.csv_cells.to_cell` says.
     """
     proba = softmax(np.asarray(scores.logits, np.float64), axis=-1)
     binary = binary_scores(scores.logits) if len(class_names) == 2 else {}
@@ -85,9 +85,7 @@ def write_scores(path: Path, scores: Scores, class_names: tuple[str, ...]) -> No
         "prediction": named(scores.logits.argmax(-1)),
         **{name: exact(column) for name, column in binary.items()},
     }
-    text = io.StringIO(newline="")
-    csv.writer(text, lineterminator="\n").writerows([columns, *zip(*columns.values(), strict=True)])
-    write_text(path, text.getvalue())
+    write_text(path, csv_text([columns, *zip(*columns.values(), strict=True)]))
 
 
 def read_scores(path: Path) -> tuple[Scores, tuple[str, ...]]:
@@ -100,13 +98,16 @@ def read_scores(path: Path) -> tuple[Scores, tuple[str, ...]]:
         raise ScoresError(f"{path}: no such table of scores; launch/evaluate.py writes scores.csv")
     try:
         with path.open(encoding="utf-8", newline="") as file:
-            rows = list(csv.DictReader(file, strict=True))
+            rows = list(reader := csv.DictReader(file, strict=True))
+        header = list(reader.fieldnames or ())
+        if len(set(header)) < len(header):  # the last one would count
+            raise ScoresError(f"a column is there twice: {', '.join(header)}")
         names = tuple(column.removeprefix("logit_") for column in rows[0] if column.startswith("logit_"))
-        column = lambda name: tuple(row[name] for row in rows)
+        column = lambda name: tuple(from_cell(row[name]) for row in rows)
         scores = Scores(
             ids=column("id"),
             splits=column("split"),
-            labels=np.asarray([names.index(row["label"]) for row in rows]),
+            labels=np.asarray([names.index(label) for label in column("label")]),
             domains=column("domain"),
             groups=column("group"),
             seen=tuple({told: seen for seen, told in _SEEN.items()}[row["seen"]] for row in rows),

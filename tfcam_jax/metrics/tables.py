@@ -2,8 +2,18 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
+
+from ..errors import visible
+
+# What Markdown takes for more than text; "_" only at the end of a word, "<" and "&" before a tag or an entity.
+_MARKDOWN = re.compile(
+    r"[\\`\[\]|~$]|(?<=\S)\*|\*(?=\S)|<(?=[A-Za-z/!?])|&(?=#?\w+;)|(?<![^\W_])_|_(?![^\W_])|:(?=//)|(?<=\bwww)\.|(?<=\s)#(?=#*$)"
+)
+# At the beginning of a line, as of a list or a heading.
+_BLOCK = re.compile(r"^(?P<number>\d*)(?P<sign>(?<!\d)[#>]|(?<!\d)[-+=*](?=[\s=-]|$)|(?<=\d)[.)](?=\s|$))")
 
 
 def decimal(value: float | None, form: str = ".4f") -> str:
@@ -37,13 +47,23 @@ class Table(NamedTuple):
 
     def text(self) -> str:
         """Title and aligned rows."""
-        return "\n".join([self.title, *align([self.header, *self.rows])])
+        return "\n".join([visible(self.title), *align([self.header, *self.rows])])
 
     def markdown(self) -> str:
         """Title and rows as Markdown."""
-        line = lambda cells: f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |"
+        line = lambda cells: f"| {' | '.join(map(_markdown, cells))} |"
         rule = "| --- |" + " ---: |" * (len(self.header) - 1)
-        return "\n".join([f"### {self.title}", "", line(self.header), rule, *map(line, self.rows)])
+        return "\n".join([f"### {markdown_text(self.title)}", "", line(self.header), rule, *map(line, self.rows)])
+
+
+def markdown_text(text: Any) -> str:
+    """Text in one line that Markdown shows as it is: no link, code, formula, emphasis, HTML or end of a cell."""
+    return _BLOCK.sub(r"\g<number>\\\g<sign>", _markdown(text))
+
+
+def _markdown(text: Any) -> str:
+    """The same within a line, as in a cell, where a list or heading can't begin."""
+    return _MARKDOWN.sub(r"\\\g<0>", visible(" ".join(str(text).split())))
 
 
 Cell = Callable[[Any], str]
@@ -74,6 +94,7 @@ def _value(item: Any, path: str) -> Any:
 
 def align(rows: list[tuple[str, ...]]) -> list[str]:
     """Lines of a table: first column to the left, the others to the right."""
+    rows = [tuple(map(visible, row)) for row in rows]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     aligned = lambda cells: (cell.rjust(width) for cell, width in zip(cells, widths[1:], strict=True))
     return ["  ".join([first.ljust(widths[0]), *aligned(cells)]).rstrip() for first, *cells in rows]

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -145,17 +146,39 @@ class Backbone(Network):
         return partial(built, conv=self.conv, norm=self.norm)
 
 
-def trace(model: Network, image_size: int | tuple[int, int]) -> ModelOutput:
-    """Shapes of what a model gives for an image of `image_size` px (one side or (H, W)); nothing is computed.
+class Traced(NamedTuple):
+    """Shapes of what a model gives for one image, and bytes of the largest output of its convolutions."""
+
+    output: ModelOutput
+    largest: int
+
+
+def trace(model: Network, image_size: int | tuple[int, int]) -> Traced:
+    """What shapes say of a model and an image of `image_size` px (one side or (H, W)); nothing is computed.
 
     Raises ConfigError for a size that the model can't take.
     """
     height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
     images = jax.ShapeDtypeStruct((1, height, width, 3), jnp.float32)
-    return jax.eval_shape(lambda x: model.init_with_output(jax.random.key(0), x, train=False)[0], images)
+    apply = lambda x: model.init_with_output(jax.random.key(0), x, train=False)[0]
+    program, output = jax.make_jaxpr(apply, return_shape=True)(images)
+    return Traced(output, _largest_convolution(program.jaxpr))
+
+
+def _largest_convolution(program: Any) -> int:
+    """Bytes of the largest output of a convolution in a jaxpr, or in one that it calls."""
+    own = [
+        math.prod(result.aval.shape) * result.aval.dtype.itemsize
+        for equation in program.eqns
+        if equation.primitive.name == "conv_general_dilated"
+        for result in equation.outvars
+    ]
+    called = [value for equation in program.eqns for value in equation.params.values()]
+    inner = [getattr(value, "jaxpr", value) for value in called]
+    return max([*own, *(_largest_convolution(each) for each in inner if hasattr(each, "eqns"))], default=0)
 
 
 def cam_size(model: Network, image_size: int | tuple[int, int]) -> tuple[int, int]:
     """Height and width of the feature map, hence of the CAM, for such an image; see `trace`."""
-    _, height, width, _ = trace(model, image_size).features.shape
+    _, height, width, _ = trace(model, image_size).output.features.shape
     return height, width

@@ -15,6 +15,7 @@ import io
 import json
 import math
 import re
+import struct
 import zipfile
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
@@ -109,7 +110,7 @@ def is_keras_file(path: Path) -> bool:
     try:
         with zipfile.ZipFile(path) as archive:
             return _WEIGHTS_MEMBER in archive.namelist()
-    except (zipfile.BadZipFile, NotImplementedError):
+    except (zipfile.BadZipFile, NotImplementedError, OSError, ValueError, struct.error):  # `read_state_dict` says so
         return False
 
 
@@ -163,7 +164,10 @@ def read_keras_weights(path: str | Path) -> dict[str, np.ndarray]:
             with h5py.File(io.BytesIO(archive.read(_WEIGHTS_MEMBER)), "r") as file:
                 return _named(path, _layers(_Reader(path, members[_WEIGHTS_MEMBER].file_size), file, names))
     # What HDF5 says of damaged files comes as any of these.
-    except (OSError, KeyError, RuntimeError, TypeError, ValueError, zipfile.BadZipFile, EOFError) as error:
+    except (
+        *(OSError, KeyError, RuntimeError, TypeError, ValueError, AttributeError, EOFError, OverflowError, MemoryError),
+        *(struct.error, zipfile.BadZipFile),
+    ) as error:
         if isinstance(error, UserError):
             raise
         raise KerasFileError(f"{path} is damaged, or no Keras file ({str(error)[:200]}); get it again") from error
@@ -333,10 +337,12 @@ def _count_anew(names: Mapping[str, Any]) -> dict[str, str]:
         kind, number = _counted(name)
         if kind:
             numbers[kind].append(number)
+    first = lambda own: {number: place for place, number in reversed([*enumerate(sorted(own))])}
+    places = {kind: first(own) for kind, own in numbers.items()}
     renamed = {}
     for name in names:
         kind, number = _counted(name)
-        place = sorted(numbers[kind]).index(number) if kind else 0
+        place = places[kind][number] if kind else 0
         renamed[name] = name if not kind else f"{kind}_{place}" if place else kind
     return renamed
 

@@ -40,10 +40,17 @@ _DEFAULTS |= {"pool": None}  # of vision transformers alone
 
 
 class Seen(NamedTuple):
-    """Of a model at a size: places a side of the CAM, and whether it has the tensor that CYBORG's code hooks."""
+    """Of a model at a size.
+
+    Attributes:
+      cam_side: places a side of the CAM.
+      is_hooked: it has the tensor that CYBORG's code hooks.
+      largest: bytes of the largest output of its convolutions, of one image; 0 of a foreign network.
+    """
 
     cam_side: int
     is_hooked: bool
+    largest: int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,7 +100,7 @@ class NamedNetwork:
 
 @functools.cache  # a deep network is traced for seconds, and a study resolves hundreds of configs
 def _look(make: Callable[..., Any], image_size: int) -> Seen:
-    return _seen(trace(make(num_classes=2), image_size))
+    return _seen(*trace(make(num_classes=2), image_size))
 
 
 @functools.cache
@@ -101,8 +108,8 @@ def _look_at_foreign(make: Callable[..., Any], name: str, image_size: int, **fie
     return _seen(check_abstractly(make(num_classes=3, **fields), image_size, 3, name))
 
 
-def _seen(output: ModelOutput) -> Seen:
-    return Seen(output.features.shape[1], output.hooked is not None)
+def _seen(output: ModelOutput, largest: int = 0) -> Seen:
+    return Seen(output.features.shape[1], output.hooked is not None, largest)
 
 
 def is_foreign(name: str) -> bool:

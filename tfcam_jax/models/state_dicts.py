@@ -129,7 +129,13 @@ def _read_zip(path: Path) -> dict[str, np.ndarray]:
                 raise StateDictError(f"{path} was written on a big-endian machine; save it as .safetensors there")
             tensors = _state_dict(path, _unpickle(path, io.BytesIO(archive.read(pickles[0]))))
             return _arrays(path, tensors, lambda key: archive.read(f"{folder}data/{key}"))
-    except (zipfile.BadZipFile, EOFError, KeyError, NotImplementedError, RuntimeError) as error:
+    # What a directory that lies leads to comes as any of these.
+    except (
+        *(zipfile.BadZipFile, EOFError, KeyError, NotImplementedError, RuntimeError, OSError, ValueError),
+        *(OverflowError, struct.error),
+    ) as error:
+        if isinstance(error, UserError):
+            raise
         raise StateDictError(f"{path} is damaged ({error}); get it again") from error
 
 

@@ -200,6 +200,8 @@ def _local_file(source: str) -> Path | None:
             f"model.weights={source} is a folder, and holds no run of this project; give the path of a file, or of a "
             f"run. Weights in that folder: {held}."
         )
+    if path.exists():
+        raise WeightsError(f"model.weights={source} is a pipe or a device, not a file; give the path of a file")
     if path.suffix in FILE_SUFFIXES or source.startswith(_PATH_BEGINS):
         folder = path.parent
         hint = did_you_mean(path.name, _weights_in(folder)) if folder.is_dir() else f" There is no folder {folder}."

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,7 @@ from ml_collections import ConfigDict
 from PIL import Image
 
 from ..data import written_manifest
-from ..data.listing import Listing
+from ..data.outputs import claimed, write_folder
 from ..data.source import DataError, Dataset, Source
 from ..errors import ConfigError
 from ..experiment import Recipe, open_dataset, resolve
@@ -50,33 +52,50 @@ def predict_maps(config: ConfigDict, manifest: str | Path, folds: int = 5, steps
 
     Raises:
       ConfigError: data without files, a file that is there already, fewer than two folds.
+      OutputError: what can't be written, or another process is writing.
       DataError: data that can't be used, no image to learn from or to predict. PredictorError: it did not learn.
     """
     if folds < 2 or steps < 1:
         raise ConfigError(f"--folds must be at least 2 and --steps at least 1; got {folds} and {steps}")
-    path, recipe = Path(manifest), _recipe(config)
-    maps, listing = path.with_name(f"{path.stem}_maps"), recipe.data.listing()
-    written_manifest.check_target(path, listing)
-    if maps.exists():
-        raise ConfigError(f"{maps}: predicted maps would be written there; give --write_manifest another name")
-    dataset = open_dataset(recipe)
-    wanted = _wanted(dataset)
-    train = dataset.splits["train"]
-    recipe = _with_epochs(config, recipe, len(np.flatnonzero(train.records.has_map)), folds, steps)
-    found, held_out = cross_fit(recipe, train, wanted, folds)
-    predicted = {
-        "folds": folds,
-        "epochs": recipe.epochs,
-        "images": _count(dataset, wanted),
-        "agreement": _agreement(dataset, held_out),
-    }
-    _write(path, maps, listing, dataset, wanted, found)
-    write_json(
-        path.with_suffix(".json"), {**predicted, "config": recipe.stored, **collect_provenance(recipe.model_name)}
-    )
-    _draw(path.with_suffix(".png"), train, wanted, found, held_out)
-    print(f"\n{format_predicted(predicted)}\n\nWritten: {path}, {maps}, {path.with_suffix('.json')} and .png")
+    recipe = _recipe(config)
+    listing = recipe.data.listing()
+    path = written_manifest.check_target(manifest, listing)
+    beside = {"maps": path.with_name(f"{path.stem}_maps"), "json": path.with_suffix(".json")}
+    beside["png"] = path.with_suffix(".png")
+    for other in beside.values():
+        if os.path.lexists(other):
+            raise ConfigError(f"{other} is there already, and would be written; give --write_manifest another name")
+    with claimed(path):
+        dataset = open_dataset(recipe)
+        wanted = _wanted(dataset)
+        train = dataset.splits["train"]
+        recipe = _with_epochs(config, recipe, len(np.flatnonzero(train.records.has_map)), folds, steps)
+        found, held_out = cross_fit(recipe, train, wanted, folds)
+        predicted = {
+            "folds": folds,
+            "epochs": recipe.epochs,
+            "images": _count(dataset, wanted),
+            "agreement": _agreement(dataset, held_out),
+        }
+        with _all_or_none(beside.values()):
+            names = _write_maps(beside["maps"], train, wanted, found)
+            record = {**predicted, "config": recipe.stored, **collect_provenance(recipe.model_name)}
+            write_json(beside["json"], record)
+            _draw(beside["png"], train, wanted, found, held_out)
+            written_manifest.write_manifest(path, listing, dataset, names)  # last: it names the others
+    print(f"\n{format_predicted(predicted)}\n\nWritten: {path}, {', '.join(map(str, beside.values()))}")
     return predicted
+
+
+@contextlib.contextmanager
+def _all_or_none(paths: Iterable[Path]) -> Iterator[None]:
+    """Takes away what was written of these, none of which was there, if the rest can't be."""
+    try:
+        yield
+    except BaseException:
+        for path in paths:
+            shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+        raise
 
 
 def _recipe(config: ConfigDict) -> Recipe:
@@ -132,25 +151,15 @@ def _agreement(dataset: Dataset, held_out: Predicted) -> dict[str, dict[str, flo
     return found
 
 
-def _write(path: Path, maps: Path, listing: Listing, dataset: Dataset, wanted: np.ndarray, found: np.ndarray) -> None:
-    train = dataset.splits["train"]
-    partial = path.with_name(f".{maps.name}.partial")
+def _write_maps(maps: Path, train: Source, wanted: np.ndarray, found: np.ndarray) -> dict[str, str]:
+    """Writes the maps as PNGs, all or none; image to the map's path below the folder that `maps` is in."""
     names = {train.records.ids[row]: f"{train.records.ids[row]}.png" for row in wanted}
-    try:
+    with write_folder(maps) as partial:
         for row, values in zip(wanted, found, strict=True):
             target = partial / names[train.records.ids[row]]
             target.parent.mkdir(parents=True, exist_ok=True)
             _picture(values, train[int(row)].picture.size).save(target)
-        partial.rename(maps)
-    except OSError as error:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise DataError([f"{maps} can't be written: {error}"]) from error
-    try:
-        predicted = {image: f"{maps.name}/{name}" for image, name in names.items()}
-        written_manifest.write_manifest(path, listing, dataset, predicted)
-    except BaseException:
-        shutil.rmtree(maps)
-        raise
+    return {image: f"{maps.name}/{name}" for image, name in names.items()}
 
 
 def _picture(values: np.ndarray, size: tuple[int, int]) -> Image.Image:

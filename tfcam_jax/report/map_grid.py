@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+from matplotlib import rc_context
 from matplotlib.figure import Figure
 
+from ..errors import visible
+from ..run.files import write_bytes
 from .pictures import own_scale, values_range
 
 INCHES = 1.5
@@ -32,6 +36,7 @@ class Row(NamedTuple):
     panels: Sequence[Panel]
 
 
+@rc_context({"text.parse_math": False})  # names are data: no "$" in them begins a formula
 def draw_panels(rows: Sequence[Row], path: Path, title: str) -> None:
     """Draws a grid; titles of the first row head the columns.
 
@@ -56,12 +61,13 @@ def draw_panels(rows: Sequence[Row], path: Path, title: str) -> None:
                 low, high = own_scale(values, signed)
                 axis.imshow(values, cmap="RdBu_r", interpolation="bilinear", vmin=low, vmax=high)
                 axis.set_xlabel(values_range(values, signed), fontsize=6, labelpad=2)
-        line[0].set_ylabel(row.caption, rotation=0, ha="right", va="center", fontsize=7)
+        line[0].set_ylabel(visible(row.caption, "\n"), rotation=0, ha="right", va="center", fontsize=7)
     for panel, axis in zip(rows[0].panels, axes[0], strict=True):
-        axis.set_title(panel.title, fontsize=8)
-    figure.suptitle(title, fontsize=9)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=120)
+        axis.set_title(visible(panel.title, "\n"), fontsize=8)
+    figure.suptitle(visible(title, "\n"), fontsize=9)
+    picture = io.BytesIO()
+    figure.savefig(picture, format="png", dpi=120)
+    write_bytes(path, picture.getvalue())
 
 
 def _filled(panel: Panel) -> bool:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,6 +11,8 @@ from typing import Any
 
 from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined, Template, select_autoescape
 from markupsafe import Markup
+
+from ..metrics.tables import markdown_text
 
 
 def template(name: str, package: str = "tfcam_jax.report") -> Template:
@@ -20,7 +24,13 @@ def template(name: str, package: str = "tfcam_jax.report") -> Template:
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    environment.filters |= {"words": markdown_text, "sha256": _sha256}
     return environment.get_template(name)
+
+
+def _sha256(text: str) -> Markup:
+    """What a Content-Security-Policy allows the inline style or script of that text by."""
+    return Markup(f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'")
 
 
 def write_page(path: Path, about: dict[str, Any], summary: dict[str, Any], chunks: list[Path]) -> None:

@@ -11,6 +11,8 @@ from jaxtyping import Float, UInt8
 from matplotlib import colormaps
 from PIL import Image, ImageDraw, ImageFont
 
+from ..errors import visible
+
 _COLORS = np.rint(255 * colormaps["RdBu_r"](np.linspace(0, 1, 256))[:, :3]).astype(np.uint8)
 _MARGIN, _TITLE, _FOOT = 8, 20, 16
 
@@ -76,7 +78,7 @@ def sheet(
     cell, height = side + _MARGIN, side + _TITLE + _FOOT
     page = Image.new("RGB", (len(top) * cell + _MARGIN, 2 * height + _TITLE + _MARGIN), "white")
     draw = ImageDraw.Draw(page)
-    draw.text((_MARGIN, 4), caption, fill="black", font=font)
+    draw.text((_MARGIN, 4), visible(caption), fill="black", font=font)
     for number, note in enumerate(notes):
         draw.text((_MARGIN, _TITLE * (2 + number) + height), note, fill="black", font=font)
     for y, first, cells in ((_TITLE, 0, top), (_TITLE + height, 2, bottom)):

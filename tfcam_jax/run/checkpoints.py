@@ -161,6 +161,13 @@ class Checkpoints:
             raise self._damaged(step, "record", f"it is of step {record['step']}")
         return record
 
+    def newest_record(self) -> dict[str, Any] | None:
+        """The record of the newest checkpoint whose record is sound; None without one."""
+        for step in reversed(self.steps()):
+            with contextlib.suppress(CheckpointError):  # of a damaged one restoring tells
+                return self.record(step)
+        return None
+
     def restore(self, step: int, like: Any) -> tuple[Any, dict[str, Any]]:
         """A checkpoint's state and record; `like` is such a state, with the shardings wanted, abstract or not."""
         record = self.record(step)

@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import secrets
 from pathlib import Path
 from typing import Any
 
-from ..errors import UserError
-
-
-class WorkdirError(UserError, RuntimeError):
-    """A folder that can't serve as this run's, or a file in it that can't be read or written."""
+from ..errors import WorkdirError
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -29,9 +26,10 @@ def write_bytes(path: Path, content: bytes) -> None:
 
     Raises WorkdirError if the disk is full, or the like.
     """
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    # No two processes have the same, also where each believes to be number 7 of its own container.
+    partial = path.with_name(f".{path.name}.{os.getpid()}{secrets.token_hex(4)}")
     try:
-        with partial.open("wb") as file:
+        with partial.open("xb") as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())

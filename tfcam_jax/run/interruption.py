@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import signal
 import sys
@@ -82,13 +83,16 @@ class Interruption:
 
     def _catch(self, number: int, frame: FrameType | None) -> None:
         self._signal = caught = signal.Signals(number)
+        # A second one ends the process, also out of compiled code. Not one of several that a parent ends: a signal to
+        # all of them comes twice, by itself and from the parent.
+        alone = multiprocessing.parent_process() is None
         for other in self._before:
-            signal.signal(other, signal.SIG_DFL)  # a second one ends the process, also out of compiled code
+            signal.signal(other, signal.SIG_DFL if alone else signal.SIG_IGN)
         self._timer = threading.Timer(self._grace_seconds, self._give_up, [caught])
         self._timer.daemon = True
         self._timer.start()
-        # Not by `print`: the signal may have come in the middle of one.
-        os.write(2, f"\n{caught.name}: finishing the step and saving; once more ends at once\n".encode())
+        if alone:  # Not by `print`: the signal may have come in the middle of one.
+            os.write(2, f"\n{caught.name}: finishing the step and saving; once more ends at once\n".encode())
 
     def _give_up(self, caught: signal.Signals) -> None:
         os.write(2, f"error: nothing more was saved within {self._grace_seconds:g} s of the signal\n".encode())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import os
 import platform
 import subprocess
 import sys
@@ -25,6 +26,7 @@ def collect_provenance(model_name: str = "") -> dict[str, Any]:
     return {
         "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "command": sys.argv,
+        "folder": os.getcwd(),  # that relative paths of the config are seen from
         "commit": _commit(),
         "python": platform.python_version(),
         "platform": platform.platform(),

@@ -6,6 +6,7 @@ run.json        versions, commit, devices, command of the first start, and of ea
 metrics.jsonl   one JSON object a line
 checkpoints/    see `checkpoints`
 results.json    figures of the best checkpoint
+data.json       see `data_record`
 checks.json     what opening the data showed of each file, so that a later start looks only at what changed;
                 checks.other.json the same of data that the run was last evaluated or explained on by --data
 .lock           held by the process that trains here, whose name stands in .lock.holder
@@ -14,19 +15,19 @@ checks.json     what opening the data showed of each file, so that a later start
 from __future__ import annotations
 
 import contextlib
-import errno
 import os
-import socket
+import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from absl import logging
-from filelock import FileLock, Timeout
 from flax import traverse_util
 
 from ..data import SOURCES
+from ..data.outputs import describe_process, locked
 from ..devices.distributed import is_first, wait_for_all
+from ..devices.memory import OutOfMemoryError
 from ..models.lookup import describe_source
 from .checkpoints import FORMAT, tell_version
 from .files import WorkdirError, read_json, write_json, write_text
@@ -102,32 +103,32 @@ ADDED = {
     "evaluation.attack_detection": "auto",
 }
 
+# Endings of keys whose values are places of files; relative ones are seen from the folder that the run was started in.
+PLACES = (".manifest", ".data_dir", ".manual_dir", ".folders.images", ".folders.maps")
 CHECKS, OTHER_CHECKS = "checks.json", "checks.other.json"
 _LOCK, _HOLDER = ".lock", ".lock.holder"
 
 # What a run leaves that died before its `config.json` was there.
-_BEFORE_CONFIG = (_LOCK, f".{_HOLDER}.", "run.json", ".run.json.", ".config.json.")
+_BEFORE_CONFIG = (_LOCK, f".{_HOLDER}.", "run.json", ".run.json.", ".config.json.", ".runs.json.")
 
 
 def check_workdir(workdir: Path, config: Mapping[str, Any]) -> bool:
     """Whether the folder holds this very run already. Touches nothing.
 
     Raises:
-      WorkdirError: it holds a run with another config or of another version, or files that are no run, or another
-        process trains in it.
+      WorkdirError: it holds a run with another config or of another version, or files that are no run, another process
+        trains in it, or it can't be written to.
     """
-    if workdir.exists() and not workdir.is_dir():
-        raise WorkdirError(f"{workdir} is a file. Choose another --workdir.")
-    if (workdir / _LOCK).exists() and is_first():
-        with _locked(workdir):
-            pass
+    if is_first():
+        check_place(workdir)
+        check_not_held(workdir)
     return _check_contents(workdir, config)
 
 
 def _check_contents(workdir: Path, config: Mapping[str, Any]) -> bool:
     path = workdir / "config.json"
     if not path.exists():
-        if workdir.exists() and not all(entry.name.startswith(_BEFORE_CONFIG) for entry in workdir.iterdir()):
+        if workdir.exists() and not is_fresh(workdir):
             raise WorkdirError(
                 f"{workdir} exists and is not a run of this project: it has no config.json. Choose another --workdir."
             )
@@ -149,24 +150,66 @@ def _check_format(workdir: Path) -> None:
         raise WorkdirError(tell_version(workdir, found))
 
 
-@contextlib.contextmanager
-def _locked(workdir: Path) -> Iterator[None]:
-    """Holds the lock of a workdir, which dies with its holder; refuses at once if another process does."""
-    path = workdir / _LOCK
-    with contextlib.ExitStack() as held:
-        try:
-            held.enter_context(FileLock(path, fallback_to_soft=False).acquire(blocking=False))
-        except Timeout as error:
-            holder = workdir / _HOLDER
-            name = holder.read_text(encoding="utf-8").strip() if holder.exists() else "it is just starting"
-            raise WorkdirError(
-                f"another process trains in {workdir} ({name}). Wait for it, stop it, or choose another --workdir."
-            ) from error
-        except OSError as error:
-            if error.errno not in (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS):
-                raise
-            logging.warning("%s: this file system has no locks; see to it that one process trains here.", path)
-        yield
+def check_place(workdir: Path) -> None:
+    """Raises WorkdirError where no folder can be made, or written to. Touches nothing."""
+    try:
+        there = _nearest(workdir)
+    except OSError as error:
+        raise WorkdirError(f"{workdir} can't be made: {error.strerror}. Choose another --workdir.") from error
+    if not there.is_dir():
+        told = f"a link to {os.readlink(there)}, which is no folder" if there.is_symlink() else "a file"
+        raise WorkdirError(f"{there} is {told}. Choose another --workdir.")
+    if not os.access(there, os.W_OK):
+        raise WorkdirError(f"{there} takes no files: it is read-only, or not yours. Choose another --workdir.")
+
+
+def _nearest(folder: Path) -> Path:
+    """What there is of a path, from its end; a link counts, wherever it leads."""
+    try:
+        folder.lstat()
+    except (FileNotFoundError, NotADirectoryError):
+        return _nearest(folder.absolute().parent)
+    return folder
+
+
+def make_workdir(workdir: Path) -> None:
+    """Makes the folder, if need be. Raises WorkdirError if it can't be made."""
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise WorkdirError(f"{workdir} can't be made: {error.strerror}. Choose another --workdir.") from error
+
+
+def is_fresh(folder: Path) -> bool:
+    """Whether a folder is empty, but for what a process leaves that dies before it has begun."""
+    return all(entry.name.startswith(_BEFORE_CONFIG) for entry in folder.iterdir())
+
+
+def check_not_held(workdir: Path) -> None:
+    """Raises WorkdirError if another process is at work in the folder. Touches nothing."""
+    if os.path.lexists(workdir / _LOCK):
+        with locked_workdir(workdir):
+            pass
+
+
+def locked_workdir(workdir: Path) -> contextlib.AbstractContextManager[None]:
+    """Holds the lock of the folder of a run or study, which dies with its holder; refuses at once if another does."""
+    return locked(workdir / _LOCK, lambda: _refusal(workdir))
+
+
+def _refusal(workdir: Path) -> WorkdirError:
+    holder, name = workdir / _HOLDER, "it is just starting"
+    if holder.is_file():
+        with holder.open(encoding="utf-8", errors="backslashreplace") as file:
+            name = file.readline(200).strip()
+    return WorkdirError(
+        f"another process trains in {workdir} ({name}). Wait for it, stop it, or choose another --workdir."
+    )
+
+
+def note_holder(workdir: Path) -> None:
+    """Says in the folder, whose lock this process holds, who does."""
+    write_text(workdir / _HOLDER, f"{describe_process()}\n")
 
 
 def config_differences(stored: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str, str]:
@@ -203,13 +246,10 @@ def hold_workdir(workdir: Path, config: Mapping[str, Any]) -> Iterator[None]:
             )
         yield
         return
-    try:
-        workdir.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise WorkdirError(f"{workdir} can't be made: {error.strerror}. Choose another --workdir.") from error
-    with _locked(workdir):
+    make_workdir(workdir)
+    with locked_workdir(workdir):
         continued = _check_contents(workdir, config)
-        write_text(workdir / _HOLDER, f"host {socket.gethostname()}, pid {os.getpid()}\n")
+        note_holder(workdir)
         path, start = workdir / "run.json", collect_provenance(config["model"]["name"])
         if continued and path.exists():
             run = _read_run(path)
@@ -221,7 +261,21 @@ def hold_workdir(workdir: Path, config: Mapping[str, Any]) -> Iterator[None]:
         if not continued:
             write_json(workdir / "config.json", config)  # last: with it, the run exists
         wait_for_all("made the workdir")
-        yield
+        try:
+            yield
+        except OutOfMemoryError:
+            if not continued:
+                _clear(workdir)
+            raise
+
+
+def _clear(workdir: Path) -> None:
+    """Removes what a start left that failed before its first checkpoint, so that another config may take the folder."""
+    if any(entry.name.isdigit() for entry in workdir.glob("checkpoints/*")):
+        return
+    for entry in workdir.iterdir():
+        if not entry.name.startswith(_LOCK):
+            shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
 
 
 def tell_changed_network(workdir: Path, model_name: str) -> None:
@@ -252,6 +306,30 @@ def load_config(workdir: Path) -> dict[str, Any]:
     _check_format(workdir)
     flat = traverse_util.flatten_dict(config, keep_empty_nodes=True, sep=".")
     return traverse_util.unflatten_dict(ADDED | flat, sep=".")
+
+
+def find_places(workdir: Path, config: dict[str, Any]) -> dict[str, Any]:
+    """A run's config with whole paths for the relative places of its data; of two that could be meant, one is told.
+
+    They are seen from the folder that the run was last started in, which `run.json` names; where nothing lies there any
+    more, or an older version did not name it, from the one that the user is in.
+    """
+    path = workdir / "run.json"
+    run = _read_run(path) if path.exists() else {}
+    started = [run, *run.get("continued", [])][-1].get("folder")
+    flat: dict[str, Any] = dict(traverse_util.flatten_dict(config, keep_empty_nodes=True, sep="."))
+    relative = lambda value: isinstance(value, str) and value and not value.startswith("~") and not os.path.isabs(value)
+    for key, value in flat.items():
+        if not key.endswith(PLACES) or not relative(value):
+            continue
+        here, there = Path(value).absolute(), Path(started or "", value).absolute()
+        taken = here if here.exists() and not there.exists() else there
+        flat[key] = str(taken)
+        if taken != there:
+            logging.warning("%s of the run was %s, which is not there any more: %s is taken.", key, there, here)
+        elif here.exists() and here != there:
+            logging.warning("%s of the run is that of where it was started, %s, not %s.", key, there, here)
+    return traverse_util.unflatten_dict(flat, sep=".")
 
 
 def is_run(folder: Path) -> bool:

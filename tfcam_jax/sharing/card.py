@@ -77,11 +77,10 @@ def write_card(contents: Contents) -> str:
     about, origin = _STRATEGIES[name]
     splits = tabulate("Splits", "split", (contents.data["splits"] or {}).items(), _of_splits(trained.class_names))
     return template("model_card.md", "tfcam_jax.sharing").render(
-        cell=_cell,
         metadata=_metadata(contents).to_yaml().strip(),
         repository=contents.repository,
         license=contents.license,
-        classes=[_line(each) for each in trained.class_names],
+        classes=trained.class_names,
         about_strategy=_about_strategy(name, about) if trained.recipe.epochs else _IMPORTED,
         facts=list(_facts(contents)),
         data=contents.data,
@@ -199,14 +198,5 @@ def _origin(contents: Contents) -> str:
 
 def _markdown(table: Table) -> str:
     """A table with its title as a sentence above it."""
-    title, *rows = table._replace(title=_line(table.title)).markdown().split("\n")
+    title, *rows = table.markdown().split("\n")
     return "\n".join([title.removeprefix("### "), *rows])
-
-
-def _line(text: Any) -> str:
-    """In one line, whatever a class or domain is called."""
-    return " ".join(str(text).split())
-
-
-def _cell(text: Any) -> str:
-    return _line(text).replace("|", r"\|")

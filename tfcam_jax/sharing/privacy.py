@@ -9,8 +9,8 @@ from typing import Any
 
 from flax import traverse_util
 
-# Keys whose values are places of files, whatever they look like.
-_PLACES = (".manifest", ".data_dir", ".manual_dir", ".folders.images", ".folders.maps")
+from ..run.workdir import PLACES
+
 # Of `run.json`: what trained the model. Its command, host and processes are nobody's business.
 _PROVENANCE = ("started", "commit", "python", "packages")
 
@@ -18,8 +18,9 @@ _PROVENANCE = ("started", "commit", "python", "packages")
 def without_paths(config: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
     """A config with the file names alone of what are places of files on this machine, and the keys that it changed.
 
-    These are the keys of `_PLACES`, the weights that training began from where they are a file or folder here, and any
-    other value that is an absolute path or begins in a home or parent folder; regular expressions are left alone.
+    These are the keys of `run.workdir.PLACES`, the weights that training began from where they are a file or folder
+    here, and any other value that is an absolute path or begins in a home or parent folder; regular expressions are
+    left alone.
     """
     flat = traverse_util.flatten_dict(dict(config), keep_empty_nodes=True, sep=".")
     public = {key: _public(key, value) for key, value in flat.items()}
@@ -33,7 +34,7 @@ def _public(key: str, value: Any) -> Any:
     if not isinstance(value, str) or key.endswith("_pattern"):
         return value
     local = key == "model.weights" and value and Path(value).expanduser().exists()
-    return file_name(value) if local or key.endswith(_PLACES) or _is_place(value) else value
+    return file_name(value) if local or key.endswith(PLACES) or _is_place(value) else value
 
 
 def _is_place(value: str) -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,8 @@ import jax
 import numpy as np
 from absl import logging
 
+from ..data.outputs import write_folder
+from ..data.paths import local_path
 from ..data.source import DataError, Dataset, Records
 from ..errors import ConfigError
 from ..inference import Trained, choose_split, open_own_data, restore
@@ -29,6 +30,7 @@ from ..run.published import (
     read_record,
     write_variables,
 )
+from ..run.workdir import load_config
 from .card import Contents, write_card
 from .maps import draw_examples, draw_mean_maps
 from .privacy import file_name, public_evaluation, public_provenance, without_paths
@@ -68,6 +70,7 @@ def publish(
     Raises:
       PushError: no such name of a repository, or it can't be pushed to; the folder stays.
       WorkdirError, CheckpointError: no run with a sound checkpoint there, or `out` holds something else.
+      OutputError: `out` can't be written, or another process is writing it.
       ConfigError: fewer than no images.
     """
     check_repository(repository)
@@ -75,11 +78,11 @@ def publish(
         raise ConfigError(f"--images is {images}; it must be at least 0.")
     if on_hub(workdir):
         raise WorkdirError(f"{workdir} is on the Hub already. Give the folder of a run, or of a published model.")
-    folder = Path(workdir)
+    folder = local_path(workdir, "--workdir")
     if is_published(folder):
         _check_as_it_is(folder, repository, push)
     else:
-        run, folder = folder, Path(out) if out else folder / "published"
+        run, folder = folder, local_path(out, "--out") if out is not None else folder / "published"
         _write_folder(run, folder, repository, license, images)
     if push:
         url = push_folder(folder, _files(folder), repository, private)
@@ -103,23 +106,11 @@ def _check_as_it_is(folder: Path, repository: str, push: bool) -> None:
 
 
 def _write_folder(run: Path, out: Path, repository: str, license: str | None, images: int) -> None:
+    load_config(run)  # before a folder is made in what is no run
     run_of = _identify(run)
-    _check_replaceable(out, run_of)
-    trained = restore(run)
-    partial, old = (out.with_name(f".{out.name}.{name}") for name in ("partial", "old"))
-    for left in (partial, old):
-        shutil.rmtree(left, ignore_errors=True)
-    try:
-        partial.mkdir(parents=True)
-        _fill(partial, trained, run, {"repository": repository, "run": run_of, "license": license}, images)
-        if out.exists():
-            out.rename(old)
-        partial.rename(out)
-    except OSError as error:
-        raise WorkdirError(f"{out} can't be written: {error.strerror or error}. Choose another --out.") from error
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-    shutil.rmtree(old, ignore_errors=True)
+    with write_folder(out, lambda held: _check_replaceable(held, run_of)) as partial:
+        about = {"repository": repository, "run": run_of, "license": license}
+        _fill(partial, restore(run), run, about, images)
     print(f"Published: {out}")
 
 
@@ -130,10 +121,8 @@ def _identify(run: Path) -> int:
 
 
 def _check_replaceable(out: Path, run: int) -> None:
-    """Raises WorkdirError unless the folder is new, empty, or what this command wrote of this run, untouched since."""
-    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
-        return
-    if not out.is_dir() or not is_published(out):
+    """Raises WorkdirError unless the folder is what this command wrote of this run, untouched since."""
+    if not is_published(out):
         raise WorkdirError(f"{out} exists and is not a published model: choose another --out.")
     record = read_record(out)
     if record.get("run") != run:
@@ -168,7 +157,7 @@ def _fill(folder: Path, trained: Trained, run: Path, about: dict[str, Any], imag
     own = trained.recipe.data
     data = {
         "source": own.source,
-        "name": file_name(str(own.options.get("manifest", "") or own.options.get("images", "") or own.source)),
+        "name": file_name(own.place),
         "splits": _splits(dataset, results),
     }
     contents = Contents(
@@ -202,11 +191,12 @@ def _fill(folder: Path, trained: Trained, run: Path, about: dict[str, Any], imag
 
 
 def _open(trained: Trained, run: Path) -> Dataset | None:
-    """The run's own data; None, with a warning, where they are not there any more."""
+    """The run's own data; None, with a warning, where they are not there any more, or others."""
     try:
         return open_own_data(trained, run)
     except DataError as error:
-        logging.warning("the picture is left out, as the run's data can't be read: %s", str(error).splitlines()[0])
+        told = str(error).partition("\nRestore them")[0]  # the remedies are others' flags
+        logging.warning("the picture is left out, as the run's data are not to be had: %s", told)
         return None
 
 

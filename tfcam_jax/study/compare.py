@@ -11,11 +11,12 @@ import jax
 from tqdm import tqdm
 
 from ..data.human_maps import check_maps, deal_maps
+from ..data.paths import local_path
 from ..data.protocol import apply_protocol, split_by_protocol
 from ..data.source import Dataset, Subset, choose_rows
 from ..devices.compilation import available_cores
 from ..devices.placement import fetch
-from ..errors import ConfigError, UserError
+from ..errors import UserError
 from ..evaluation import evaluate_source
 from ..experiment import ConfigDict, config_json, keep_checks, resolve
 from ..inference import choose_split
@@ -24,10 +25,20 @@ from ..run.checkpoints import Checkpoints
 from ..run.files import WorkdirError, write_text
 from ..run.progress import launch_command
 from ..run.provenance import collect_provenance
-from ..run.workdir import CHECKS, check_workdir
+from ..run.workdir import (
+    CHECKS,
+    check_not_held,
+    check_place,
+    check_workdir,
+    is_fresh,
+    locked_workdir,
+    make_workdir,
+    note_holder,
+)
 from .outcomes import Entry, Outcome, read_outcomes, read_selection, write_entries
 from .page import screen, write_study
 from .plan import Run, placebo_arms, plan_arms, plan_runs
+from .same_data import check_study_data
 from .worker import ExperimentCache, train_here, train_in_processes
 
 # Where nobody says how many processes: more than this many copies of jax and of the data may not fit in memory.
@@ -38,7 +49,9 @@ class FailedRunsError(UserError, RuntimeError):
     """Runs of a study that failed; the others are done."""
 
 
-def compare(config: ConfigDict, workdir: str | Path, num_images: int = 6) -> dict[str, Any]:
+def compare(
+    config: ConfigDict, workdir: str | Path, num_images: int = 6, accept_changed_data: bool = False
+) -> dict[str, Any]:
     """Trains every arm of `config.compare` under every protocol with every seed, then writes what came out.
 
     All arms of a seed share initial weights, batches and number of steps. Runs that are finished already are taken as
@@ -49,28 +62,51 @@ def compare(config: ConfigDict, workdir: str | Path, num_images: int = 6) -> dic
       config: as `configs/default.py` gives it.
       workdir: folder of the study. A study may grow: with more seeds, alphas or arms only what is new is trained.
       num_images: rows of the picture.
+      accept_changed_data: go on though runs were trained on other data than there are now; what differs is told.
 
     Returns:
       What `study.json` holds, see `page.write_study`.
 
     Raises:
-      ConfigError, DataError, WorkdirError: before the first run starts.
+      ConfigError, DataError, WorkdirError: before the first run starts, also where another process is at the study.
+        DataError also where runs, finished or not, were trained on other data than there are now; and at the end, where
+        the data were changed meanwhile.
+      StoppedError: after SIGTERM or SIGINT; the same command goes on.
       FailedRunsError: some runs failed; `failures.txt` tells why, the same command tries them again.
     """
-    workdir = Path(workdir)
-    if workdir.exists() and not (workdir / "runs.json").is_file() and (not workdir.is_dir() or any(workdir.iterdir())):
+    workdir = local_path(workdir, "--workdir")
+    check_place(workdir)
+    if workdir.exists() and not (workdir / "runs.json").is_file() and not is_fresh(workdir):
         raise WorkdirError(f"{workdir} exists and holds no study of this version. Choose another --workdir.")
+    check_not_held(workdir)
     arms = plan_arms(config)
     processes = _number_of_processes(config)
-    checks = workdir / CHECKS
-    cache = ExperimentCache(config.compare.held_megabytes, checks)
+    cache = ExperimentCache(config.compare.held_megabytes, workdir / CHECKS)
     dataset = cache.source(resolve(next(iter(arms.values()))))
     runs = plan_runs(config, arms, dataset)
     _check_runs(workdir, runs, dataset)
-    workdir.mkdir(parents=True, exist_ok=True)
+    check_study_data(cache, runs, workdir, accept_changed_data)
+    make_workdir(workdir)
+    with locked_workdir(workdir):
+        note_holder(workdir)
+        return _train_and_report(config, cache, runs, workdir, processes, num_images, accept_changed_data)
+
+
+def _train_and_report(
+    config: ConfigDict,
+    cache: ExperimentCache,
+    runs: Sequence[Run],
+    workdir: Path,
+    processes: int,
+    num_images: int,
+    accept_changed_data: bool,
+) -> dict[str, Any]:
+    """Trains what is not trained yet, and reports. Raises FailedRunsError in the end if runs failed."""
     write_entries(workdir, [run.entry for run in runs], config.evaluation.select_by)  # first: with it, it is a study
-    keep_checks(checks, dataset.checked)
+    keep_checks(workdir / CHECKS, cache.checked)
+    waiting = [run for run in runs if not (workdir / run.entry.folder / "results.json").is_file()]
     failures = run_all(cache, runs, workdir, processes, config.compare.held_megabytes)
+    check_study_data(cache, waiting, workdir, accept_changed_data)  # processes of their own opened the data themselves
     study = _report(config, cache, runs, set(failures), workdir, num_images) if len(failures) < len(runs) else {}
     path = workdir / "failures.txt"
     if not failures:
@@ -175,8 +211,6 @@ def draw_comparison(cache: ExperimentCache, shown: dict[str, Run], workdir: Path
 
 def _number_of_processes(config: ConfigDict) -> int:
     chosen = config.compare.processes
-    if chosen < 0 or config.compare.held_megabytes < 0:
-        raise ConfigError("config.compare.processes and config.compare.held_megabytes must not be negative.")
     if chosen or jax.default_backend() != "cpu":
         return chosen or 1
     return min(len(available_cores()), _MOST_PROCESSES)

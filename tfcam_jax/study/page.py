@@ -10,6 +10,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ..errors import visible
+from ..metrics.tables import markdown_text
 from ..report.page import template
 from ..run.files import write_bytes, write_json, write_text
 from .outcomes import Outcome
@@ -87,8 +89,8 @@ def write_study(
     }
     tables = template("tables.txt", "tfcam_jax.study")
     texts = {
-        "table.txt": tables.render(shown, markdown=False),
-        "table.md": tables.render(shown, markdown=True),
+        "table.txt": tables.render(shown, markdown=False, words=visible),
+        "table.md": tables.render(shown, markdown=True, words=markdown_text),
         "table.csv": arms_csv(study),
         "comparisons.csv": comparisons_csv(study),
         "seeds.csv": seeds_csv(study),

@@ -14,6 +14,7 @@ from ..data.protocol import PROTOCOLS, apply_protocol, enumerate_folds
 from ..data.source import Dataset
 from ..errors import ConfigError, check_known
 from ..experiment import ConfigDict, resolve
+from ..run.config_values import check_values
 from ..strategies import STRATEGIES, alpha_of, reads_human_maps, strategy_options
 from .outcomes import Entry
 
@@ -38,6 +39,7 @@ def plan_arms(config: ConfigDict) -> dict[str, ConfigDict]:
       ConfigError: unknown strategies or placebos, a name given twice, a variant that changes what the base does not
         have or what all arms share, values that `experiment.resolve` refuses.
     """
+    check_values(config.to_dict())
     compare = config.compare
     _check_names("compare.strategies", compare.strategies, STRATEGIES)
     _check_names("compare.placebos", compare.placebos, PLACEBOS[1:])
@@ -88,10 +90,10 @@ def plan_runs(config: ConfigDict, arms: dict[str, ConfigDict], dataset: Dataset)
       DataError: a protocol that these data can't serve.
     """
     seeds, alphas = config.compare.seeds, config.compare.alphas
-    if not seeds or len(set(seeds)) < len(seeds) or min(seeds) < 0:
-        raise ConfigError(f"config.compare.seeds must be different numbers from 0 on, at least one; got {tuple(seeds)}")
-    if len(set(alphas)) < len(alphas) or not all(0 <= alpha <= 1 for alpha in alphas):
-        raise ConfigError(f"config.compare.alphas must be different numbers in [0, 1]; got {tuple(alphas)}")
+    if not seeds or len(set(seeds)) < len(seeds):
+        raise ConfigError(f"config.compare.seeds must be different numbers, at least one; got {tuple(seeds)}")
+    if len(set(alphas)) < len(alphas):
+        raise ConfigError(f"config.compare.alphas must be different numbers; got {tuple(alphas)}")
     if alphas and config.guidance.alpha is not None:
         raise ConfigError("config.guidance.alpha and config.compare.alphas are both given: leave one unset.")
     if alphas and config.guidance.weighting == "loss_share":
@@ -151,7 +153,7 @@ def _alphas(arm: ConfigDict, alphas: Sequence[float]) -> Sequence[float | None]:
 
 
 def _arm_of(config: ConfigDict, strategy: str) -> ConfigDict:
-    """The config of an arm, without the guidance options that only strategies of other arms have.
+    """The config of an arm, without the guidance options and changes of maps that only strategies of other arms read.
 
     It does not say which others it is compared with: a study may grow without new runs of the old.
     """
@@ -165,6 +167,8 @@ def _arm_of(config: ConfigDict, strategy: str) -> ConfigDict:
     of_any = {option for name in config.compare.strategies for option in strategy_options(name)}
     for option in of_any - set(own):
         arm.guidance[option] = None
+    if strategy in STRATEGIES and not reads_human_maps(strategy):
+        arm.augment.map_blur, arm.data.maps.placebo = (), PLACEBOS[0]
     return arm
 
 

@@ -15,6 +15,7 @@ from matplotlib import rcParams
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from ..errors import visible
 from .statistics import arrange, beside_auroc
 from .verdicts import arm_label, place
 
@@ -82,7 +83,7 @@ def arm_looks(arms: Sequence[Mapping[str, Any]], placebos: Mapping[str, Sequence
         color = looks[parents[name]].color if parents.get(name) in looks else color
         filled = name not in parents
         alike = sum(look.color == color and look.filled == filled for look in looks.values())
-        looks[name] = Look(color, _MARKERS[alike % len(_MARKERS)], filled, arm_label(name, kind))
+        looks[name] = Look(color, _MARKERS[alike % len(_MARKERS)], filled, visible(arm_label(name, kind)))
     return {arm["arm"]: looks[arm["arm"]] for arm in arms}
 
 
@@ -151,7 +152,7 @@ def draw_auroc(
         for row, name in enumerate(arms):
             if name in areas:
                 _draw_arm(axis, row, areas[name], looks[name])
-        axis.set_title(f"{place(entry)}: {entry['images']} images, {entry['groups']} groups")
+        axis.set_title(f"{visible(place(entry))}: {entry['images']} images, {entry['groups']} groups")
         axis.set_xlabel("AUROC")
         _note(axis, 1.01, -0.7, "mean", va="baseline")
         axis.grid(axis="x")
@@ -244,7 +245,7 @@ def draw_agreement(entries: Sequence[dict[str, Any]], looks: Mapping[str, Look])
                     x, y = zip(*points, strict=True)
                     axis.scatter(x, y, s=28, linewidths=1, alpha=0.9, zorder=3, **looks[arm["arm"]].marks())
             r = entry["correlations"][key]["within_arms"]
-            axis.set_title(f"{place(entry)}: {name}" + ("" if r is None else f", r within arms {r:+.2f}"))
+            axis.set_title(f"{visible(place(entry))}: {name}" + ("" if r is None else f", r within arms {r:+.2f}"))
             axis.set_xlabel(f"correlation of {name} with the human maps")
             axis.grid()
         line[0].set_ylabel("AUROC")

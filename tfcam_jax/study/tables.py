@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import Any
 
+from ..data.csv_cells import csv_text
 from ..metrics.tables import Table, columns, decimal, interval, probability, tabulate
 from .statistics import METRICS
 from .verdicts import arm_label, heading, one_seed, outcome_word, place, runs_of_one_seed
@@ -209,6 +208,4 @@ def _csv(shown: dict[str, str], items: Iterable[dict[str, Any]]) -> str:
     """Columns by path as in `metrics.tables.columns`; a list is its values with spaces between."""
     cell: Callable[[Any], Any] = lambda value: " ".join(map(str, value)) if isinstance(value, list) else value
     heads, cells = zip(*columns(cell, shown), strict=True)
-    buffer = io.StringIO()
-    csv.writer(buffer, lineterminator="\n").writerows([heads, *([cell(item) for cell in cells] for item in items)])
-    return buffer.getvalue()
+    return csv_text([heads, *([cell(item) for cell in cells] for item in items)])

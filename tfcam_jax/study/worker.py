@@ -4,27 +4,31 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import os
 import signal
 import sys
-import threading
 import traceback
-from collections.abc import Callable, Sequence
-from multiprocessing import connection, get_context, parent_process, process
+from collections.abc import Callable, Iterator, Sequence
+from multiprocessing import connection, get_context
 from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
+from ..data.checks.outcomes import Outcome
 from ..data.human_maps import process_maps
 from ..data.in_memory import bytes_in_memory, keep_in_memory
 from ..data.source import Dataset
 from ..devices.compilation import available_cores
 from ..experiment import Experiment, Recipe, build_experiment, open_source, resolve
-from ..run.interruption import StoppedError
+from ..run.data_record import DataRecord, record_data
+from ..run.interruption import Interruption, StoppedError
 from ..run.workdir import CHECKS
 from ..training import train_recipe
+from .member import serve
 from .plan import Run
+
+_SECONDS_BETWEEN_LOOKS = 0.1  # for a signal
+_SECONDS_TO_ANSWER = 2.0  # of processes that have used up their own time to save
 
 
 class ExperimentCache:
@@ -39,6 +43,7 @@ class ExperimentCache:
         self._held_megabytes = held_megabytes
         self._checks = checks
         self._kept: dict[str, tuple[Any, Any]] = {}
+        self.checked: dict[str, Outcome] = {}  # of all data that were opened
 
     def train(self, run: Run, workdir: Path) -> None:
         """Trains one run in its folder, or continues it."""
@@ -58,7 +63,17 @@ class ExperimentCache:
     def source(self, recipe: Recipe) -> Dataset:
         """The data as their owner splits them, with the maps as they are."""
         key = (recipe.data.source, dict(recipe.data.options), recipe.data.channels)
-        return self._keep("source", key, lambda: open_source(recipe, self._checks))
+        return self._keep("source", key, lambda: self._open(recipe))
+
+    def _open(self, recipe: Recipe) -> Dataset:
+        dataset = open_source(recipe, self._checks)
+        self.checked |= dataset.checked
+        return dataset
+
+    def data_record(self, recipe: Recipe) -> DataRecord:
+        """What a run of the recipe keeps of its data; a placebo in place of the maps makes no difference."""
+        plain = dataclasses.replace(recipe.data, placebo="none", seed=0)
+        return self._keep("record", plain, lambda: record_data(plain.arrange(self.source(recipe))))
 
     def dataset(self, recipe: Recipe) -> Dataset:
         """What `open_dataset` opens, its decoded images kept in memory if they fit."""
@@ -104,26 +119,38 @@ def train_in_processes(
     """The same in several processes; each takes the next run when it has done one.
 
     Each has its share of the CPU's cores where the system lets it choose. A process that dies loses its run alone.
+
+    Raises:
+      StoppedError: after SIGTERM or SIGINT, once each process has saved its run; a second signal ends all at once.
     """
-    waiting, failures = list(reversed(runs)), {}
+    waiting, failures, stopping = list(reversed(runs)), {}, False
     numbers = range(min(processes, len(runs)))
-    members = [_Member(_cores_of(number, processes), held_megabytes, workdir / CHECKS) for number in numbers]
-    try:
-        for member in members:
-            member.start(waiting.pop(), workdir)
-        while busy := [(member, member.run) for member in members if member.run]:
-            ready = connection.wait([member.pipe for member, _ in busy])
-            for member, run in ((member, run) for member, run in busy if member.pipe in ready):
-                if failure := member.finish():
-                    failures[run.entry.folder] = failure
-                _advance(bar, run, failure)
-                if waiting:
-                    member.start(waiting.pop(), workdir)
-    except KeyboardInterrupt as error:
-        raise StoppedError("stopped by SIGINT: the same command goes on.", 128 + signal.SIGINT) from error
-    finally:
-        for member in members:
-            member.end()
+    members: list[_Member] = []
+    with Interruption(runs[0].config.grace_seconds + _SECONDS_TO_ANSWER) as stop:
+        try:
+            for number in numbers:
+                members.append(_Member(_cores_of(number, processes), held_megabytes, workdir / CHECKS))
+                members[-1].start(waiting.pop(), workdir)
+            while busy := [(member, member.run) for member in members if member.run]:
+                ready = connection.wait([member.pipe for member, _ in busy], _SECONDS_BETWEEN_LOOKS)
+                if stop.requested(0) and not stopping:
+                    stopping = True
+                    for member, _ in busy:
+                        member.stop()
+                for member, run in ((member, run) for member, run in busy if member.pipe in ready):
+                    failure = member.finish(stopping)
+                    if stopping:
+                        continue
+                    if failure:
+                        failures[run.entry.folder] = failure
+                    _advance(bar, run, failure)
+                    if waiting:
+                        member.start(waiting.pop(), workdir)
+            if stopping:
+                raise stop.stopped("what was trained is saved; the same command goes on.")
+        finally:
+            for member in members:
+                member.end()
     return failures
 
 
@@ -147,21 +174,29 @@ class _Member:
         self.run = run
         self.pipe.send((run, workdir))
 
-    def finish(self) -> str:
+    def stop(self) -> None:
+        """Has the process finish its step and save; it then answers, or dies where there is nothing to save yet."""
+        self._process.terminate()
+
+    def finish(self, stopping: bool = False) -> str:
         """The failure of the run that ended, "" if it went well; replaces the process if it died.
 
         Raises:
-          StoppedError: a signal reached the process; it was not for one run alone.
+          StoppedError: a signal reached the process, though all are not `stopping`; it was not for one run alone.
         """
         self.run = None
         try:
             answer = self.pipe.recv()
         except (EOFError, ConnectionError):
             self._process.join()
+            if stopping:
+                return ""
             failure = f"its process ended with exit code {self._process.exitcode} (-9: killed, as for want of memory)"
             self._launch()
             return failure
         if isinstance(answer, tuple):
+            if stopping:
+                return ""
             raise StoppedError(*answer)
         return answer
 
@@ -175,24 +210,23 @@ class _Member:
         # Not forked: jax has threads that a fork would lose.
         context = get_context("spawn")
         self.pipe, other = context.Pipe()
-        self._process = context.Process(target=_serve, args=(other, *self._arguments))
-        self._process.start()
+        self._process = context.Process(target=serve, args=(other, *self._arguments))
+        with _without_ctrl_c():
+            self._process.start()
         other.close()
 
 
-def _serve(pipe: connection.Connection, cores: list[int], held_megabytes: int, checks: Path) -> None:
-    """What a process does: trains the runs that it is sent, until the pipe closes."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the parent too, which ends this one
-    threading.Thread(target=_end_with_parent, args=(parent_process(),), daemon=True).start()
-    if hasattr(os, "sched_setaffinity"):
-        os.sched_setaffinity(0, cores)  # before jax starts as many threads as it sees cores
-    cache = ExperimentCache(held_megabytes, checks)
-    while True:
-        try:
-            run, workdir = pipe.recv()
-        except EOFError:
-            return
-        answer(pipe, cache, run, workdir)
+@contextlib.contextmanager
+def _without_ctrl_c() -> Iterator[None]:
+    """Keeps Ctrl-C, which reaches all processes of a terminal, from one that starts here, from its beginning on."""
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def answer(pipe: connection.Connection, cache: ExperimentCache, run: Run, workdir: Path) -> None:
@@ -203,11 +237,6 @@ def answer(pipe: connection.Connection, cache: ExperimentCache, run: Run, workdi
         outcome = (str(error), error.exit_code)
     with contextlib.suppress(BrokenPipeError):  # the parent ended this process, and reads no more
         pipe.send(outcome)
-
-
-def _end_with_parent(parent: process.BaseProcess) -> None:
-    parent.join()
-    os._exit(1)
 
 
 def _cores_of(member: int, processes: int) -> list[int]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from ..csv_files import repeated
 from .columns import find_columns, has_marks, to_entry
 from .table import Format
 
@@ -22,8 +23,10 @@ def with_columns(*names: str) -> Any:
 
 
 def cells_of(lines: Lines) -> Iterator[tuple[str, dict[str, str]]]:
-    """Place and cells by column of each row below the header. Raises ValueError for rows that are longer."""
+    """Place and cells by column of each row below the header. Raises ValueError for longer rows, and names twice."""
     header = header_of(lines)
+    if twice := repeated(header):
+        raise ValueError(f"row 1: more than one column {', '.join(twice)}; rename or remove the others")
     wrong = [number for number, cells in lines[1:] if any(cells[len(header) :])]
     if wrong:
         told = ", ".join(map(str, wrong[:5]))

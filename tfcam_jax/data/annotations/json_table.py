@@ -7,7 +7,7 @@ from typing import Any
 
 from ...errors import did_you_mean
 from .columns import IGNORED, NAMES, find_columns, plain, to_entry
-from .marks import Marks
+from .marks import Collected, Marks
 from .rle import read_runs
 from .table import Entry, Format, is_records, to_number, to_numbers
 
@@ -102,18 +102,20 @@ def _parse(part: Any) -> Entry:
     category = own.pop("category", None)
     categories = category if isinstance(category, list) else [category] if category not in (None, "") else []
     row = to_entry(own)
-    marks = Marks(size=row.marks.size)
+    marks = Collected()
+    marks.add(Marks(size=row.marks.size))
     for name, kind in lists.items():
-        marks += _listed(kind, entry[name], own, row)
-    return Entry(row.image, marks + row.marks, row.annotator, tuple(map(str, categories)))
+        marks.add(_listed(kind, entry[name], own))
+    marks.add(row.marks)
+    return Entry(row.image, marks.marks(), row.annotator, tuple(map(str, categories)))
 
 
-def _listed(kind: str, value: Any, own: Mapping[str, Any], row: Entry) -> Marks:
+def _listed(kind: str, value: Any, own: Mapping[str, Any]) -> Marks:
     """Marks of one list, in the unit that the object declares."""
     if value is None:
         return Marks()
     if not isinstance(value, list | dict):
-        raise ValueError(f"{kind}: {value!r} must be a list")
+        raise ValueError(f"{kind}: a {type(value).__name__} must be a list")
     if kind == "masks" or (isinstance(value, dict) and "counts" in value):
         masks = [value] if isinstance(value, dict) else value
         for mask in masks:
@@ -125,20 +127,20 @@ def _listed(kind: str, value: Any, own: Mapping[str, Any], row: Entry) -> Marks:
         value = [value]  # one polygon of points
     meaning = "box" if kind == "boxes" else "polygon"
     shared = {name: own[name] for name in ("unit", "image_width", "image_height") if name in own}
-    marks = Marks()
+    marks = Collected()
     for each in value:
         if kind == "fixations":
             x, y, *duration = to_numbers(list(each) + [1.0] * (len(each) == 2), "fixations", 3)
-            marks += to_entry({"x": x, "y": y, "duration": duration[0], **shared}).marks
+            marks.add(to_entry({"x": x, "y": y, "duration": duration[0], **shared}).marks)
         elif isinstance(each, dict):
             named_values, faults = find_columns(each, {})
             if faults:
                 raise ValueError(f"{kind}: {'; '.join(faults)}")
-            marks += to_entry({named_values[k]: to_number(v, k) for k, v in each.items()} | shared).marks
+            marks.add(to_entry({named_values[k]: to_number(v, k) for k, v in each.items()} | shared).marks)
         else:
             numbers = to_numbers(each, kind, 4) if kind == "boxes" else each
-            marks += to_entry({meaning: numbers, **shared}).marks
-    return marks
+            marks.add(to_entry({meaning: numbers, **shared}).marks)
+    return marks.marks()
 
 
 def _is_point(value: Any) -> bool:

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from ..bounds import LARGEST_PIXELS
 from .csv_table import Lines, cells_of, header_of
 from .marks import Marks, ellipse, turned_box
 from .rle import encode_rle
@@ -18,7 +19,6 @@ from .table import Entry, Format, declared, is_records, to_corners, to_number
 _IMAGE = re.compile(r"\.(png|jpe?g|tiff?|bmp|gif|webp|dcm)\b", re.IGNORECASE)
 # What says nothing of where, and what is no area.
 _NOWHERE = ("choices", "textarea", "rating", "number", "taxonomy", "labels", "pairwise", "datetime", "relation")
-_LARGEST = 2**27  # pixels
 _OPAQUE = 128
 
 
@@ -175,7 +175,7 @@ def decode_brush(encoded: Any, height: int, width: int) -> np.ndarray:
     of run lengths; then runs, each a bit that says whether its values repeat, two that choose the width of its length,
     and the length less one. Raises ValueError for other bytes, or more pixels than any image has.
     """
-    if not (min(height, width) > 0 and height * width <= _LARGEST):
+    if not (min(height, width) > 0 and height * width <= LARGEST_PIXELS):
         raise ValueError(f"a mask of {width} x {height} pixels can't be drawn; correct its size")
     bits = np.unpackbits(np.asarray(encoded, np.uint8))
     place = 0

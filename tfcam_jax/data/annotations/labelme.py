@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import base64
-import io
 import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
+from ..bounds import open_image
 from .marks import Marks, ellipse
 from .rle import encode_part
 from .table import Entry, Format, declared, to_corners
@@ -68,10 +67,10 @@ def opposite(corners: tuple[float, ...]) -> tuple[float, ...]:
 def bitmap(encoded: bytes) -> np.ndarray:
     """A mask from a small PNG: its alpha where it has one, otherwise what is not black."""
     try:
-        image = Image.open(io.BytesIO(encoded), formats=("PNG",))
+        image = open_image(encoded, ("PNG",))
         pixels = image.convert("RGBA").getchannel("A") if image.mode in ("RGBA", "LA") else image.convert("L")
         return np.asarray(pixels) > 0
-    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
+    except Exception as error:  # Pillow's parsers raise whatever they stumble over.
         raise ValueError(f"a mask that is no PNG ({error})") from error
 
 

@@ -26,6 +26,8 @@ LONGER_SIDE = 512
 # Of polygons, in each direction: Pillow fills the pixels on their edges too, which must stay thin on small maps.
 _LEAST_OVERSAMPLING, _MOST_OVERSAMPLING = 4, 16
 _CORNERS = 72  # of an ellipse
+_MOST_CORNERS = 50_000  # of a polygon: each is looked at for each row of the canvas
+_AT_A_TIME = 4096  # fixations
 # Coordinates between these are shares of the image, if so large a part of a table's marks has none beyond.
 _SHARES_FROM, _SHARES_TO, _NEARLY_ALL = -0.5, 2.0, 0.95
 
@@ -54,13 +56,11 @@ class Marks:
         return bool(self.boxes or self.polygons or self.masks or self.fixations)
 
     def __add__(self, other: Marks) -> Marks:
-        """Both together; raises ValueError where they count in different sizes."""
-        counting = [each for each in (self, other) if each.boxes or each.polygons or each.fixations]
-        sizes = [each.size for each in counting or (self, other)]
-        if len(counting) == 2 and self.size != other.size:
-            raise ValueError(f"one image is declared {told_size(self.size)} and {told_size(other.size)}; correct one")
-        joined = {name: getattr(self, name) + getattr(other, name) for name in _KINDS}
-        return Marks(**joined, size=next((size for size in sizes if size), None))
+        """Both together; raises ValueError where they count in different sizes. Of many, see `Collected`."""
+        both = Collected()
+        both.add(self)
+        both.add(other)
+        return both.marks()
 
     def scaled(self, x: float, y: float, size: tuple[float, float] | None) -> Marks:
         """Coordinates multiplied along x and y, to count in another size."""
@@ -75,7 +75,28 @@ class Marks:
         )
 
 
-_KINDS = ("boxes", "polygons", "masks", "fixations")
+class Collected:
+    """Marks of one image and annotator that come one after the other, in time that grows with their number."""
+
+    def __init__(self):
+        self._kinds: dict[str, list[Any]] = {"boxes": [], "polygons": [], "masks": [], "fixations": []}
+        self._size: tuple[float, float] | None = None
+        self._counting = False  # whether any has coordinates that count in that size
+
+    def add(self, marks: Marks) -> None:
+        """Raises ValueError where they count in another size than those before."""
+        counting = bool(marks.boxes or marks.polygons or marks.fixations)
+        if counting and self._counting and marks.size != self._size:
+            raise ValueError(f"one image is declared {told_size(self._size)} and {told_size(marks.size)}; correct one")
+        if not self._counting:
+            self._size = marks.size if counting else self._size or marks.size
+        self._counting |= counting
+        for name, found in self._kinds.items():
+            found += getattr(marks, name)
+
+    def marks(self) -> Marks:
+        """All together."""
+        return Marks(**{name: tuple(found) for name, found in self._kinds.items()}, size=self._size)
 
 
 def told_size(size: Sequence[float] | None) -> str:
@@ -158,13 +179,16 @@ def render(marks: Marks, height: int, width: int, sigma: float, degrees: float =
     scale = min(1.0, LONGER_SIDE / max(height, width))
     shape, size = (max(1, round(height * scale)), max(1, round(width * scale))), (height, width)
     _check_inside(marks, height, width)
-    layers = [_box_coverage(box, shape, size) for box in marks.boxes]
+    drawn = np.zeros(shape, np.float32)
+    for box in dict.fromkeys(marks.boxes):
+        _cover_box(drawn, box, size)
     if marks.polygons:
-        layers.append(_polygon_coverage(marks.polygons, shape, size))
-    layers += [_mask_coverage(mask, shape, size) for mask in marks.masks]
+        np.maximum(drawn, _polygon_coverage(marks.polygons, shape, size), out=drawn)
+    for mask in marks.masks:
+        np.maximum(drawn, _mask_coverage(mask, shape, size), out=drawn)
     if marks.fixations:
-        layers.append(_fixation_density(marks.fixations, shape, size, sigma, degrees))
-    return np.maximum.reduce(layers) if layers else np.zeros(shape, np.float32)
+        np.maximum(drawn, _fixation_density(marks.fixations, shape, size, sigma, degrees), out=drawn)
+    return drawn
 
 
 def _check_extent(marks: Marks) -> None:
@@ -195,11 +219,20 @@ def _check_inside(marks: Marks, height: int, width: int) -> None:
     for corners in marks.polygons:
         if len(corners) < 6 or len(corners) % 2:
             raise ValueError(f"a polygon needs three corners or more, x and y each; got {len(corners)} numbers")
+        check_corners(corners)
         if not all(inside(x, y) for x, y in zip(corners[::2], corners[1::2], strict=True)):
             raise ValueError(f"a polygon reaches {where}")
     for each in marks.fixations:
         if each[2] < 0:
             raise ValueError(f"a fixation lasts {each[2]:g}; durations are not negative")
+
+
+def check_corners(corners: Sequence[float]) -> None:
+    """Raises ValueError for a polygon of more corners than can be drawn in a moment."""
+    if len(corners) > 2 * _MOST_CORNERS:
+        raise ValueError(
+            f"a polygon of {len(corners) // 2:,} corners; at most {_MOST_CORNERS:,} are drawn: simplify it"
+        )
 
 
 def told_as_shares(every: Iterable[Marks]) -> str:
@@ -228,17 +261,21 @@ def _spans(marks: Marks) -> Iterator[tuple[float, float, bool]]:
 
 
 # Shapes are those of the map, sizes those of the image.
-def _box_coverage(box: Sequence[float], shape: Size, size: Size) -> Float[np.ndarray, "h w"]:
+def _cover_box(drawn: Float[np.ndarray, "h w"], box: Sequence[float], size: Size) -> None:
+    """Raises the map to the share of each place that the box covers."""
     x, y, w, h = box
-    rows = _covered(y * shape[0] / size[0], (y + h) * shape[0] / size[0], shape[0])
-    columns = _covered(x * shape[1] / size[1], (x + w) * shape[1] / size[1], shape[1])
-    return (rows[:, None] * columns[None, :]).astype(np.float32)
+    shape = drawn.shape
+    rows, down = _covered(y * shape[0] / size[0], (y + h) * shape[0] / size[0], shape[0])
+    columns, across = _covered(x * shape[1] / size[1], (x + w) * shape[1] / size[1], shape[1])
+    place = drawn[rows, columns]
+    np.maximum(place, (down[:, None] * across[None, :]).astype(np.float32), out=place)
 
 
-def _covered(start: float, stop: float, count: int) -> Float[np.ndarray, " count"]:
-    """Share of each of `count` unit intervals that lies between start and stop."""
-    edges = np.arange(count)
-    return np.clip(np.minimum(stop, edges + 1) - np.maximum(start, edges), 0, 1)
+def _covered(start: float, stop: float, count: int) -> tuple[slice, Float[np.ndarray, " part"]]:
+    """Those of `count` unit intervals that may lie between start and stop, and the share of each that does."""
+    first, last = max(math.floor(start), 0), min(math.ceil(stop), count)
+    edges = np.arange(first, max(first, last))
+    return slice(first, first + len(edges)), np.clip(np.minimum(stop, edges + 1) - np.maximum(start, edges), 0, 1)
 
 
 def _polygon_coverage(polygons: Sequence[Sequence[float]], shape: Size, size: Size) -> Float[np.ndarray, "h w"]:
@@ -267,14 +304,19 @@ def _fixation_density(
     fixations: Sequence[Sequence[float]], shape: Size, size: Size, sigma: float, degrees: float
 ) -> Float[np.ndarray, "h w"]:
     (height, width) = size
-    x, y, duration = np.asarray([each[:3] for each in fixations], np.float64).T
-    known = lambda axis: np.array([degrees * each[axis] if degrees and len(each) > 3 else sigma for each in fixations])
-    # Eyes also rest beside the image; owners then write -1.
-    kept = _inside(x, y, height, width)
     distance = lambda at, count, side: (np.arange(count) + 0.5) * side / count - at[:, None]
     along = lambda at, count, side, width: np.exp(-0.5 * (distance(at, count, side) / width[:, None]) ** 2)
-    down = along(y[kept], shape[0], height, known(4)[kept])
-    density = (duration[kept][:, None] * down).T @ along(x[kept], shape[1], width, known(3)[kept])
+    density = np.zeros(shape)
+    for start in range(0, len(fixations), _AT_A_TIME):
+        some = fixations[start : start + _AT_A_TIME]
+        x, y, duration = np.asarray([each[:3] for each in some], np.float64).T
+        known = lambda axis, some=some: np.array(
+            [degrees * each[axis] if degrees and len(each) > 3 else sigma for each in some]
+        )
+        # Eyes also rest beside the image; owners then write -1.
+        kept = _inside(x, y, height, width)
+        down = along(y[kept], shape[0], height, known(4)[kept])
+        density += (duration[kept][:, None] * down).T @ along(x[kept], shape[1], width, known(3)[kept])
     peak = density.max()
     return (density / peak if peak > 0 else density).astype(np.float32)
 

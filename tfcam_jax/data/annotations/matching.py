@@ -15,8 +15,8 @@ from dataclasses import dataclass, field
 from functools import cache
 from urllib.parse import unquote, urlsplit
 
-from .marks import Marks
-from .table import Table, named
+from .marks import Collected, Marks
+from .table import Table, collected_marks, named
 
 # Before a name, from Label Studio's uploads; after it, from Roboflow.
 _UPLOADED = re.compile(r"[0-9a-f]{4,32}(?:-|__)(.+)")
@@ -204,15 +204,17 @@ def assign(table: Table, images: Sequence[str], path: str) -> Assigned:
 
 def _by_path(table: Table, path: str) -> tuple[dict[str, dict[str, Marks]], list[str]]:
     """A table's marks with names that are one path joined, and a problem where they can't be."""
-    first, joined, problems = {}, {}, []
+    first: dict[tuple[str, ...], str] = {}
+    joined: dict[str, dict[str, Collected]] = defaultdict(lambda: defaultdict(Collected))
+    problems = []
     for name, annotators in table.marks.items():
-        own = joined.setdefault(first.setdefault(path_parts(name), name), {})
+        own = joined[first.setdefault(path_parts(name), name)]
         for annotator, marks in annotators.items():
             try:
-                own[annotator] = own.get(annotator, Marks()) + marks
+                own[annotator].add(marks)
             except ValueError as error:
                 problems.append(f"{path}, {name}: {error}")
-    return joined, problems
+    return collected_marks(joined), problems
 
 
 def _tell(found: Found, entries: Mapping[str, object], images: Sequence[str], path: str) -> list[str]:
@@ -226,6 +228,7 @@ def _tell(found: Found, entries: Mapping[str, object], images: Sequence[str], pa
         remarks.append(f"{path}: {what}: {pairs}")
     if without := [image for image in images if image not in found.names]:
         remarks.append(f"{path}: {len(without)} of {len(images)} images that name it have no entry: {named(without)}")
-    if spare := [name for name in entries if name not in set(found.names.values())]:
+    taken = set(found.names.values())
+    if spare := [name for name in entries if name not in taken]:
         remarks.append(f"{path}: {len(spare)} of {len(entries)} entries belong to no image: {named(spare)}")
     return remarks

@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool
 
-# Pixels of a mask: a file of a few bytes may claim any number. Pillow stops at about as many.
-_LARGEST = 2**27
+from ..bounds import LARGEST_PIXELS
+
 _MOST_DIGITS = 6  # of 5 bits, of a run
 
 
@@ -38,7 +38,7 @@ def read_runs(mask: Mapping[str, Any]) -> tuple[int, int, list[int]]:
         listed = None if isinstance(counts, str | bytes) else [int(count) for count in counts]
     except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise ValueError('an RLE must be {"size": [height, width], "counts": runs}') from error
-    if height * width > _LARGEST:
+    if height * width > LARGEST_PIXELS:
         raise ValueError(f"an RLE of {width} x {height} pixels is too large to open safely; scale it down")
     runs = _decompress(counts) if listed is None else listed
     if min(height, width) < 1 or min(runs, default=0) < 0 or sum(runs) != height * width:
@@ -83,7 +83,7 @@ def encode_part(part: Bool[np.ndarray, "h w"], left: int, top: int, width: float
     image has.
     """
     width, height = int(width), int(height)
-    if not (min(width, height) > 0 and width * height <= _LARGEST):
+    if not (min(width, height) > 0 and width * height <= LARGEST_PIXELS):
         raise ValueError(f"a mask of {width} x {height} pixels can't be drawn; correct its size")
     whole = np.zeros((height, width), bool)
     rows, columns = slice(max(top, 0), top + part.shape[0]), slice(max(left, 0), left + part.shape[1])

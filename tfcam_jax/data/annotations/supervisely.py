@@ -11,12 +11,12 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw
 
+from ..bounds import LARGEST_PIXELS
 from .labelme import bitmap, opposite
-from .marks import Marks
+from .marks import Marks, check_corners
 from .rle import encode_part
 from .table import Entry, Format, declared, to_corners, to_numbers
 
-_LARGEST_BITMAP = 2**27  # bytes, unpacked
 _FINE_SIDE, _MOST_OVERSAMPLING = 4096, 8  # of the canvas that holes are cut out on
 
 
@@ -70,7 +70,7 @@ def _known(size: tuple[float, float] | None) -> tuple[float, float]:
 
 def _unpack(data: str) -> np.ndarray:
     try:
-        unpacked = zlib.decompressobj().decompress(base64.b64decode(data), _LARGEST_BITMAP)
+        unpacked = zlib.decompressobj().decompress(base64.b64decode(data), LARGEST_PIXELS)
     except (zlib.error, binascii.Error) as error:
         raise ValueError(f"a bitmap that can't be unpacked ({error})") from error
     return bitmap(unpacked)
@@ -85,6 +85,7 @@ def _with_holes(
     canvas = Image.new("L", (width * times, height * times))
     draw = ImageDraw.Draw(canvas)
     for outline, inside in [(corners, 255), *((hole, 0) for hole in holes)]:
+        check_corners(outline)
         if len(outline) >= 6:
             points = zip(outline[::2], outline[1::2], strict=True)
             draw.polygon([(x * times - 0.5, y * times - 0.5) for x, y in points], fill=inside)

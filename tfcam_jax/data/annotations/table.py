@@ -8,13 +8,15 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from ..source import DataError, shorten
-from .marks import Marks, told_as_shares
+from .marks import Collected, Marks, told_as_shares
 
 # How many places a remark names.
 _NAMED = 3
+_LONGEST = 500  # characters of a reason
+_TOLD = 80  # characters of a value that is none
+# Of a coordinate or a duration: what is squared or added up must stay a number.
+_LARGEST = 1e100
 
 
 @dataclass(frozen=True)
@@ -93,6 +95,8 @@ def read_format(form: Format, path: Path, content: Any, chosen: Sequence[str]) -
                 entry = form.parse(part)
                 if not (entry.image or form.one_image):
                     raise ValueError("no image named")
+                if not all(isinstance(name, str) for name in (entry.image, entry.annotator, *entry.categories)):
+                    raise ValueError("the name of an image, an annotator or a category is no text")
                 entries.append((place, entry))
             except _MALFORMED as error:
                 problems.append(f"{path}, {place}: {_reason(error)}")
@@ -106,11 +110,12 @@ def read_format(form: Format, path: Path, content: Any, chosen: Sequence[str]) -
     return replace(table, categories=table.categories | declared_names, remarks=remarks, renamed=form.renamed)
 
 
-_MALFORMED = (ValueError, TypeError, KeyError, IndexError, AttributeError)
+_MALFORMED = (ValueError, TypeError, KeyError, IndexError, AttributeError, OverflowError, RecursionError)
 
 
 def _reason(error: Exception) -> str:
-    return str(error) if isinstance(error, ValueError) else f"malformed ({type(error).__name__}: {error})"
+    told = str(error) if isinstance(error, ValueError) else f"malformed ({type(error).__name__}: {error})"
+    return told if len(told) <= _LONGEST else f"{told[:_LONGEST]}..."
 
 
 def gather(path: Path, entries: Sequence[tuple[str, Entry]], chosen: Sequence[str] = ()) -> Table:
@@ -120,7 +125,7 @@ def gather(path: Path, entries: Sequence[tuple[str, Entry]], chosen: Sequence[st
     marks of the same image and annotator. Raises DataError where there are none, and for other faults.
     """
     known = frozenset(name for _, entry in entries for name in entry.categories if entry.marks or not _is_none(name))
-    table: dict[str, dict[str, Marks]] = defaultdict(dict)
+    parts: dict[str, dict[str, Collected]] = defaultdict(lambda: defaultdict(Collected))
     left_out: dict[tuple[str, str], list[str]] = defaultdict(list)
     problems = []
     for place, entry in entries:
@@ -130,12 +135,13 @@ def gather(path: Path, entries: Sequence[tuple[str, Entry]], chosen: Sequence[st
             problems.append(f"{path}, {place}: {what}; add the name")
         if chosen and known and not set(chosen) & set(entry.categories):
             marks, unusable = Marks(size=marks.size), []
-        own, annotator = table[entry.image], entry.annotator or "1"
+        annotator = entry.annotator or "1"
         try:
-            own[annotator] = own.get(annotator, Marks()) + marks
+            parts[entry.image][annotator].add(marks)
         except ValueError as error:
             problems.append(f"{path}, {place}: {error}")
         left_out[entry.image, annotator] += [f"{place} ({what})" for what in unusable]
+    table = collected_marks(parts)
     told = []
     for (image, annotator), places in left_out.items():
         if places and not table[image][annotator]:
@@ -150,7 +156,12 @@ def gather(path: Path, entries: Sequence[tuple[str, Entry]], chosen: Sequence[st
     if nameless := [(place, entry.categories[0]) for place, entry in entries if entry.nameless]:
         classes = named(sorted({name for _, name in nameless}))
         remarks.append(f"{path}: {len(nameless)} marks are of a class without a name in its list: {classes}")
-    return Table(dict(table), known, tuple(remarks))
+    return Table(table, known, tuple(remarks))
+
+
+def collected_marks(parts: Mapping[str, Mapping[str, Collected]]) -> dict[str, dict[str, Marks]]:
+    """The marks of each image and annotator."""
+    return {image: {who: each.marks() for who, each in own.items()} for image, own in parts.items()}
 
 
 def _is_none(category: str) -> bool:
@@ -191,17 +202,27 @@ def to_number(value: Any, name: str) -> float:
     """A finite number; raises ValueError, with the name of what it is, for anything else."""
     try:
         number = float(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         number = float("nan")
-    if not np.isfinite(number) or isinstance(value, bool):
-        raise ValueError(f"{name} is {value!r}, not a number")
+    if not abs(number) <= _LARGEST or isinstance(value, bool):
+        raise ValueError(f"{name} is {_short(value)}, not a number")
     return number
+
+
+def _short(value: Any) -> str:
+    """What a file says where something else should stand, however much it is."""
+    text = (
+        f"{type(value).__name__} of {len(value):,}"
+        if isinstance(value, list | dict) and len(value) > 9
+        else repr(value)
+    )
+    return text if len(text) <= _TOLD else f"{text[:_TOLD]}... ({len(text):,} characters)"
 
 
 def to_numbers(values: Any, name: str, count: int | None = None) -> tuple[float, ...]:
     """Finite numbers of a list, as many as `count`; raises ValueError for anything else."""
     if not isinstance(values, list | tuple) or (count is not None and len(values) != count):
-        raise ValueError(f"{name}: {values!r} must be a list of {count or 'x, y, x, y, ...'} numbers")
+        raise ValueError(f"{name}: {_short(values)} must be a list of {count or 'x, y, x, y, ...'} numbers")
     if count is None and len(values) % 2:
         raise ValueError(f"{name}: {len(values)} numbers; x and y each")
     return tuple(to_number(value, name) for value in values)

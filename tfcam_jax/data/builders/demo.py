@@ -12,9 +12,9 @@ import tensorflow_datasets as tfds
 from ...errors import ConfigError
 from ..checks.outcomes import Outcomes
 from ..decode import check_channels
-from ..source import Dataset
+from ..source import Dataset, Records
 from .demo_images import CLASS_NAMES, draw
-from .tfds_source import OrderedBuilder, open_prepared, pack, png
+from .tfds_source import OrderedBuilder, columns_path, content_of_pixels, open_prepared, pack, png, save_records
 
 AGREES, RANDOM = "shortcut_agrees", "shortcut_random"
 # Exceptions are rare enough that a classifier can do well without ever looking at the marks.
@@ -65,7 +65,8 @@ class Demo(OrderedBuilder):
         )
 
     def _generate_examples(self, seed: int, split: str, count: int, *parts: tuple[str, float]) -> Iterator:
-        seeds = [seed, _SPLIT_CODES[split]]
+        seeds, path = [seed, _SPLIT_CODES[split]], columns_path(self.data_path, split)
+        rows = []
         for part, (domain, agreement) in enumerate(parts):
             agrees = _agreeing(np.random.default_rng([*seeds, part, 0]), count, agreement)
             for i in range(count):
@@ -73,7 +74,12 @@ class Demo(OrderedBuilder):
                 drawing = draw(np.random.default_rng([*seeds, part, i + 1]), label, warm=bool(label == agrees[i]))
                 number = part * count + i
                 known = {"label": label, "domain": domain, "group": "", "id": f"{split}_{number:06d}"}
+                rows.append((known["id"], label, domain, *map(content_of_pixels, (drawing.image, drawing.saliency))))
                 yield number, pack(png(drawing.image), drawing.saliency, **known)
+        ids, labels, domains, images, maps = zip(*rows, strict=True)
+        has_map = np.array([content != "" for content in maps])
+        columns = (np.array(labels, np.int32), domains, ("",) * len(ids), has_map)
+        save_records(path, Records(ids, *columns, image_contents=images, map_contents=maps))
 
 
 def _agreeing(rng: np.random.Generator, count: int, agreement: float) -> np.ndarray:

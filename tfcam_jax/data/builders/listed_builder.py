@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import io
 import os
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -13,9 +12,9 @@ from typing import Any
 
 import numpy as np
 import tensorflow_datasets as tfds
-from PIL import Image
 from tensorflow_datasets.core import constants
 
+from ..bounds import open_image
 from ..checks.inspection import inspect, usable_rows
 from ..checks.outcomes import USABLE, Outcome, Outcomes
 from ..decode import check_channels, decode_image
@@ -180,7 +179,7 @@ def _fingerprint(listing: Listing, config: ListedConfig) -> str:
 def _eight_bit(encoded: bytes, bits: int | None) -> bytes:
     """The file as it is, if any reader of TFDS sets will take it for what we do; otherwise a PNG of what we see."""
     if encoded[128:132] != b"DICM":
-        image = Image.open(io.BytesIO(encoded))
+        image = open_image(encoded)
         plain = image.format in ("PNG", "JPEG") and image.mode in ("L", "RGB")
         if plain and not image.has_transparency_data and image.getexif().get(0x0112, 1) == 1:
             return encoded

@@ -19,12 +19,14 @@ from PIL import Image
 from tensorflow_datasets.core.utils import tqdm_utils
 from tqdm import tqdm
 
+from ..checks.outcomes import content_of
 from ..decode import decode_picture, open_picture
 from ..source import SPLITS, Dataset, Example, Records, WithRecords
 from . import read_text
 
 # Columns of `Records` by the features that they come from.
 _METADATA = {"ids": "id", "labels": "label", "domains": "domain", "groups": "group", "has_map": "has_map"}
+_CONTENTS = ("image_contents", "map_contents")
 
 
 def features(class_names: Sequence[str]) -> tfds.features.FeaturesDict:
@@ -155,6 +157,11 @@ class TfdsSource(WithRecords):
         return Example(decode_picture(example["image"], self.channels), saliency)
 
 
+def content_of_pixels(pixels: np.ndarray | None) -> str:
+    """A digest of a picture that is drawn here: another version of zlib would write another file. "" of none."""
+    return "" if pixels is None else content_of(repr(pixels.shape).encode() + pixels.tobytes())
+
+
 def columns_path(folder: str | os.PathLike, split: str) -> Path:
     """Where a split's metadata lie, so that opening a large set doesn't read every record."""
     return Path(folder) / f"{split}.columns.json"
@@ -167,14 +174,16 @@ def save_records(path: Path, records: Records) -> None:
 
 
 def _load_records(path: Path, encoded: Sequence) -> Records:
-    """The columns, if they are there; otherwise those of each record (the demo has no others)."""
+    """The columns, if they are there; otherwise those of each record, as in a demo that an earlier version drew."""
     if path.exists():
         columns: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     else:
-        rows = [[example[name] for name in _METADATA.values()] for example in encoded]
+        seen = lambda encoded, there: content_of_pixels(np.asarray(open_picture(encoded)) if there else None)
+        contents = lambda each: (seen(each["image"], True), seen(each["saliency"], each["has_map"]))
+        rows = [[*(example[name] for name in _METADATA.values()), *contents(example)] for example in encoded]
         plain = lambda value: value.decode() if isinstance(value, bytes) else value
-        columns = {name: [plain(row[i]) for row in rows] for i, name in enumerate(_METADATA)}
+        columns = {name: [plain(row[i]) for row in rows] for i, name in enumerate((*_METADATA, *_CONTENTS))}
     for name, column in columns.items():
         kind = {"labels": np.int32, "has_map": bool, "predicted": bool}.get(name)
-        columns[name] = np.array(column, kind) if kind else None if column is None else tuple(column)
+        columns[name] = None if column is None else np.array(column, kind) if kind else tuple(column)
     return Records(**columns)

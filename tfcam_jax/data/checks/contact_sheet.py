@@ -9,6 +9,7 @@ import numpy as np
 from matplotlib import colormaps
 from PIL import Image, ImageDraw
 
+from ...errors import visible
 from ..decode import decode_image
 from ..listing import Row
 from .inspection import Inspection
@@ -41,8 +42,8 @@ def draw_contact_sheet(inspection: Inspection, path: Path, per_kind: int = 4) ->
             sheet.paste(_overlay(small, saliency), (left + CELL - _MARGIN, top + _CAPTION))
         else:
             draw.text((left + CELL + side // 3, top + _CAPTION + side // 2), "no map", fill="gray")
-        draw.text((left + 2, top + 1), f"{row.split}  {row.label}  {row.domain}"[:50], fill="black")
-        name = row.image
+        draw.text((left + 2, top + 1), visible(f"{row.split}  {row.label}  {row.domain}")[:50], fill="black")
+        name = visible(row.image)
         draw.text((left + 2, top + 13), name if len(name) <= _NAME else "..." + name[-_NAME:], fill="gray")
     path.parent.mkdir(parents=True, exist_ok=True)
     sheet.save(path)

@@ -21,12 +21,13 @@ import numpy as np
 from absl import logging
 from tqdm import tqdm
 
-from ...errors import did_you_mean
+from ...errors import did_you_mean, visible
+from ..bounds import decoding
 from ..decode import decode_image, guessed_bits, turned_by
 from ..human_maps import agreement, is_usable, mostly_marked
 from ..listing import OF_READER, Listing, MapReader, MarksError, Row, reason
 from ..map_files import MapFile
-from ..paths import split_map_cell
+from ..paths import not_utf8, split_map_cell
 from ..protocol import draw_splits
 from ..source import SPLITS, DataError, shorten
 from .declared_sizes import check_sizes
@@ -44,6 +45,7 @@ from .outcomes import (
     USABLE,
     Outcome,
     Outcomes,
+    content_of,
 )
 
 _MOST_THREADS = 8
@@ -281,11 +283,11 @@ def check_files(
     known = {} if closely else known or {}
     found = {i: known[key] for i, key in enumerate(keys) if key and key in known}
     waiting = [i for i in range(len(keys)) if i not in found]
-    bar = {"total": len(waiting), "desc": f"checking {listing.name}", "delay": 3, "disable": not progress}
+    bar = {"total": len(waiting), "desc": f"checking {visible(listing.name)}", "delay": 3, "disable": not progress}
     affinity = getattr(os, "sched_getaffinity", None)  # not on every system
     cores = len(affinity(0)) if affinity else os.cpu_count() or 1
     with ThreadPoolExecutor(min(_MOST_THREADS, cores)) as executor:
-        checked = executor.map(lambda i: check_row(listing.reader, listing.rows[i], closely), waiting)
+        checked = executor.map(lambda i: _check_in_turn(listing.reader, listing.rows[i], closely), waiting)
         found |= zip(waiting, list(tqdm(checked, unit=" images", **bar)), strict=True)
     outcomes = [found[i] for i in range(len(keys))]
     sound = {key: outcome for key, outcome in zip(keys, outcomes, strict=True) if key and not outcome.problems}
@@ -293,14 +295,14 @@ def check_files(
 
 
 def row_keys(listing: Listing) -> list[str]:
-    """What each row's outcome depends on, as a digest: its files by name, size and time, its marks, how maps are read.
+    """What each row's outcome depends on, as a digest: its files by name, size and times, its marks, how maps are read.
 
     "" for a row that lacks a file. Of a table it is the row's own marks that count: what columns and categories made
     of them, and nothing of its other rows.
     """
     reader = listing.reader
     options = (os.path.realpath(reader.folder), [getattr(reader, name) for name in OF_READER], reader.degrees)
-    stat = cache(lambda path: _size_and_time(os.path.join(reader.folder, path)))
+    stat = cache(lambda path: _size_and_times(os.path.join(reader.folder, path)))
     keys = []
     for row in listing.rows:
         maps = [path for _, path in split_map_cell(row.map)]
@@ -312,18 +314,26 @@ def row_keys(listing: Listing) -> list[str]:
     return keys
 
 
-def _size_and_time(path: str) -> tuple[int, int] | None:
+def _size_and_times(path: str) -> tuple[int, int, int] | None:
+    """Two times, as a file that takes another's name keeps the time when it was written."""
     try:
         status = os.stat(path)
     except (OSError, ValueError):  # no such file; a name that no file can have
         return None
-    return status.st_size, status.st_mtime_ns
+    return status.st_size, status.st_mtime_ns, status.st_ctime_ns
+
+
+def _check_in_turn(reader: MapReader, row: Row, closely: bool) -> Outcome:
+    with decoding():
+        return check_row(reader, row, closely)
 
 
 def check_row(reader: MapReader, row: Row, closely: bool) -> Outcome:
     """Decodes a row's image and maps."""
     if not row.image:
         return Outcome((f"{row.place}: no image given; name a file or delete the row",))
+    if shown := not_utf8(", ".join(filter(None, (row.image, row.map, row.label, row.domain, row.group)))):
+        return Outcome((f"{row.place}: {shown}: not UTF-8, which tables and pages are written in; rename it",))
     if row.looked:
         places = f"{', '.join(row.looked[:-1])} and {row.looked[-1]}"
         told = f"{row.image} does not exist; {reader.folder} holds none of {places}"
@@ -336,13 +346,21 @@ def check_row(reader: MapReader, row: Row, closely: bool) -> Outcome:
         return Outcome((told,), missing=isinstance(error, FileNotFoundError))
     digest = hashlib.sha256(repr(image.shape).encode() + image.tobytes()).hexdigest()
     bits = 0 if reader.bits else guessed_bits(encoded)
-    seen = Outcome(digest=digest, size=image.shape[:2], notes=(_BITS[bits],) if bits else ())
+    content, noted = content_of(encoded), (_BITS[bits],) if bits else ()
+    seen = Outcome(digest=digest, size=image.shape[:2], notes=noted, image_content=content)
     if closely:
         from .near_duplicates import perceptual_hash, thumbnail  # with SciPy, which training has no need of here
 
         seen = replace(seen, hash=perceptual_hash(image), thumbnail=thumbnail(image))
+    contents: dict[str, str] = {}
+
+    def read(path: str) -> bytes:
+        content = reader.open(path)
+        contents[path] = content_of(content)
+        return content
+
     try:
-        maps = reader.annotators(row, *seen.size)
+        maps = reader.annotators(row, *seen.size, read)
     except (OSError, ValueError) as error:
         return replace(seen, problems=(f"{row.place}: map {_told(reader.folder, row, row.map, error)}",))
     turned = turned_by(encoded) if maps else 1
@@ -353,8 +371,22 @@ def check_row(reader: MapReader, row: Row, closely: bool) -> Outcome:
     notes |= {MOSTLY_MARKED} if any(map(mostly_marked, values.values())) else set()
     notes |= {TURNED} if turned > 1 else set()
     kind = kind_of_map(reader.joined(row, maps))
-    seen = replace(seen, map=kind, notes=(*seen.notes, *sorted(notes)))
+    seen = replace(seen, map=kind, notes=(*seen.notes, *sorted(notes)), map_content=_map_content(reader, row, contents))
     return replace(seen, annotators=len(maps), agreement=agreement([*values.values()])) if closely else seen
+
+
+def _map_content(reader: MapReader, row: Row, contents: Mapping[str, str]) -> str:
+    """What the annotators of a row left, in the order of its cell: of files `contents`, of tables the marks.
+
+    Neither a file's name nor its place makes a difference.
+    """
+    parts = []
+    for name, path in split_map_cell(row.map):
+        marks = reader.tables[path].get(row.image, {}) if path in reader.tables else {}
+        # What an annotator did not use is left out: a later version may know more kinds of marks.
+        used = {each: sorted((k, v) for k, v in vars(own).items() if v) for each, own in marks.items()}
+        parts.append((name, contents.get(path, ""), sorted(used.items())))
+    return content_of(repr(parts).encode()) if parts else ""
 
 
 def _misfit(row: Row, size: tuple[int, int], maps: Mapping[str, MapFile], turned: int) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -41,7 +42,8 @@ NOTES: Mapping[str, str] = {
 }
 
 # Of the file and of what is found: another number, and all is checked anew.
-_VERSION = 3
+_VERSION = 4
+_CONTENT = 16  # characters of a file's digest
 
 
 @dataclass(frozen=True)
@@ -54,6 +56,8 @@ class Outcome:
       size: height and width, pixels.
       map: "absent", "empty" (all zero), "constant" or "usable".
       notes: what was done to the files' values, keys of `NOTES`.
+      image_content, map_content: identify the image's file and what annotators left, by their bytes or marks
+        (`content_of`), whatever a version of Pillow decodes them to; "" without any.
       missing: the problem is that there is no image of that name.
       hash, thumbnail, annotators, agreement: only after a closer look, and not kept: see `near_duplicates`; how many
         annotated the image, and `human_maps.agreement` between them.
@@ -64,6 +68,8 @@ class Outcome:
     size: tuple[int, int] = (0, 0)
     map: str = ABSENT
     notes: tuple[str, ...] = ()
+    image_content: str = ""
+    map_content: str = ""
     missing: bool = False
     hash: int = 0
     thumbnail: UInt8[np.ndarray, "16 16"] | None = None
@@ -78,7 +84,9 @@ Outcomes = Mapping[str, Outcome]
 def outcomes_json(outcomes: Outcomes) -> str:
     """Outcomes as `load_outcomes` reads them; those with problems are left out."""
     rows = {
-        key: [each.digest, *each.size, each.map, *each.notes] for key, each in outcomes.items() if not each.problems
+        key: [each.digest, each.image_content, each.map_content, *each.size, each.map, *each.notes]
+        for key, each in outcomes.items()
+        if not each.problems
     }
     return json.dumps({"version": _VERSION, "rows": rows}, separators=(",", ":"))
 
@@ -98,8 +106,17 @@ def load_outcomes(path: str | Path) -> dict[str, Outcome]:
         return {}
 
 
-def _outcome(digest: str, height: int, width: int, kind: str, *notes: str) -> Outcome:
+def content_of(content: bytes) -> str:
+    """A digest that two different files share once in 2^64."""
+    return hashlib.sha256(content).hexdigest()[:_CONTENT]
+
+
+def _outcome(
+    digest: str, image_content: str, map_content: str, height: int, width: int, kind: str, *notes: str
+) -> Outcome:
     known = kind in (ABSENT, EMPTY, CONSTANT, USABLE) and all(note in NOTES for note in notes)
-    if not (len(digest) == 64 and min(height, width) > 0 and known):
-        raise ValueError(f"an entry {digest!r}, {height!r}, {width!r}, {kind!r}, {notes!r}")
-    return Outcome((), digest, (height, width), kind, notes)
+    lengths = len(digest) == 64 and len(image_content) == _CONTENT and len(map_content) in (0, _CONTENT)
+    if not (lengths and min(height, width) > 0 and known):
+        contents = f"{digest!r}, {image_content!r}, {map_content!r}"
+        raise ValueError(f"an entry {contents}, {height!r}, {width!r}, {kind!r}, {notes!r}")
+    return Outcome((), digest, (height, width), kind, notes, image_content, map_content)

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from ...errors import visible
 from ..listing import Listing, Row, by_split
 from ..source import SPLITS, shorten
 from .inspection import Inspection
@@ -71,7 +72,7 @@ def make_report(inspection: Inspection, extra_problems: Sequence[str] = (), extr
         "problems": list(problems),
         "notes": [*notes, *near],
     }
-    return Report("\n".join([title, *body]), problems, figures)
+    return Report("\n".join(map(visible, [title, *body])), problems, figures)
 
 
 def describe_listing(listing: Listing) -> str:
@@ -117,6 +118,7 @@ def _compact(problems: Sequence[str], pairs: Pairs) -> list[str]:
 
 def align(rows: Sequence[Sequence[str]]) -> list[str]:
     """Lines of a table: text to the left, numbers to the right."""
+    rows = [tuple(map(visible, row)) for row in rows]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     pad = lambda cell, width: cell.rjust(width) if cell[:1].isdigit() or cell == "-" else cell.ljust(width)
     return ["  ".join(pad(cell, width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]

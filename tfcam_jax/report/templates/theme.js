@@ -1,3 +1,4 @@
+"use strict";
 const themeButton = document.getElementById("theme");
 function setTheme(theme) {
   document.documentElement.dataset.theme = theme;
