@@ -92,6 +92,9 @@ def run(main: Callable[[], object], several_processes: bool = False) -> None:
 
         end_with_others(guarded)
 
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # closed by whoever started this
+            setattr(sys, name, Path(os.devnull).open("w"))  # noqa: SIM115
     _catch_signals()
     with _told():
         app.run(begin, flags_parser=_parse)
@@ -121,6 +124,17 @@ def _catch_signals() -> None:
         overdue.start()
         raise _Stopped(number)
 
+    def unraisable(told: "sys.UnraisableHookArgs") -> None:
+        """Garbage collection and the like swallow what is raised in them; the signal is then sent once more."""
+        if not isinstance(told.exc_value, _Stopped):
+            return sys.__unraisablehook__(told)
+        number = told.exc_value.signal
+        signal.signal(number, stop)
+        again = threading.Timer(0.05, os.kill, [os.getpid(), number])
+        again.daemon = True
+        again.start()
+
+    sys.unraisablehook = unraisable
     for each in numbers:
         signal.signal(each, stop)
 

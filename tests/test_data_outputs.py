@@ -192,3 +192,12 @@ def test_files_to_write(tmp_path):
     for wrong in (tmp_path, tmp_path / "dangling", tmp_path / "real/model", "/dev/null", "", "gs://bucket/model"):
         with pytest.raises(UserError):
             resolve_file(wrong)
+
+
+def test_what_came_meanwhile_is_not_replaced(tmp_path, out):
+    """Somebody else's files, which were not there when the work began."""
+    with pytest.raises(OutputError, match=r"config\.json"), write_folder(out, only_of("a test", "a.txt")) as partial:
+        (partial / "a.txt").write_text("new")
+        out.mkdir()
+        (out / "config.json").write_text("theirs")
+    assert listing(tmp_path) == {"above": None, "above/out": None, "above/out/config.json": "theirs"}

@@ -7,6 +7,7 @@ import jax
 import numpy as np
 import pytest
 
+from tfcam_jax.errors import OutputError
 from tfcam_jax.experiment import open_dataset
 from tfcam_jax.explanation import explain_source
 from tfcam_jax.export import PLATFORMS, export_model
@@ -73,3 +74,13 @@ def test_what_can_not_be_exported_leaves_nothing_behind(workdir, tmp_path):
     with pytest.raises(CheckpointError, match="no best checkpoint"):
         export_model(tmp_path / "run", tmp_path / "model")
     assert [path.name for path in tmp_path.iterdir()] == ["run"]
+
+
+def test_only_an_exported_model_is_replaced(workdir, tmp_path):
+    out = tmp_path / "manifest.csv"
+    out.write_text("split,label,image\n")
+    with pytest.raises(OutputError, match=r"manifest\.csv is there already and is no exported model"):
+        export_model(workdir, out, ("cpu",))
+    assert out.read_text() == "split,label,image\n"
+    for _ in range(2):
+        export_model(workdir, tmp_path / "model.stablehlo", ("cpu",))

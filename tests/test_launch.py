@@ -144,16 +144,20 @@ def command_line(monkeypatch):
     return importlib.import_module("command_line")
 
 
+@pytest.mark.parametrize("swallowed", [False, True])
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_ends_with_a_line_and_its_status_and_takes_away_what_is_half_written(tmp_path, number):
+def test_a_signal_ends_with_a_line_and_its_status_and_takes_away_what_is_half_written(tmp_path, number, swallowed):
+    """Also where it comes in the middle of garbage collection, which swallows what is raised in it."""
     code = f"""
 import sys; sys.path.insert(0, {str(REPO / "launch")!r})
-import command_line, time
+import command_line, gc, time
 from tfcam_jax.data.outputs import write_folder
 def main():
+    if {swallowed}:
+        gc.callbacks.append(lambda phase, _: (print("begun", flush=True), time.sleep(1)) if phase == "start" else None)
     with write_folder({str(tmp_path / "out")!r}) as partial:
         (partial / "half").touch()
-        print("begun", flush=True)
+        gc.collect() if {swallowed} else print("begun", flush=True)
         time.sleep(60)
 command_line.run(main)
 """
@@ -178,3 +182,11 @@ def test_without_a_home_folder_caches_go_elsewhere_and_it_is_told(monkeypatch, c
     assert pathlib.Path(os.environ["HOME"]).is_dir()
     assert f"caches go to {os.environ['HOME']}" in capsys.readouterr().err
     os.rmdir(os.environ["HOME"])
+
+
+def test_a_closed_output_is_no_traceback(tmp_path):
+    code = f"import sys; sys.path.insert(0, {str(REPO / 'launch')!r}); import command_line\n"
+    code += f"command_line.run(lambda: (print('x'), open({str(tmp_path / 'done')!r}, 'w').close()))"
+    command = f"{shlex.quote(sys.executable)} -c {shlex.quote(code)} >&-"
+    done = subprocess.run(command, shell=True, stderr=subprocess.PIPE, text=True, cwd=REPO, check=False)
+    assert (done.returncode, done.stderr) == (0, "") and (tmp_path / "done").exists()

@@ -212,3 +212,11 @@ def test_the_table_says_where_predictions_are_worth_nothing():
     )
     assert "b: held-out predictions agree no better" in text and "a: held-out" not in text
     assert "c: no image is annotated; none is predicted." in text
+
+
+def test_a_class_with_fewer_maps_than_folds_is_told():
+    labels, nothing = np.array([0] * 9 + [1] * 4, np.int32), ("",) * 13
+    records = Records(tuple(map(str, range(13))), labels, nothing, nothing, np.ones(13, bool))
+    with pytest.raises(DataError, match="--folds=5 needs as many annotated training images of each class; one has 4"):
+        predictor._fold_of_rows(records, np.arange(13), 5, 0)
+    assert set(predictor._fold_of_rows(records, np.arange(13), 4, 0)) == {0, 1, 2, 3}

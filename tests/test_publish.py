@@ -336,3 +336,8 @@ def test_damage_and_other_networks_are_told(copy):
     (copy / "tfcam_jax.json").write_text('{"format": 1, "class_names": "ab"}')
     with pytest.raises(PublishedError, match="is damaged"):
         restore(copy)
+
+
+def test_names_of_classes_may_hold_slashes():
+    split = {"images": 3, "maps": 1, "classes": {"N/A": 2, "b": 1}}
+    assert [say(split) for _, say in card._of_splits(("N/A", "b"))] == ["3", "1", "2", "1"]

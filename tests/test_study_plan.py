@@ -14,6 +14,7 @@ from tfcam_jax.data.source import DataError, Dataset, Records
 from tfcam_jax.data.transforms import IDENTITY
 from tfcam_jax.errors import ConfigError
 from tfcam_jax.experiment import open_source, resolve
+from tfcam_jax.study.outcomes import write_entries
 from tfcam_jax.study.plan import placebo_arms, plan_arms, plan_runs
 
 REPO = pathlib.Path(__file__).parent.parent
@@ -267,3 +268,13 @@ def test_the_papers_studies_are_ready_for_whoever_has_the_data(tmp_path, name, s
     recipe = runs[0].config
     assert (recipe.model.name, recipe.batch_size, recipe.epochs) == ("densenet121", 20, 50)
     assert resolve(recipe).augment == IDENTITY
+
+
+def test_runs_that_are_not_asked_for_any_more_are_told(config, dataset, tmp_path, caplog):
+    config.compare.seeds = (0, 1)
+    entries = [run.entry for run in plan_runs(config, plan_arms(config), dataset)]
+    write_entries(tmp_path, entries, "accuracy")
+    assert not caplog.text
+    write_entries(tmp_path, [entry for entry in entries if not entry.seed], "accuracy")
+    gone = [entry.folder for entry in entries if entry.seed]
+    assert f"{len(gone)} runs of before are not asked for now" in caplog.text and gone[0] in caplog.text

@@ -137,6 +137,8 @@ def test_folder_that_is_no_run_is_refused(manifest, tmp_path):
         ({"model.dropout": 1.0}, "model.dropout is 1.0"),
         ({"model.batch_norm_momentum": -0.1}, "model.batch_norm_momentum is -0.1"),
         ({"data.resize_through": (0,)}, r"data.resize_through is \(0,\)"),
+        ({"data.resize_through": (256, 3)}, r"data.resize_through is \(256, 3\): .* 3 px a side has fewer pixels"),
+        ({"batch_size": 4000}, "config.batch_size is 4000, and there are 12 images to train on"),
         ({"data.maps.resize": "strait"}, "data.maps.resize is 'strait'. Did you mean 'straight'"),
         ({"data.maps.resize": "straight", "strategy": "input_gradient"}, "set config.data.maps.resize=with_image"),
         ({"parallel.mode": "pmpa"}, "Did you mean 'pmap'"),

@@ -53,6 +53,9 @@ _OF_SOME_MODELS = {"freeze_batch_norm": False, "batch_norm_momentum": 0.9, "pool
 _OF_SCHEDULE = ("learning_rate", "step_epochs", "step_factor", "warmup_epochs")
 _OF_OPTIMIZER = ("name", "momentum", "weight_decay", "clip_norm")
 
+# A batch of so many times the images of training has little in it.
+_MOST_PADDING = 16
+
 
 @dataclasses.dataclass(frozen=True)
 class Recipe:
@@ -182,6 +185,11 @@ def resolve(config: ConfigDict, placement: Placement | None = None, *, untrained
     strategy = make_strategy(config.strategy, **_take(config.guidance, _guidance_options()))
     alpha = alpha_of(config.strategy, config.guidance.alpha, config.guidance.weighting)
     _check_places(config, image_size, cam_side, alpha)
+    if coarse := [side for side in config.data.resize_through if side < cam_side]:
+        raise ConfigError(
+            f"config.data.resize_through is {tuple(config.data.resize_through)}: an image of {coarse[0]} px a side has "
+            f"fewer pixels than the CAM has places ({cam_side} a side). Give sides of at least config.data.image_size."
+        )
     devices = _take(config.parallel, ("mode", "devices", "shard_state"))
     make_model = functools.partial(network.make, **of_model)
     recipe = Recipe(
@@ -433,6 +441,11 @@ def build_experiment(recipe: Recipe, dataset: Dataset | None = None, programs: E
     """
     dataset = dataset or open_dataset(recipe)
     trained_on = len(dataset.splits["train"]) if "train" in dataset.splits else 1  # schedules want a length
+    if recipe.epochs and "train" in dataset.splits and recipe.batch_size >= _MOST_PADDING * trained_on:
+        raise ConfigError(
+            f"config.batch_size is {recipe.batch_size}, and there are {trained_on} images to train on: nearly all of "
+            f"each step would be padding. Give at most {trained_on}."
+        )
     steps_per_epoch = -(-trained_on // recipe.batch_size)
     if recipe.epochs * steps_per_epoch > MOST_STEPS:
         raise ConfigError(

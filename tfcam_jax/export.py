@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax import export as jax_export
 
 from .data.outputs import resolve_file
-from .errors import check_known
+from .errors import OutputError, check_known
 from .inference import restore
 from .run.files import write_bytes
 from .steps import make_eval_step
@@ -32,7 +32,7 @@ def export_model(workdir: str | Path, out: str | Path, platforms: tuple[str, ...
 
     Args:
       workdir: a run, or a published model (see `inference.restore`).
-      out: the file, replaced if it exists.
+      out: the file; an exported model that is there is replaced.
       platforms: where it is to run.
 
     Returns:
@@ -40,11 +40,13 @@ def export_model(workdir: str | Path, out: str | Path, platforms: tuple[str, ...
 
     Raises:
       WorkdirError, CheckpointError: no run with a sound checkpoint there.
-      OutputError: `out` is a folder, or can't be written.
+      OutputError: `out` is a folder or another file, or can't be written.
       PublishedError: see `inference.restore`.
       ConfigError: an unknown platform.
     """
     target = resolve_file(out)
+    if target.exists() and not _is_exported(target):
+        raise OutputError(f"{target} is there already and is no exported model: choose another --out, or take it away.")
     for name in platforms or ("",):
         check_known("platform", name, (*PLATFORMS, "rocm"))
     trained = restore(workdir)
@@ -64,3 +66,12 @@ def export_model(workdir: str | Path, out: str | Path, platforms: tuple[str, ...
     exported = jax_export.export(jax.jit(predict), platforms=platforms)(images)
     write_bytes(target, bytes(exported.serialize()))
     return Path(out)
+
+
+def _is_exported(path: Path) -> bool:
+    """Whether a file is what `export_model` writes."""
+    try:
+        jax_export.deserialize(bytearray(path.read_bytes()))
+    except Exception:  # flatbuffers' and jax's own, of whatever kind the bytes provoke
+        return False
+    return True

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import zlib
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -113,7 +112,8 @@ def _flags(flags: Iterable[bool]) -> str:
 
 
 def _hashed(texts: Iterable[str]) -> str:
-    return "".join(f"{zlib.crc32(text.encode(errors='surrogatepass')):0{_WIDTH}x}" for text in texts)
+    digest = lambda text: hashlib.sha256(text.encode(errors="surrogatepass")).hexdigest()[:_WIDTH]
+    return "".join(map(digest, texts))
 
 
 def compare_fingerprints(then: Mapping[str, Any], now: Mapping[str, Any]) -> Comparison:

@@ -307,7 +307,7 @@ def check_annotator(reader: MapReader, rows: Sequence[Row]) -> list[str]:
 
 def reason(path: Path, error: Exception) -> str:
     """Why a file could not be read, in words that help."""
-    archive = next((p for p in [path, *path.parents] if p.is_file()), None)
+    archive = next((p for p in [path, *path.parents] if os.path.isfile(p)), None)  # a whole cell may be too long
     if archive is not None and suffix_of(archive.name) not in ARRAYS and zipfile.is_zipfile(archive):
         return f"{archive} is a zip archive; unpack it"
     return "no such file" if isinstance(error, FileNotFoundError) else str(error)

@@ -96,7 +96,8 @@ def write_folder(
       keep: what is in the partial folder stays there if the work ends early, and is there the next time.
 
     Raises:
-      OutputError: `out` can't be written, is a file, holds something else, or another process is writing it.
+      OutputError: `out` can't be written, is a file, holds something else, also if that came while the folder was
+        filled, or another process is writing it.
     """
     out = resolve_folder(out)
     partial, old = _parts(out)
@@ -110,6 +111,7 @@ def write_folder(
         try:
             with _told(out, partial):
                 yield partial
+                _check_free(out, check_replaced)  # meanwhile somebody else may have put something there
                 if out.exists() and any(out.iterdir()):
                     out.rename(old)
                 elif out.exists():

@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from .. import cams
 from ..data.protocol import deal_folds
-from ..data.source import Dataset, Records, Source, Subset
+from ..data.source import DataError, Dataset, Records, Source, Subset
 from ..devices.distributed import is_first
 from ..divergences import pearson
 from ..errors import UserError
@@ -93,6 +93,10 @@ def cross_fit(recipe: Recipe, train: Source, wanted: Int[np.ndarray, " m"], fold
 
 def _fold_of_rows(records: Records, annotated: np.ndarray, folds: int, seed: int) -> Int[np.ndarray, " n"]:
     """Fold of each row whose group, or whose pixels, an annotated row has; -1 for the others."""
+    counts = np.bincount(records.labels[annotated])
+    if fewest := [int(count) for count in counts if 0 < count < folds]:
+        problem = f"--folds={folds} needs as many annotated training images of each class; one has {min(fewest)}."
+        raise DataError([f"{problem} Give fewer folds, at least 2, or annotate more."])
     dealt = deal_folds(records[annotated], folds, seed)
     digests = records.digests or ("",) * len(records)
     keys = lambda row: [key for key in (("group", records.groups[row]), ("pixels", digests[row])) if key[1]]

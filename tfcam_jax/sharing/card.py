@@ -170,7 +170,8 @@ def _options(values: Mapping[str, Any]) -> str:
 
 
 def _of_splits(class_names: tuple[str, ...]) -> list[Any]:
-    counts = [column for name in class_names for column in columns(str, {f"classes/{name}": name})]
+    # Not `columns`, for which a name with a slash would lead deeper.
+    counts = [(name, lambda split, name=name: str(split["classes"][name])) for name in class_names]
     return [*columns(str, {"images": "images", "maps": "with a human map"}), *counts[:12]]
 
 

@@ -7,10 +7,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from absl import logging
 from jaxtyping import Float, Int
 from scipy.special import softmax
 
 from ..data.protocol import split_by_protocol
+from ..data.source import shorten
 from ..metrics.classification import BETTER
 from ..metrics.scores import read_scores
 from ..run.files import read_json, write_json
@@ -49,7 +51,17 @@ class Outcome(NamedTuple):
 
 
 def write_entries(workdir: Path, entries: Sequence[Entry], select_by: str) -> None:
-    """Writes `runs.json`: which runs the study has. Not whether they are finished: that their `results.json` says."""
+    """Writes `runs.json`: which runs the study has. Not whether they are finished: that their `results.json` says.
+
+    Runs that it had before and has no more are told: their folders stay, and no table has them.
+    """
+    path, folders = workdir / "runs.json", {entry.folder for entry in entries}
+    before = [entry["folder"] for entry in read_json(path)["runs"]] if path.is_file() else []
+    if gone := [folder for folder in before if folder not in folders]:
+        logging.warning(
+            "%s: %d runs of before are not asked for now, and are left out of all tables (%s); their folders stay.",
+            *(workdir, len(gone), ", ".join(shorten(gone, 3))),
+        )
     write_json(workdir / "runs.json", {"select_by": select_by, "runs": [entry._asdict() for entry in entries]})
 
 
