@@ -71,10 +71,6 @@ class Commands:
             began, out = time.monotonic(), self.out(f"sound {name}", name)
             self._do(command, out)
             self.seconds[name], self.sound[name] = time.monotonic() - began, content(out)
-            if command.script == "explain":
-                began = time.monotonic()
-                self.start(command, self.fresh(name)).wait()
-                self.seconds[name] = time.monotonic() - began
 
     def out(self, folder: str, name: str) -> Path:
         """Where a command writes in a folder of its own; a manifest lies beside the data that it names."""
@@ -97,7 +93,7 @@ class Commands:
 
     def _do(self, command: Command, out: Path) -> None:
         out.parent.mkdir(exist_ok=True)
-        ended = Script(self._context, command.script, command.to(out)).wait()
+        ended = self.start(command, out).wait()
         if ended.status != 0:
             raise RuntimeError(f"undisturbed, {command.name} ended with {ended.status}: {ended.text}")
 

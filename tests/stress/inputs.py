@@ -91,7 +91,7 @@ def damage(config: ConfigDict, folder: Path, rng: random.Random, number: int) ->
 
 def replace(config: ConfigDict, folder: Path, rng: random.Random, number: int) -> Case:
     """Puts a hostile file in place of a sound one."""
-    kind = sorted(hostile.FILES)[number // 2 % len(hostile.FILES)]
+    kind = rng.choice(sorted(hostile.FILES))
     file, how = hostile.put(folder, kind, rng)
     return Case(f"hostile {kind.removesuffix('s')}s", file, how, "weights" if kind == "weights" else "train")
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import io
+import threading
 import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import PurePosixPath
@@ -25,6 +27,8 @@ _MATLAB = {
     name: np.dtype(name) for name in ("double", "single", *(f"{u}int{n}" for u in ("", "u") for n in (8, 16, 32, 64)))
 }
 _MATLAB["logical"] = np.dtype(bool)
+# NumPy's headers are Python literals, and CPython 3.11 fails now and then where two threads parse such at once.
+_PARSING = threading.Lock()
 
 
 def suffix_of(name: str) -> str:
@@ -39,7 +43,8 @@ def read_array(encoded: bytes, suffix: str, size: Size, page: int | None) -> tup
     `size` and `page` as of `map_files.read_map_file`; only NIfTI has pages. Returns whether the rows of a NIfTI slice
     without an orientation were taken to come first. Raises ValueError: not such a file, or not one array in it.
     """
-    return ARRAYS[suffix](encoded, size, page)
+    with _PARSING if suffix in (".npy", ".npz") else contextlib.nullcontext():
+        return ARRAYS[suffix](encoded, size, page)
 
 
 def _read_npy(encoded: bytes, size: Size, page: int | None) -> tuple[np.ndarray, bool]:
