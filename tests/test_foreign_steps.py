@@ -5,6 +5,7 @@ import pathlib
 import subprocess
 import sys
 
+import pytest
 from test_readme import blocks
 
 REPO = pathlib.Path(__file__).parent.parent
