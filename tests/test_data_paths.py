@@ -113,6 +113,8 @@ def test_labels_that_look_the_same_are_refused_together(tmp_path, spelling):
         ("file:///run", "file:// is not read"),
         ("a\udcff", r"a\\udcff, a name that is not UTF-8"),
         ("~nobody_of_that_name/x", "no such home folder"),
+        ("x" * 256, r"x\.\.\., a name that is too long"),
+        ("x/" * 3000, "too long"),
     ],
 )
 def test_paths_that_are_none_of_this_machine_are_told(given, told):

@@ -12,12 +12,14 @@ from ..errors import ConfigError
 # `gs://`, `s3://`, `file://`; pathlib makes one slash of two. A single letter is a drive.
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")
 
+_LONGEST_PATH, _LONGEST_NAME = 4096, 255  # bytes, of Linux and most of its file systems
+
 
 def local_path(value: str | Path, what: str) -> Path:
     """A path that a user gave as `what`, with `~` as the home folder, where a shell left it.
 
     Raises ConfigError for an empty one, the address of a bucket, a name that isn't UTF-8 (which neither JSON nor a page
-    can hold), and `~` where there is no home folder.
+    can hold) or is too long for a file, and `~` where there is no home folder.
     """
     text = os.fspath(value)
     if not text.strip():
@@ -30,6 +32,8 @@ def local_path(value: str | Path, what: str) -> Path:
         )
     if shown := not_utf8(text):
         raise ConfigError(f"{what} is {shown}, a name that is not UTF-8: rename it.")
+    if len(text.encode()) > _LONGEST_PATH or any(len(part.encode()) > _LONGEST_NAME for part in text.split("/")):
+        raise ConfigError(f"{what} is {text[:80]}..., a name that is too long for a file.")
     try:
         return Path(text).expanduser()
     except RuntimeError as error:
