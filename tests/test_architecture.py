@@ -36,6 +36,7 @@ EDGE = frozenset({"experiment", "inference", "training", "study", "predicted_map
 # What launch scripts call.
 VERBS = frozenset(
     {"training", "evaluation", "explanation", "export", "study", "data", "experiment", "predicted_maps", "sharing"}
+    | {"metrics"}
 )
 
 # What a module may import of the package, where that is less than all that comes before it.

@@ -36,11 +36,11 @@ def decide_attack_detection(mode: str, class_names: Sequence[str]) -> AttackDete
     negative, positive = class_names
     if mode != "auto":
         return AttackDetection(mode == "always", f"{key} is {mode!r}.")
-    if _is_attack(negative) or (_is_bona_fide(positive) and not _is_bona_fide(negative)):
+    if is_attack(negative) or (is_bona_fide(positive) and not is_bona_fide(negative)):
         order = f"--config.data.labels=\"('{positive}','{negative}')\""
         reason = f"class 0, {negative!r}, is the attack by its name, and class 1 is taken for it: train with {order}."
-        return AttackDetection(False, reason) if not _is_attack(positive) else _unnamed(key)
-    certain = _is_attack(positive) or (_is_bona_fide(negative) and _squeezed(negative) not in ("real", "original"))
+        return AttackDetection(False, reason) if not is_attack(positive) else _unnamed(key)
+    certain = is_attack(positive) or (is_bona_fide(negative) and _squeezed(negative) not in ("real", "original"))
     return AttackDetection(True, f"{positive!r} against {negative!r}, by their names.") if certain else _unnamed(key)
 
 
@@ -52,9 +52,11 @@ def _squeezed(name: str) -> str:
     return re.sub(r"[^a-z0-9]", "", name.lower())
 
 
-def _is_bona_fide(name: str) -> bool:
+def is_bona_fide(name: str) -> bool:
+    """Whether a class is named as a bona fide presentation, by `BONA_FIDE`."""
     return _squeezed(name) in BONA_FIDE
 
 
-def _is_attack(name: str) -> bool:
+def is_attack(name: str) -> bool:
+    """Whether a class is named as an attack, by `ATTACKS`."""
     return any(word in _squeezed(name) for word in ATTACKS)

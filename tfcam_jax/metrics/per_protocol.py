@@ -7,10 +7,12 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import Int
+from scipy.special import softmax
 
 from ..data.protocol import split_by_domain, split_by_protocol
 from .classification import attack_detection, binary_scores, probability_metrics, ranking_metrics, rates_at
 from .intervals import FEW, delong_interval, delong_variance, group_bootstrap, group_numbers, newcombe_interval
+from .published_protocol import published_protocol
 from .scores import Scores, ScoresError
 from .thresholds import choose_thresholds
 
@@ -45,7 +47,8 @@ def set_metrics(scores: Scores, thresholds: Thresholds) -> dict[str, Any]:
     `probability_metrics`, and for two classes `scores`: for the margin and for the older score `ranking_metrics`, the
     interval of the AUROC after DeLong, from the group bootstrap (with those of accuracy and balanced accuracy, at the
     threshold of equal errors on validation) and after Newcombe for as many examples as there are groups, and under `at`
-    for each threshold `rates_at` and `attack_detection`. Metrics that need both classes are absent where one is.
+    for each threshold `rates_at` and `attack_detection`. Metrics that need both classes are absent where one is. Apart
+    from these stands `published`, `published_protocol` of the softmax probability of class 1.
     """
     metrics: dict[str, Any] = {
         "images": len(scores),
@@ -59,6 +62,8 @@ def set_metrics(scores: Scores, thresholds: Thresholds) -> dict[str, Any]:
             name: _score_metrics(scores, score, thresholds.get(name, {}))
             for name, score in binary_scores(scores.logits).items()
         }
+        attack = softmax(np.asarray(scores.logits, np.float64), axis=-1)[:, 1]
+        metrics["published"] = published_protocol(scores.labels, attack, scores.domains, scores.groups)
     return metrics
 
 

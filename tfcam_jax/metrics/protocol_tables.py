@@ -9,6 +9,7 @@ from typing import Any
 from ..report.page import template
 from .intervals import FEW
 from .per_protocol import SUMMARY, summarize_margin
+from .published_protocol import format_published
 from .tables import Table, columns, decimal, interval, percent, tabulate
 from .thresholds import NAMES
 
@@ -37,6 +38,7 @@ def format_evaluation(evaluation: Mapping[str, Any]) -> str:
         "on_tested": _ON_TESTED if evaluation["thresholds_on_tested"] else "",
         "no_thresholds": _no_thresholds(evaluation),
         "attack_detection": evaluation["attack_detection"],
+        "published": _published(evaluation),
         "agreement": _agreement(agreement),
         "gaps": ", ".join(f"{name} {entry['fooling_gap']:.4f}" for name, entry in agreement.items()),
         "faithfulness": _faithfulness(evaluation["faithfulness"], _FAITHFULNESS),
@@ -222,6 +224,11 @@ def _attack_detection(sets: Mapping[str, Any], origin: str) -> str:
         *columns(percent, rates | fixed),
     ]
     return tabulate(title, "set", sets.items(), shown).text()
+
+
+def _published(evaluation: Mapping[str, Any]) -> str:
+    sets = {name: own["published"] for name, own in evaluation["sets"].items() if "published" in own}
+    return format_published(sets) if evaluation["attack_detection"]["shown"] else ""
 
 
 def _agreement(agreement: Mapping[str, Any]) -> str:
