@@ -28,7 +28,7 @@ SOUND = {"train": {"auroc": 0.5}, "continue": {"auroc": 0.6}, "evaluate": {"auro
     ("number", "odd", "races", "minutes"),
     [
         pytest.param(2, 20, 0, 4, marks=pytest.mark.slow),
-        pytest.param(50, 100, 10, 25, marks=[pytest.mark.stress, pytest.mark.timeout(1800)]),
+        pytest.param(20, 50, 4, 25, marks=[pytest.mark.stress, pytest.mark.timeout(1800)]),
     ],
 )
 def test_all_is_right_or_refused(tmp_path, number, odd, races, minutes):

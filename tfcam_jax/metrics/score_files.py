@@ -136,8 +136,12 @@ def measure_score_file(file: ScoreFile) -> dict[str, Any]:
 def format_score_files(measured: dict[str, dict[str, Any]]) -> str:
     """The published protocol's table, the AUROCs' intervals, and each type's APCER, of files by name."""
     names = ("delong", "bootstrap", "newcombe")
-    areas = [("file", "AUROC", "DeLong 95 %", "group bootstrap 95 %", "Newcombe 95 %", "no answer %")]
-    types = [("file", "type", f"APCER % at {FIXED:g}", *(f"at BPCER {rate} %" for rate in ("1", "5", "10")))]
+    areas: list[tuple[str, ...]] = [
+        ("file", "AUROC", "DeLong 95 %", "group bootstrap 95 %", "Newcombe 95 %", "no answer %")
+    ]
+    types: list[tuple[str, ...]] = [
+        ("file", "type", f"APCER % at {FIXED:g}", *(f"at BPCER {rate} %" for rate in ("1", "5", "10")))
+    ]
     for name, measures in measured.items():
         images = measures["levels"]["images"]
         bounds = (interval(measures["intervals"].get(key)) for key in names)
