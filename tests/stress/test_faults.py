@@ -27,7 +27,7 @@ SOUND = {"train": {"auroc": 0.5}, "continue": {"auroc": 0.6}, "evaluate": {"auro
 @pytest.mark.parametrize(
     ("number", "odd", "races", "minutes"),
     [
-        pytest.param(2, 20, 0, 4, marks=pytest.mark.slow),
+        pytest.param(2, 10, 0, 6, marks=[pytest.mark.slow, pytest.mark.timeout(900)]),
         pytest.param(20, 50, 4, 25, marks=[pytest.mark.stress, pytest.mark.timeout(1800)]),
     ],
 )
