@@ -405,3 +405,14 @@ def test_maps_of_one_image_are_bounded_together(tmp_path):
     large = {str(i): map_files.MapFile(np.broadcast_to(np.float32(0), (8000, 8000))) for i in range(3)}
     with pytest.raises(ValueError, match="3 maps of one image, of up to 64,000,000 pixels; scale"):
         check_together(large)
+
+
+@pytest.mark.parametrize("suffix", [".npy", ".npz"])
+def test_nobody_waits_for_room_while_others_can_not_parse(monkeypatch, suffix):
+    """Whoever holds the room could need the lock: both would wait for ever."""
+    held = []
+    monkeypatch.setattr(array_files, "take_pixels", lambda *sides: held.append(array_files._PARSING.locked()))
+    file = io.BytesIO()
+    (np.save if suffix == ".npy" else np.savez)(file, np.eye(8))
+    np.testing.assert_array_equal(array_files.read_array(file.getvalue(), suffix, (8, 8), None)[0], np.eye(8))
+    assert held and not any(held)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import gzip
 import io
 import threading
@@ -27,7 +26,8 @@ _MATLAB = {
     name: np.dtype(name) for name in ("double", "single", *(f"{u}int{n}" for u in ("", "u") for n in (8, 16, 32, 64)))
 }
 _MATLAB["logical"] = np.dtype(bool)
-# NumPy's headers are Python literals, and CPython 3.11 fails now and then where two threads parse such at once.
+# NumPy's headers are Python literals, and CPython 3.11 fails now and then where two threads parse such at once. Nobody
+# waits for room (`take_pixels`) while it is held: who has the room may need it.
 _PARSING = threading.Lock()
 
 
@@ -43,8 +43,7 @@ def read_array(encoded: bytes, suffix: str, size: Size, page: int | None) -> tup
     `size` and `page` as of `map_files.read_map_file`; only NIfTI has pages. Returns whether the rows of a NIfTI slice
     without an orientation were taken to come first. Raises ValueError: not such a file, or not one array in it.
     """
-    with _PARSING if suffix in (".npy", ".npz") else contextlib.nullcontext():
-        return ARRAYS[suffix](encoded, size, page)
+    return ARRAYS[suffix](encoded, size, page)
 
 
 def _read_npy(encoded: bytes, size: Size, page: int | None) -> tuple[np.ndarray, bool]:
@@ -52,7 +51,8 @@ def _read_npy(encoded: bytes, size: Size, page: int | None) -> tuple[np.ndarray,
         raise ValueError("an archive of NumPy arrays; name it .npz")
     try:
         _check_claim(io.BytesIO(encoded))
-        array = np.load(io.BytesIO(encoded), allow_pickle=False)
+        with _PARSING:
+            array = np.load(io.BytesIO(encoded), allow_pickle=False)
     except TooLargeError:
         raise
     except Exception as error:  # NumPy raises whatever it stumbles over.
@@ -67,7 +67,8 @@ def _check_claim(file: Any) -> tuple[tuple[int, ...], np.dtype]:
     read_header = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
     if version not in read_header:
         raise ValueError(f"version {version} is for records, not for a map")
-    shape, _, dtype = read_header[version](file)
+    with _PARSING:
+        shape, _, dtype = read_header[version](file)
     if dtype.hasobject:
         raise ValueError("objects, which could run code")
     take_pixels(*shape)
@@ -83,7 +84,7 @@ def _read_npz(encoded: bytes, size: Size, page: int | None) -> tuple[np.ndarray,
                 with archive.open(name) as member:
                     held[name.removesuffix(".npy")] = _Held(*_check_claim(member))
             chosen = _only_map(held)
-            with archive.open(f"{chosen}.npy") as member:
+            with archive.open(f"{chosen}.npy") as member, _PARSING:
                 array = np.lib.format.read_array(member, allow_pickle=False)
     except (TooLargeError, _NotOneError):
         raise
