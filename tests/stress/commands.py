@@ -13,8 +13,7 @@ from typing import Any
 
 from stress.runs import small_arguments
 from stress.scripts import Ended, Fresh, Limits, Script
-from stress.tally import HUNG, REFUSED, RIGHT, UNCLEAR, WRONG, Tally
-from tqdm import tqdm
+from stress.tally import HUNG, REFUSED, RIGHT, UNCLEAR, WRONG, Tally, trials
 
 _STUDY_SECONDS = 240.0
 # Children are to be gone so soon after their parent, seconds.
@@ -125,9 +124,7 @@ def race(commands: Commands, count: int, rng: random.Random, until: float) -> Ta
     """Starts two commands that write to one place, one a little later; the place has to hold what one of them makes."""
     tally = Tally()
     scripts = sorted({command.script for command in commands.all.values()})
-    for _ in tqdm(range(count), desc="races", disable=None):
-        if time.monotonic() > until:
-            break
+    for _ in trials(count, "races", until):
         script = rng.choice(scripts)
         same = [command for command in commands.all.values() if command.script == script]
         same = same if len({command.flag for command in same}) == 1 else [rng.choice(same)]
@@ -159,9 +156,7 @@ def _of_race(ended: list[Ended], out: Path, wanted: list[Any], what: str) -> tup
 def stop(commands: Commands, count: int, rng: random.Random, until: float) -> Tally:
     """Stops commands at random moments by SIGINT, SIGTERM or SIGKILL, and calls them again."""
     tally = Tally()
-    for _ in tqdm(range(count), desc="stopped commands", disable=None):
-        if time.monotonic() > until:
-            break
+    for _ in trials(count, "stopped commands", until):
         name = rng.choice(sorted(commands.all))
         command, out = commands.all[name], commands.fresh(name)
         number = rng.choice((signal.SIGINT, signal.SIGTERM, signal.SIGKILL))
@@ -194,9 +189,7 @@ def stop_studies(commands: Commands, count: int, rng: random.Random, until: floa
     """Stops studies of several processes, by Ctrl-C once or twice, SIGTERM or SIGKILL of the first process alone."""
     tally = Tally()
     whole = commands.folder / "whole study"
-    for number in tqdm(range(count), desc="stopped studies", disable=None):
-        if time.monotonic() > until:
-            break
+    for number in trials(count, "stopped studies", until):
         if not whole.exists():
             commands.study(whole).wait(_STUDY_SECONDS)
         workdir = commands.folder / "study"
@@ -234,9 +227,7 @@ def _of_study(commands: Commands, study: Fresh, workdir: Path, whole: Path, numb
 def fill_disks(commands: Commands, count: int, rng: random.Random, until: float) -> Tally:
     """Runs commands where files can't grow beyond a size, as on a full disk, or where nothing can be written."""
     tally = Tally()
-    for number in tqdm(range(count), desc="disks", disable=None):
-        if time.monotonic() > until:
-            break
+    for number in trials(count, "disks", until):
         name = rng.choice(sorted(commands.all))
         out, full = commands.fresh(name), number % 2 == 0
         limits = Limits(int(10 ** rng.uniform(0, 5))) if full else Limits(no_rights=True)

@@ -7,7 +7,6 @@ import io
 import json
 import math
 import random
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,9 +15,8 @@ import numpy as np
 from ml_collections import ConfigDict
 from PIL import Image
 from stress import hostile
-from stress.tally import HUNG, REFUSED, RIGHT, UNCLEAR, WRONG, Tally
+from stress.tally import HUNG, REFUSED, RIGHT, UNCLEAR, WRONG, Tally, trials
 from stress.worker import Case, Worker, restore
-from tqdm import tqdm
 
 DAMAGED = {
     "image": "data/images/*",
@@ -47,9 +45,7 @@ def try_inputs(config: ConfigDict, folder: Path, context: Any, count: int, rng: 
     sound = worker.prepare()
     sorts = [sort for sort, share in _SHARES.items() for _ in range(share)]
     try:
-        for number in tqdm(range(count), desc="odd inputs", disable=None):
-            if time.monotonic() > until:
-                break
+        for number in trials(count, "odd inputs", until):
             restore(folder)
             case = _MAKERS[sorts[number * 7 % len(sorts)]](config, folder / "case", rng, number)
             answer = worker.run(case)

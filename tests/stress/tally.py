@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import time
+from collections.abc import Iterator
+
+from tqdm import tqdm
 
 from tfcam_jax.metrics.tables import align
 
@@ -18,6 +22,14 @@ OUTCOMES = {
 FAILURES = (WRONG, HUNG, UNCLEAR)
 # A process that needs more is a failure too.
 MOST_MEGABYTES = 2048.0
+
+
+def trials(count: int, what: str, until: float) -> Iterator[int]:
+    """Numbers of so many trials, with a bar, as long as `until` of `time.monotonic` has not passed."""
+    for number in tqdm(range(count), desc=what, disable=None):
+        if time.monotonic() > until:
+            return
+        yield number
 
 
 @dataclasses.dataclass
