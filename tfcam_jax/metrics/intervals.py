@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from scipy.optimize import root_scalar
 from scipy.special import expit, logit
 from scipy.stats import norm, rankdata
@@ -63,6 +64,35 @@ def newcombe_interval(area: float, positives: int, negatives: int) -> tuple[floa
     low = float(root_scalar(excess, bracket=(0, inside)).root) if area > 0 else 0.0
     high = float(root_scalar(excess, bracket=(inside, 1)).root) if area < 1 else 1.0
     return low, high
+
+
+class Intervals(NamedTuple):
+    """Those of one AUROC, see the functions of these names; `bootstrap` also of both accuracies."""
+
+    delong: tuple[float, float] | None
+    bootstrap: dict[str, tuple[float, float] | None]
+    newcombe: tuple[float, float]
+
+
+def auroc_intervals(
+    labels: Int[np.ndarray, " n"],
+    score: Float[np.ndarray, " n"],
+    correct: Bool[np.ndarray, " n"],
+    groups: Sequence[str],
+) -> Intervals:
+    """All intervals of a score of two classes, both of which occur; Newcombe's for as many examples as groups."""
+    negatives, positives = groups_of_classes(labels, groups, 2)
+    return Intervals(
+        delong_interval(labels, score),
+        group_bootstrap(labels, score, correct.astype(np.float64), groups),
+        newcombe_interval(delong_variance(labels, score)[0], positives, negatives),
+    )
+
+
+def groups_of_classes(labels: Int[np.ndarray, " n"], groups: Sequence[str], classes: int) -> list[int]:
+    """How many groups have an image of each class."""
+    numbers = group_numbers(groups)
+    return [len(np.unique(numbers[labels == label])) for label in range(classes)]
 
 
 def group_numbers(groups: Sequence[str], ids: Sequence[str] | None = None) -> Int[np.ndarray, " n"]:

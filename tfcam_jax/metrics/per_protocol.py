@@ -11,7 +11,7 @@ from scipy.special import softmax
 
 from ..data.protocol import split_by_domain, split_by_protocol
 from .classification import attack_detection, binary_scores, probability_metrics, ranking_metrics, rates_at
-from .intervals import FEW, delong_interval, delong_variance, group_bootstrap, group_numbers, newcombe_interval
+from .intervals import FEW, auroc_intervals, group_numbers, groups_of_classes
 from .published_protocol import published_protocol
 from .scores import Scores, ScoresError
 from .thresholds import choose_thresholds
@@ -54,7 +54,7 @@ def set_metrics(scores: Scores, thresholds: Thresholds) -> dict[str, Any]:
         "images": len(scores),
         "groups": len(np.unique(group_numbers(scores.groups))),
         "classes": np.bincount(scores.labels, minlength=scores.logits.shape[-1]).tolist(),
-        "few": min(_groups_of_classes(scores)) < FEW,
+        "few": min(groups_of_classes(scores.labels, scores.groups, scores.logits.shape[-1])) < FEW,
         **probability_metrics(scores.labels, scores.logits),
     }
     if scores.logits.shape[-1] == 2:
@@ -72,14 +72,12 @@ def _score_metrics(scores: Scores, score: np.ndarray, thresholds: Mapping[str, f
     if len(np.unique(labels)) == 2:
         as_list = lambda bounds: bounds and list(bounds)  # what JSON gives back
         called = score >= thresholds["eer"] if thresholds else scores.logits.argmax(-1) == 1
-        correct = (called == (labels == 1)).astype(np.float64)
-        bounds = group_bootstrap(labels, score, correct, scores.groups)
+        found = auroc_intervals(labels, score, called == (labels == 1), scores.groups)
         metrics = ranking_metrics(labels, score) | {
-            "auroc_delong": as_list(delong_interval(labels, score)),
-            "bootstrap": {name: as_list(pair) for name, pair in bounds.items()},
+            "auroc_delong": as_list(found.delong),
+            "bootstrap": {name: as_list(pair) for name, pair in found.bootstrap.items()},
+            "auroc_newcombe": as_list(found.newcombe),
         }
-        negatives, positives = _groups_of_classes(scores)
-        metrics["auroc_newcombe"] = as_list(newcombe_interval(delong_variance(labels, score)[0], positives, negatives))
     metrics["at"] = {
         name: rates_at(labels, score, threshold)
         | attack_detection(labels, score, scores.domains, threshold)
@@ -87,12 +85,6 @@ def _score_metrics(scores: Scores, score: np.ndarray, thresholds: Mapping[str, f
         for name, threshold in thresholds.items()
     }
     return metrics
-
-
-def _groups_of_classes(scores: Scores) -> list[int]:
-    """How many groups have an image of each class."""
-    numbers = group_numbers(scores.groups)
-    return [len(np.unique(numbers[scores.labels == label])) for label in range(scores.logits.shape[-1])]
 
 
 def leave_one_domain_out(tables: Sequence[Scores]) -> dict[str, Any]:

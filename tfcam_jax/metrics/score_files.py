@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import glob
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,10 +10,12 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
+from ..data.csv_files import read_lines
+from ..data.outputs import only_of, write_folder
 from ..errors import UserError, did_you_mean
 from ..run.files import write_json, write_text
 from .attacks import is_attack, is_bona_fide
-from .intervals import delong_interval, delong_variance, group_bootstrap, group_numbers, newcombe_interval
+from .intervals import auroc_intervals
 from .published_protocol import FIXED, format_published, published_protocol
 from .tables import align, decimal, interval, percent
 
@@ -27,6 +28,9 @@ COLUMNS = {
 }
 # How LivDet-Iris marks an image that the algorithm gave no answer for; it counts as called an attack.
 NO_RESPONSE = -1.0
+
+# What may be replaced: earlier figures, and nothing else.
+_OWN = only_of("figures of score files", "scores.json", "scores.txt")
 
 
 class ScoreFileError(UserError, ValueError):
@@ -52,16 +56,12 @@ def read_score_file(path: str | Path) -> ScoreFile:
     Raises:
       ScoreFileError: no such file, no such columns, or a row with another truth, or a score that is neither in [0, 1]
         nor `NO_RESPONSE`: each of the first by its row.
+      DataError: no CSV, see `csv_files.read_lines`.
     """
     path = Path(path)
     if not path.is_file():
         raise ScoreFileError(f"{path}: no such file of scores")
-    try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            lines = [(number, [cell.strip() for cell in row]) for number, row in enumerate(csv.reader(file), 1) if row]
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise ScoreFileError(f"{path} is no CSV: {error}") from error
-    places, lines = _places(path, lines)
+    places, lines = _places(path, read_lines(path))
     rows, problems = [], []
     for number, cells in lines:
         try:
@@ -118,14 +118,8 @@ def measure_score_file(file: ScoreFile) -> dict[str, Any]:
     labels, score = file.labels, file.score
     intervals: dict[str, Any] = {}
     if len(np.unique(labels)) == 2:
-        correct = ((score >= FIXED) == (labels == 1)).astype(np.float64)
-        numbers = group_numbers(file.groups)
-        groups = [len(np.unique(numbers[labels == label])) for label in (1, 0)]
-        intervals = {
-            "delong": delong_interval(labels, score),
-            "bootstrap": group_bootstrap(labels, score, correct, file.groups)["auroc"],
-            "newcombe": newcombe_interval(delong_variance(labels, score)[0], *groups),
-        }
+        found = auroc_intervals(labels, score, (score >= FIXED) == (labels == 1), file.groups)
+        intervals = {"delong": found.delong, "bootstrap": found.bootstrap["auroc"], "newcombe": found.newcombe}
     return {
         "intervals": intervals,
         "unanswered": float(1 - file.answered.mean()),
@@ -158,13 +152,15 @@ def score_files(patterns: Sequence[str], out: str | Path | None = None) -> dict[
 
     Args:
       patterns: files, or patterns such as `task1/*.csv`.
-      out: folder for `scores.txt`, what is printed, and `scores.json`, what is returned; made if need be.
+      out: folder for `scores.txt`, what is printed, and `scores.json`, what is returned: new, empty, or of earlier
+        ones, which are replaced.
 
     Returns:
       `measure_score_file` of each file by its name, by its path where names repeat.
 
     Raises:
-      ScoreFileError: no such file, or one that can't be used; nothing was written.
+      ScoreFileError, DataError: no such file, or one that can't be used; nothing was written.
+      OutputError: see `outputs.write_folder`.
     """
     found = [sorted(glob.glob(str(Path(pattern).expanduser()))) or [pattern] for pattern in patterns]
     paths = [Path(path) for matches in found for path in matches]
@@ -174,9 +170,8 @@ def score_files(patterns: Sequence[str], out: str | Path | None = None) -> dict[
     measured = {str(path) if repeated else path.stem: measure_score_file(read_score_file(path)) for path in paths}
     text = format_score_files(measured)
     print(text)
-    if out:
-        folder = Path(out).expanduser()
-        folder.mkdir(parents=True, exist_ok=True)
-        write_text(folder / "scores.txt", text + "\n")
-        write_json(folder / "scores.json", measured)
+    if out is not None:
+        with write_folder(out, _OWN) as folder:
+            write_text(folder / "scores.txt", text + "\n")
+            write_json(folder / "scores.json", measured)
     return measured
