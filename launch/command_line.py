@@ -3,6 +3,7 @@
 Nothing here imports jax before a script's work begins, so that help and a misspelt flag are told at once.
 """
 
+import _thread
 import contextlib
 import io
 import os
@@ -10,7 +11,7 @@ import re
 import signal
 import sys
 import tempfile
-import threading
+import time
 from collections.abc import Callable, Iterator
 from logging import Formatter, LogRecord
 from pathlib import Path
@@ -116,13 +117,16 @@ def _catch_signals() -> None:
     numbers = [each for each in (signal.SIGTERM, signal.SIGINT) if signal.getsignal(each) is not signal.SIG_IGN]
 
     def stop(number: int, frame: FrameType | None) -> None:
+        if _is_within(frame, unraisable):  # which would swallow it
+            return send_again(number)
         for each in numbers:
             signal.signal(each, signal.SIG_DFL)
         # Some libraries catch everything, and threads may go on: then this ends them.
-        overdue = threading.Timer(_SECONDS_TO_STOP, os._exit, [128 + number])
-        overdue.daemon = True
-        overdue.start()
+        _later(_SECONDS_TO_STOP, os._exit, 128 + number)
         raise _Stopped(number)
+
+    def send_again(number: int) -> None:
+        _later(0.05, os.kill, os.getpid(), number)
 
     def unraisable(told: "sys.UnraisableHookArgs") -> None:
         """Garbage collection and the like swallow what is raised in them; the signal is then sent once more."""
@@ -130,13 +134,25 @@ def _catch_signals() -> None:
             return sys.__unraisablehook__(told)
         number = told.exc_value.signal
         signal.signal(number, stop)
-        again = threading.Timer(0.05, os.kill, [os.getpid(), number])
-        again.daemon = True
-        again.start()
+        send_again(number)
 
     sys.unraisablehook = unraisable
     for each in numbers:
         signal.signal(each, stop)
+
+
+def _is_within(frame: FrameType | None, function: Callable[..., object]) -> bool:
+    while frame and frame.f_code is not function.__code__:  # type: ignore[attr-defined]
+        frame = frame.f_back
+    return frame is not None
+
+
+def _later(seconds: float, function: Callable[..., object], *arguments: object) -> None:
+    """Calls a function in a thread that nothing waits for.
+
+    `threading`'s own threads take a lock as they start; the code that a signal interrupts may hold it.
+    """
+    _thread.start_new_thread(lambda: (time.sleep(seconds), function(*arguments)), ())
 
 
 @contextlib.contextmanager

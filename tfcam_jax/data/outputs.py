@@ -12,6 +12,7 @@ import errno
 import os
 import shutil
 import socket
+import stat
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -41,8 +42,8 @@ def locked(path: Path, refusal: Callable[[], UserError]) -> Iterator[None]:
     """
     with contextlib.ExitStack() as held:
         try:
-            if path.is_symlink() or (path.exists() and not path.is_file()):
-                raise OutputError(f"{path} is {_kind(path)}, where a lock file would be: take it away.")
+            if (kind := _kind(path)) not in ("", "a file"):
+                raise OutputError(f"{path} is {kind}, where a lock file would be: take it away.")
             held.enter_context(FileLock(path, fallback_to_soft=False).acquire(blocking=False))
         except Timeout as error:
             raise refusal() from error
@@ -59,7 +60,7 @@ def claimed(out: Path) -> Iterator[None]:
 
     Raises OutputError if another does, who is named, or if what has the names of our unfinished parts is not ours.
     """
-    parts, lock = _parts(out), out.with_name(f".{out.name}.partial.lock")
+    parts, lock = _parts(out), _lock(out)
     holder = lambda: _read(lock).removeprefix(f"{_MARK}: ").strip() or "it is just starting"
     refusal = lambda: OutputError(
         f"another process is writing {out} ({holder()}). Wait for it, stop it, or choose another place."
@@ -133,11 +134,12 @@ def resolve_folder(out: str | Path) -> Path:
     """
     named = local_path(out, "--out")
     with _told(named):
-        if named.is_symlink() and not named.exists():
-            raise OutputError(f"{named} is a link to {os.readlink(named)}, which is not there. Give that as --out.")
-        if named.exists() and not named.is_dir():
-            raise OutputError(f"{named} is {_kind(Path(os.path.realpath(named)))}; give a folder as --out.")
         path = Path(os.path.realpath(named))
+        kind = _kind(path)
+        if not kind and named.is_symlink() and not _lock(path).exists():  # nor is another process replacing it
+            raise OutputError(f"{named} is a link to {os.readlink(named)}, which is not there. Give that as --out.")
+        if kind not in ("", "a folder"):
+            raise OutputError(f"{named} is {kind}; give a folder as --out.")
         try:
             here = os.path.samefile(path, os.curdir)
         except FileNotFoundError:  # it is not there yet, or is being replaced by another process
@@ -181,6 +183,10 @@ def only_of(what: str, record: str, *others: str) -> Callable[[Path], None]:
             )
 
     return check
+
+
+def _lock(out: Path) -> Path:
+    return out.with_name(f".{out.name}.partial.lock")
 
 
 def _parts(out: Path) -> tuple[Path, Path]:
@@ -230,9 +236,13 @@ def _read(lock: Path) -> str:
 
 
 def _kind(path: Path) -> str:
-    if path.is_symlink():
-        return "a link"
-    return "a folder" if path.is_dir() else "a file" if path.is_file() else "no file"
+    """What lies there, "" if nothing does. Asked once: another process may be putting something there, or away."""
+    try:
+        mode = path.lstat().st_mode
+    except FileNotFoundError:
+        return ""
+    kinds = {stat.S_IFLNK: "a link", stat.S_IFDIR: "a folder", stat.S_IFREG: "a file"}
+    return kinds.get(stat.S_IFMT(mode), "no file")
 
 
 @contextlib.contextmanager

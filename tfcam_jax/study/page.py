@@ -69,7 +69,7 @@ def write_study(
       StudyError: outcomes that contradict each other, or none.
     """
     out, placebos = Path(out), {arm: list(controls) for arm, controls in (placebos or {}).items()}
-    if out.exists() and not out.is_dir():
+    if out.is_file():
         raise StudyError(f"{out} is not a folder; choose another place for the report")
     statistics = study_statistics(outcomes, reference, placebos, strategies, resamples)
     study = {"reference": reference, "placebos": placebos, "statistics": statistics}
