@@ -23,7 +23,13 @@ def get_config() -> ConfigDict:
     config.guidance.divergence = placeholder(str)  # mse, l1, bce, kl or pearson
     config.guidance.cam_class = placeholder(str)  # whose map is T, U being the others': "true" or "predicted"
     config.guidance.cam_features = placeholder(str)  # cyborg: "pooled", or "hooked" as in the CYBORG code
-    config.guidance.attribution = placeholder(str)  # energy, outside: "true" or "difference"
+    config.guidance.attribution = placeholder(str)  # energy, outside, order: "true" or "difference"
+    config.guidance.schedule = placeholder(str)  # of 1 - alpha: fixed; linear_down, to 0; early, then 0
+    config.guidance.schedule_share = placeholder(float)  # of training, until it is 0; unset: linear_down 1, early 0.5
+    config.guidance.unmarked = placeholder(str)  # of D on images without a map, of the next key: flat or positive
+    config.guidance.unmarked_classes = placeholder(
+        tuple
+    )  # names of classes on which there is nothing to mark: ("normal",)
 
     config.data = ConfigDict()
     config.data.source = "manifest"  # a key of tfcam_jax.data.SOURCES
@@ -37,6 +43,7 @@ def get_config() -> ConfigDict:
     )  # in use in images of 16; unset: by the largest values, if all agree; 0: each by its own
     config.data.num_threads = 2  # that decode and augment
     config.data.num_workers = 0  # processes that decode and augment; 0: threads of this one
+    config.data.kept_megabytes = 1024  # of what comes before model.train_from, computed once for each image; 0: never
     config.data.skip_unreadable = False  # True: leave out rows whose files can't be read, and count them in the results
     config.data.balance = "none"  # of classes in training: none, weights (of the cross-entropy) or sampling
 
@@ -101,10 +108,14 @@ def get_config() -> ConfigDict:
     config.data.demo = ConfigDict()
     config.data.demo.data_dir = ""  # "": TFDS's own default
     config.data.demo.seed = 0
-    config.data.demo.num_train = 1200
+    config.data.demo.num_train = 1600
     config.data.demo.num_val = 300
-    config.data.demo.num_test = 400  # of each of the two parts, closed and open
-    config.data.demo.shortcut_agreement = 0.97  # in training, validation and closed test
+    config.data.demo.num_test = 600  # of each of the two parts, closed and open
+    # How often each shortcut fits the class in training, validation and closed test: 0.5 is a coin.
+    config.data.demo.shortcut_agreement = 0.9  # the global one, the colour of the light
+    config.data.demo.local_agreement = 0.9  # the local one, a light or a dark stain
+    config.data.demo.open_agreement = 0.5  # of both in the open test; 0: reversed
+    config.data.demo.normal = False  # True: a class without marks and maps, as in attack detection
     # manual_dir: the owner's files; "": the set prepared before. data_dir: of prepared sets; "": TFDS's own default.
     config.data.cyborg_faces = ConfigDict()
     config.data.cyborg_faces.manual_dir = ""
@@ -155,6 +166,7 @@ def get_config() -> ConfigDict:
     config.model.weights = (
         ""  # "": from scratch; "imagenet", a .safetensors or .pth file, a Hub repository, or a run's folder
     )
+    config.model.train_from = ""  # first part that is trained: "block6_0" of mobilenet_v2, "head"; "": all
     config.model.keep_head = False  # take the weights' head too; classes must agree
     config.model.one_logit = False  # of two classes: one logit z in place of two, which are then -z/2 and z/2
     config.model.dtype = "float32"  # of convolutions and activations: float32 or bfloat16
@@ -189,6 +201,7 @@ def get_config() -> ConfigDict:
     config.evaluation.attack_detection = "auto"  # in tables: auto (where a class is named as one), always or never
 
     config.log_every_steps = 10
+    config.log_gradient_norms = False  # of each term of the loss; another backward pass for each but the first
     config.checkpoint_every_steps = placeholder(int)  # besides the end of each epoch
     config.grace_seconds = 60.0  # after SIGTERM or SIGINT: to finish the step and save; then the process ends
 
@@ -202,6 +215,18 @@ def get_config() -> ConfigDict:
     config.compare.protocols = ()  # published, closed, open, leave_one_domain_out, k_fold; empty: data.protocol alone
     config.compare.seeds = (0,)
     config.compare.reference = "cyborg"  # the arm that the others are tested against
-    config.compare.processes = 0  # that train at once; 0: one for each CPU core (8 at most), one on an accelerator
+    config.compare.processes = 0  # that train at once; 0: one for each CPU core (8 at most), or for each GPU
     config.compare.held_megabytes = 1024  # of decoded images, kept in each process if all fit
+    config.compare.engine = "processes"  # of this host; slurm: jobs of a cluster; local: jobs here, to try that
+
+    # Of engines slurm and local: one job for each run. launch/README.md
+    config.compare.cluster = ConfigDict()
+    config.compare.cluster.partition = ""  # "": Slurm's default
+    config.compare.cluster.minutes = 240  # of a job; a run that takes longer goes on in the next one
+    config.compare.cluster.cpus = 4  # cores of a job
+    config.compare.cluster.gpus = 1  # of a job; 0: it trains on its cores
+    config.compare.cluster.memory_gb = 0  # of a job; 0: Slurm's default
+    config.compare.cluster.jobs = 0  # handed in at once; 0: slurm: all, local: as many as there would be processes
+    config.compare.cluster.restarts = 3  # of a run whose jobs die, in a row without a new checkpoint; then it failed
+    config.compare.cluster.options = ()  # further long options of sbatch: ("account=mine", "qos=long", "exclusive")
     return config

@@ -79,6 +79,41 @@ def hard_negative(u):
     return sum(x**2 for x in u.flat) / u.size
 
 
+def apart(t, u):
+    """T - U, 0 where it is rounding of the two alone."""
+    return np.zeros_like(t) if np.abs(t - u).max() <= 1e-5 * max(np.abs(t).max(), np.abs(u).max()) else t - u
+
+
+def unsigned_energy(t, u, s):
+    return energy(np.abs(apart(t, u)), s)
+
+
+def aligned(t, u, s, d):
+    return (d(minmax(t), s) + d(minmax(u), s)) / 2
+
+
+def against(t, u, s):
+    d = apart(t, u)
+    total = sum(y * max(-x, 0) for x, y in zip(d.flat, s.flat, strict=True))
+    return total / s.sum() / np.abs(d).max() if s.any() and d.any() else 0.0
+
+
+def place_and_sign(t, u, s, d):
+    return d(minmax(t), s) + against(t, u, s)
+
+
+def order(a, s):
+    z = np.zeros_like(a) if constant(a) else (a - a.mean()) / a.std()
+    pairs = [(y - v, x - w) for x, y in zip(z.flat, s.flat, strict=True) for w, v in zip(z.flat, s.flat, strict=True)]
+    total = sum(more for more, _ in pairs if more > 0)
+    return sum(more * max(0.5 - above, 0) for more, above in pairs if more > 0) / total if total else 0.0
+
+
+def uneven(t, u):
+    d = apart(t, u)
+    return np.var(d / np.abs(d).max()) if d.any() else 0.0
+
+
 def ring(h, w):
     """Places whose centre is farther than 0.65 from the middle, the map spanning [-1, 1] both ways."""
     inside = lambda i, j: math.sqrt(((i + 0.5) / h * 2 - 1) ** 2 + ((j + 0.5) / w * 2 - 1) ** 2) <= 0.65

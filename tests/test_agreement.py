@@ -72,6 +72,7 @@ def test_constant_map_points_nowhere(value):
     assert found["energy"] == pytest.approx(0.5 if value > 0 else 0)
 
 
+@pytest.mark.slow
 def test_measures_at_both_resolutions_leave_out_images_without_a_map():
     rng = np.random.default_rng(1)
     model = rng.normal(size=(3, 4, 4)).astype(np.float32)
@@ -94,3 +95,39 @@ def test_measures_at_both_resolutions_leave_out_images_without_a_map():
     coarse, fine = (float(found[resolution]["T"]["cc"][0]) for resolution in ("map", "image"))
     assert coarse == pytest.approx(pearsonr(model[0].ravel(), small[0].ravel()).statistic, abs=1e-5)
     assert fine != pytest.approx(coarse, abs=1e-3)
+
+
+def test_the_sign_inside_and_how_far_above_outside(maps):
+    """By hand, on random maps; of two levels as the docstring says; of a constant map 0, of a negative one its sign."""
+    model, human = (np.asarray(each, np.float64) for each in maps)
+    found = agreement.above_outside(*map(jnp.asarray, maps))
+    expected = [
+        (np.average(m, weights=s) - np.average(m, weights=1 - s)) / m.std() for m, s in zip(model, human, strict=True)
+    ]
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
+    signs = agreement.positive_inside(*map(jnp.asarray, maps))
+    np.testing.assert_array_equal(signs, [np.average(m, weights=s) > 0 for m, s in zip(model, human, strict=True)])
+    region = jnp.asarray(np.repeat([1.0, 0.0], [7, 28]).reshape(1, 5, 7), jnp.float32)
+    assert float(agreement.above_outside(3 * region - 2, region)[0]) == pytest.approx(1 / (0.2 * 0.8) ** 0.5)
+    assert float(agreement.above_outside(-region, region)[0]) == pytest.approx(-2.5)
+    assert (agreement.above_outside(jnp.full((1, 5, 7), -4.0), region), agreement.positive_inside(-region, region)) == (
+        0,
+        0,
+    )
+
+
+def test_shared_variance_is_what_the_decision_never_sees():
+    """0 of an antisymmetric head, 1 of equal maps but for a constant, else by the equation; no unit plays a part."""
+    rng = np.random.default_rng(2)
+    features, kernel = rng.gamma(1.0, size=(3, 5, 7, 6)), rng.normal(size=(6, 2))
+    of = lambda kernel: [jnp.asarray(features @ kernel[:, k], jnp.float32) for k in (0, 1)]
+    true_map, false_map = of(kernel)
+    shared, own = ((features @ (kernel @ w) / 2).var((1, 2)) for w in ([1, 1], [1, -1]))
+    np.testing.assert_allclose(agreement.shared_variance(true_map, false_map), shared / (shared + own), rtol=1e-4)
+    for scale in (1e-12, 1e15):
+        scaled = agreement.shared_variance(scale * true_map, scale * false_map)
+        np.testing.assert_allclose(scaled, shared / (shared + own), rtol=1e-4)
+    np.testing.assert_allclose(agreement.shared_variance(true_map, -true_map), 0, atol=1e-6)
+    np.testing.assert_allclose(agreement.shared_variance(true_map, true_map + 3), 1, atol=1e-6)
+    flat = jnp.full((2, 5, 7), 3.0)
+    np.testing.assert_array_equal(agreement.shared_variance(flat, -flat), 0)

@@ -141,6 +141,7 @@ def count_parameters(name: str, num_classes: int) -> int:
     return sum(leaf.size for leaf in jax.tree.leaves(shapes["params"]))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", PARAMETERS)
 def test_parameter_count_is_the_published_one(name):
     assert count_parameters(name, num_classes=1000) == PARAMETERS[name]
@@ -150,12 +151,14 @@ def test_every_model_has_a_card():
     assert MODEL_CARDS.keys() == MODELS.keys()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", MODELS)
 def test_cam_size_at_the_default_image_size(name):
     card = MODEL_CARDS[name]
     assert cam_size(MODELS[name](num_classes=2), card.image_size) == (card.cam_size, card.cam_size)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "image_size", "expected"),
     [
@@ -172,6 +175,7 @@ def test_cam_size_at_other_sizes(name, image_size, expected):
     assert cam_size(MODELS[name](num_classes=2), image_size) == expected
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "image_size"), [("densenet121", 28), ("inception_v3", 74), ("xception", 4)])
 def test_images_that_are_too_small_are_refused(name, image_size):
     with pytest.raises(ValueError, match=f"images of {image_size}x{image_size} px are too small"):
@@ -230,6 +234,7 @@ HOOKED = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SMALL_MODELS)
 def test_the_hooked_tensor_is_the_one_described(name):
     model, variables = small_model(name)
@@ -407,6 +412,7 @@ def test_frozen_batch_norm_still_learns_scale_and_bias():
     np.testing.assert_allclose(gradients["scale"], np.square(x).sum((0, 1, 2)) / np.sqrt(1 + 1e-5), rtol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [(7, 7), (8, 9), (3, 4), (2, 5)])
 @pytest.mark.parametrize("padding", [0, 1])
 def test_max_pool_is_the_usual_one(size, padding):
@@ -449,6 +455,7 @@ def channelwise(size, kernel_size):
     return jnp.asarray(normal((2, *size, 3)), jnp.float32), jnp.asarray(normal((*kernel_size, 1, 3)), jnp.float32)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("size", "kernel_size", "strides", "padding"),
     [
@@ -512,6 +519,7 @@ def test_only_what_convolves_every_channel_by_itself_becomes_shifts(changes, is_
     assert has_convolution != is_ours
 
 
+@pytest.mark.slow
 def test_devices_exchange_only_the_kernels_gradient_of_a_depthwise_convolution():
     mesh = jax.make_mesh((2,), ("batch",))
     x, kernel = channelwise((4, 4), (3, 3))

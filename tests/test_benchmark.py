@@ -107,6 +107,7 @@ def test_every_human_map_of_the_batch_says_something():
     assert set(batch["label"]) == {0, 1}
 
 
+@pytest.mark.slow
 def test_guided_steps_are_timed_beside_the_plain_one_twice():
     section = parts.guided({TINY: ("cross_entropy", "difference")}, seconds=0, peak_flops=1e12)
     names = ["cross_entropy", parts.AGAIN, "difference"]
@@ -119,6 +120,7 @@ def test_guided_steps_are_timed_beside_the_plain_one_twice():
     assert again["ratio"]["median"] == pytest.approx(np.median(np.divide(again["seconds"], plain["seconds"])))
 
 
+@pytest.mark.slow
 def test_flops_of_evaluation_are_those_of_the_convolutions_and_guidance_adds_little():
     case, size, channels, flops = Case("small_cnn", 4, 32), 32, 3, 0
     for i, width in enumerate((16, 32, 64, 128)):
@@ -162,11 +164,13 @@ def test_a_worker_steps_on_the_given_weights_and_tells_its_memory():
     assert 8 * values / 2**20 < found["compiler"]["state"] < 16 * values / 2**20
 
 
+@pytest.mark.slow
 def test_a_worker_that_fails_says_who_it_was():
     with pytest.raises(RuntimeError, match="'jax nothing' ended with exit status 1"):
         worker.Worker("jax nothing", TINY, weights="random")
 
 
+@pytest.mark.slow
 def test_of_several_workers_none_is_left_when_one_fails(monkeypatch):
     ended = []
     close = worker.Worker.close
@@ -208,6 +212,7 @@ def test_the_script_runs_every_part(tmp_path):
     assert found["peak_flops"] > 0 and found["provenance"]["packages"]["jax"] == jax.__version__
 
 
+@pytest.mark.slow
 def test_an_unknown_name_is_told_with_the_known_ones():
     command = [sys.executable, REPO / "launch/benchmark.py", "--strategies=oposed"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60)

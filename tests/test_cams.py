@@ -343,3 +343,23 @@ def test_what_only_broadcasts_by_chance_is_refused_under_jit_with_the_remedy():
     assert len(lines) == len(expected)
     for line, pattern in zip(lines, expected, strict=True):
         assert re.search(pattern, line), line
+
+
+def test_mean_activation_is_the_mean_magnitude_over_channels():
+    features = jnp.asarray(np.random.default_rng(0).normal(size=(3, 4, 5, 6)), jnp.float32).at[0].set(0)
+    np.testing.assert_allclose(cams.mean_activation(features), np.abs(features).mean(-1), rtol=1e-6)
+    gradient = jax.grad(lambda f: cams.mean_activation(f).sum())(features)
+    np.testing.assert_allclose(gradient, np.sign(features) / 6, rtol=1e-6)  # 0 where the features are 0
+    # An example that is not finite is NaN, and sends none into the gradient of a caller who masks it.
+    broken = features.at[1, 2, 3, 4].set(jnp.nan)
+    assert np.isnan(cams.mean_activation(broken)[1]).all() and np.isfinite(cams.mean_activation(broken)[2]).all()
+    gradient = jax.grad(lambda f: jnp.where(jnp.array([1, 0, 1])[:, None, None], cams.mean_activation(f), 0).sum())(
+        broken
+    )
+    assert np.isfinite(gradient).all()
+
+
+def test_a_difference_of_rounding_is_told_from_a_flat_one():
+    maps = jnp.asarray(np.random.default_rng(1).normal(size=(2, 4, 5)), jnp.float32)
+    difference = jnp.stack([1e-7 * maps[0], jnp.full((4, 5), 0.5)])
+    assert cams.is_rounding(difference, cams.largest_magnitude(maps)).tolist() == [True, False]

@@ -35,6 +35,7 @@ from tfcam_jax.study import compare as compare_module
 from tfcam_jax.study import page as study_report
 from tfcam_jax.study import worker as study_worker
 from tfcam_jax.study.compare import FailedRunsError, compare
+from tfcam_jax.study.member import Share
 from tfcam_jax.study.outcomes import Entry, read_outcomes, read_selection, write_entries
 from tfcam_jax.study.plan import plan_arms, plan_runs
 from tfcam_jax.study.worker import ExperimentCache
@@ -138,6 +139,7 @@ def test_a_finished_study_is_read_and_a_grown_one_trains_only_what_is_new(study,
     write_entries(workdir, [run.entry for run in planned(config)], "accuracy")
 
 
+@pytest.mark.slow
 def test_a_study_does_not_grow_over_changed_data(study, manifest, tmp_path, monkeypatch, caplog):
     """Finished runs too are of other data then; without a change all is as before, wherever time stamps stand."""
     workdir, config, _ = study
@@ -195,6 +197,7 @@ def test_a_run_of_a_study_is_the_run_that_training_alone_gives(study, tmp_path):
             assert (workdir / folder / name).read_bytes() == (tmp_path / folder / name).read_bytes()
 
 
+@pytest.mark.slow
 def test_arms_of_a_seed_share_weights_batches_and_number_of_steps(study):
     cache, runs = ExperimentCache(64), planned(study[1])
     built = {run.entry: cache.experiment(resolve(run.config)) for run in runs if run.entry.seed == 1}
@@ -298,17 +301,17 @@ def test_several_processes_give_the_same_and_outlive_one_that_dies(study, manife
     runs[0].config.data.manifest = str(tmp_path / "absent.csv")
     killed, finish = [], study_worker._Member.finish
 
-    def kill_first(member):
+    def kill_first(member, stopping):
         if not killed:
             killed.append(member.run.entry.folder)
             os.kill(member._process.pid, signal.SIGKILL)
             member._process.join()
             member.pipe.recv()  # the answer that it had sent before
-        return finish(member)
+        return finish(member, stopping)
 
     monkeypatch.setattr(study_worker._Member, "finish", kill_first)
     with tqdm(total=len(runs), disable=True) as bar:
-        failures = study_worker.train_in_processes(runs, tmp_path, 2, 64, bar)
+        failures = study_worker.train_in_processes(runs, tmp_path, [Share(), Share()], 64, bar)
     broken = runs[0].entry.folder
     assert failures.keys() == {broken, *killed}
     assert "exit code -9" in failures[killed[0]]
@@ -329,7 +332,7 @@ def test_a_signal_to_one_process_stops_the_study(manifest, tmp_path, monkeypatch
     member.run, (member.pipe, other) = runs[0], Pipe()
     cache = ExperimentCache(0)
     monkeypatch.setattr(cache, "train", lambda *_: (_ for _ in ()).throw(StoppedError("stopped by SIGTERM", 143)))
-    study_worker.answer(other, cache, runs[0], tmp_path)
+    study_worker.attempt_and_send(other, cache, runs[0], tmp_path)
     with pytest.raises(StoppedError, match="stopped by SIGTERM") as caught:
         member.finish()
     assert caught.value.exit_code == 143
@@ -353,7 +356,7 @@ def test_a_signal_has_every_process_save_and_ends_all(manifest, tmp_path, number
 
     threading.Thread(target=send, daemon=True).start()
     with tqdm(total=len(runs), disable=True) as bar, pytest.raises(StoppedError) as stopped:
-        study_worker.train_in_processes(runs, tmp_path, 2, 64, bar)
+        study_worker.train_in_processes(runs, tmp_path, [Share(), Share()], 64, bar)
     assert stopped.value.exit_code == code and not multiprocessing.active_children()
     for run in runs:
         assert list((tmp_path / run.entry.folder / "checkpoints").glob("[0-9]*/state"))
@@ -364,11 +367,11 @@ def test_processes_of_a_study_end_with_it_also_before_jax_is_there(tmp_path, beg
     """However the parent ends: here by SIGKILL, while its process starts, or imports jax."""
     (tmp_path / "parent.py").write_text("""
 import multiprocessing, pathlib, sys, time
-from tfcam_jax.study.member import serve
+from tfcam_jax.study.member import Share, serve
 if __name__ == "__main__":
     context = multiprocessing.get_context("spawn")
     pipe, other = context.Pipe()
-    process = context.Process(target=serve, args=(other, [0], 0, pathlib.Path("x")))
+    process = context.Process(target=serve, args=(other, Share((0,)), 0, pathlib.Path("x")))
     process.start()
     print(process.pid, "jax" in sys.modules, flush=True)
     time.sleep(60)
@@ -405,13 +408,6 @@ def test_two_studies_at_once_in_a_folder(manifest, tmp_path):
     assert [path.name for path in workdir.iterdir()] == [".lock"] and is_fresh(workdir)
 
 
-def test_cores_are_shared_out():
-    cores = study_worker.available_cores()
-    shares = [study_worker._cores_of(i, len(cores)) for i in range(len(cores))]
-    assert sorted(core for share in shares for core in share) == cores and all(shares)
-    assert study_worker._cores_of(3, len(cores) + 4) == cores
-
-
 def write_results(workdir, entry, accuracy, cross_entropy=0.5):
     figures = dict.fromkeys(("auroc", "fooling_gap"), 0.5) | {"accuracy": accuracy, "cross_entropy": cross_entropy}
     figures["map_agreement"] = dict.fromkeys(("true", "false", "difference"))
@@ -440,13 +436,6 @@ def test_selection(tmp_path, select_by, values, chosen):
     assert [entry["runs"] for entry in found["alphas"]] == [len(runs) for runs in values.values()]
     assert found["alphas"][0]["test"]["open"][select_by] == pytest.approx(np.mean(values[0.2]))
     assert found["alphas"][0]["test"]["open"]["cc_true"] is None
-
-
-def test_the_number_of_processes(manifest):
-    config = make_config(manifest, processes=3)
-    assert compare_module._number_of_processes(config) == 3
-    config.compare.processes = 0
-    assert compare_module._number_of_processes(config) == min(8, len(study_worker.available_cores()))
 
 
 def test_a_data_set_can_be_handed_in(manifest):

@@ -120,7 +120,7 @@ def test_the_cyborg_recipe_by_backbone(name):
     assert recipe.map_size == MODEL_CARDS[name].cam_size and recipe.strategy_name == "cyborg"
     model = recipe.make_model(num_classes=2)
     assert (model.dropout, model.batch_norm_momentum) == (config.model.dropout, config.model.batch_norm_momentum)
-    assert (model.head_init, recipe.strategy.keywords["cam_features"]) == ("pytorch", "hooked")
+    assert (model.head_init, recipe.guidance["cam_features"]) == ("pytorch", "hooked")
     assert resolve(other).strategy_name == "difference"
 
 

@@ -5,6 +5,8 @@ import shutil
 import subprocess
 import sys
 
+import pytest
+
 import tfcam_jax
 
 FILES = ("cams.py", "divergences.py", "saliency.py", "losses.py")
@@ -81,6 +83,7 @@ print(len(LOSSES), "losses fell")
 '''
 
 
+@pytest.mark.slow
 def test_each_loss_makes_a_step_in_a_foreign_package_with_jax_alone(tmp_path):
     package = tmp_path / "foreign" / "guidance"
     package.mkdir(parents=True)

@@ -272,7 +272,7 @@ def test_the_demo_is_known_by_what_is_drawn(tmp_path):
     options = {"num_train": 6, "num_val": 4, "num_test": 4}
     one, other = (taken(open_demo(data_dir=str(tmp_path / name), **options)) for name in "ab")
     assert one == other and None not in (one["splits"]["train"]["images"], one["splits"]["train"]["maps"])
-    for columns in (tmp_path / "a").rglob("*.columns.json"):  # of a set that an earlier version drew
+    for columns in (tmp_path / "a").rglob("*.columns.json"):  # of a set that an earlier version prepared
         columns.unlink()
     assert taken(open_demo(data_dir=str(tmp_path / "a"), **options)) == one
 

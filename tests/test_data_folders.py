@@ -9,6 +9,7 @@ import fake_layouts
 import numpy as np
 import pytest
 from PIL import Image
+from slow_params import slow_but
 from test_launch import launch
 from tiny_folders import write_folders
 
@@ -94,7 +95,7 @@ LAYOUTS = {
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("place", ["maps", "squares/maps"])
+@pytest.mark.parametrize("place", slow_but(["maps", "squares/maps"], "maps"))
 def test_maps_in_a_folder_of_their_own_are_those_beside_the_images(tmp_path, layout, place):
     folder = write_folders(tmp_path / "squares")
     beside = contents(opened(folder))
@@ -342,8 +343,8 @@ def test_options_that_do_not_fit(tmp_path, options, message):
         resolve(tiny_config(""))
 
 
-@pytest.mark.parametrize("protocol", ["published", "k_fold"])
-@pytest.mark.parametrize("where", ["squares", "."])
+@pytest.mark.parametrize("protocol", ["published", pytest.param("k_fold", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("where", [pytest.param("squares", marks=pytest.mark.slow), "."])
 def test_a_written_manifest_opens_as_the_same_data(tmp_path, capsys, protocol, where):
     """Also where a folder's name holds what separates an annotator's name."""
     place = tmp_path / "run=3"

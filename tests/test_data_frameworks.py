@@ -46,7 +46,8 @@ def run(code, folder, packages=()):
     return done.stdout
 
 
-@pytest.mark.parametrize("broken", [True, pytest.param(False, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("broken", [True, False])
 def test_no_other_framework_is_imported_whatever_is_installed(tmp_path, broken):
     """A package of each name that tells of its import, and then fails, as one of a wrong version does, or works."""
     write_manifest(tmp_path / "data")

@@ -310,6 +310,7 @@ REAL_COUNTS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", REAL_COUNTS)
 def test_real_sets(name):
     manifest = REAL_SETS / name / "manifest.csv"

@@ -171,11 +171,12 @@ def test_a_link_to_a_folder_stays_one(tmp_path):
     assert listing(tmp_path) == {"link": "real", "real": None, "real/a.txt": "new", "real/b.txt": "new"}
 
 
-def test_a_full_disk_is_told_and_the_old_folder_stays(tmp_path):
+@pytest.mark.parametrize("room", [100, 10])  # of which the second one does not do for the lock
+def test_a_full_disk_is_told_and_the_old_folder_stays(tmp_path, room):
     fill(tmp_path / "out", "old")
     before, limits = listing(tmp_path), resource.getrlimit(resource.RLIMIT_FSIZE)
     try:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (100, limits[1]))
+        resource.setrlimit(resource.RLIMIT_FSIZE, (room, limits[1]))
         with pytest.raises(OutputError, match=r"out can't be written: File too large\. Choose another place"):
             fill(tmp_path / "out", "x" * 1000, check_replaced=only_of("a test", "a.txt", "b.txt"))
     finally:

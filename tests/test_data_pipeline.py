@@ -152,6 +152,7 @@ def test_threads_change_nothing(options):
     assert_equal(train(Numbered(30)), train(Numbered(30), **options))
 
 
+@pytest.mark.slow
 def test_worker_processes_change_nothing():
     source = Numbered(22)
     assert_equal(train(source), train(source, num_workers=2, num_threads=1))

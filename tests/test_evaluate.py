@@ -48,6 +48,7 @@ def lone_run(workdir, tmp_path):
     return moved
 
 
+@pytest.mark.slow
 def test_the_runs_own_data_are_those_that_it_was_trained_on(workdir, tmp_path, caplog):
     """A label, a map and an image that changed since are named; accepted, the run's own record stays as it was."""
     data, run = shutil.copytree(workdir.parent / "data", tmp_path / "data"), shutil.copytree(workdir, tmp_path / "run")

@@ -59,7 +59,7 @@ def test_fact_1_the_difference_decomposes_the_margin(seed):
     np.testing.assert_allclose(difference.mean((1, 2)), margin - np.asarray(bias[labels] - bias[1 - labels]), atol=1e-5)
 
 
-@pytest.mark.parametrize("name", ["small_cnn", "resnet18"])  # the whole table: test_backbones.py
+@pytest.mark.parametrize("name", ["small_cnn", pytest.param("resnet18", marks=pytest.mark.slow)])  # all: test_backbones
 def test_fact_1_on_every_model(name):
     """The features that a model returns are the ones it pools, in training mode and with a bias that is not 0."""
     model = MODELS[name](num_classes=2)

@@ -122,6 +122,7 @@ def curves_by_definition(image, label, kind, params):
     }
 
 
+@pytest.mark.slow
 def test_curves_are_those_of_their_definition_and_no_row_is_padding(monkeypatch):
     monkeypatch.setattr(faithfulness, "NOISE", 0.0)
     rng, rows = np.random.default_rng(0), []

@@ -165,11 +165,12 @@ def take_steps(name, mode, devices, local=False, **fields):
     return jax.device_get((state.params, state.batch_stats))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "fields"),
     [
-        pytest.param("foreign_networks:across", {}, marks=pytest.mark.slow),
-        pytest.param("foreign_networks:AcrossNnx", {}, marks=pytest.mark.slow),
+        ("foreign_networks:across", {}),
+        ("foreign_networks:AcrossNnx", {}),
         ("my_equinox:cnn", {"dropout": 0.3}),
     ],
 )

@@ -96,6 +96,7 @@ def config_of_run(trained_run):
     return config
 
 
+@pytest.mark.slow
 def test_a_network_says_what_its_weights_say(given, tmp_path, capsys):
     workdir, arrays = tmp_path / "run", draw_weights(3)
     import_network(given, workdir)
@@ -171,7 +172,12 @@ def test_folders_without_splits_all_test(given, tmp_path):
     [
         ({"model.weights": ""}, ConfigError, "weights would be random"),
         ({"model.keep_head": False}, ConfigError, "new head would be random.*keep_head=True"),
-        ({"data.labels": ("dark", "bright")}, WeightsError, r"head has 3 outputs, the model's 2: .*data\.labels"),
+        pytest.param(
+            {"data.labels": ("dark", "bright")},
+            WeightsError,
+            r"head has 3 outputs, the model's 2: .*data\.labels",
+            marks=pytest.mark.slow,
+        ),
         ({"model.weights": "absent.pth"}, WeightsError, "does not exist"),
         ({"data.manifest": "{train}"}, DataError, "no row has split test or val"),
     ],
@@ -194,6 +200,7 @@ def test_training_no_epochs_points_to_evaluation(given, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_an_interrupted_import_is_taken_up_a_finished_one_is_left_and_another_config_refused(
     given, tmp_path, monkeypatch
 ):
@@ -248,6 +255,7 @@ def test_equal_weights_have_equal_fingerprints_wherever_they_come_from(given, tm
     assert origin()["fingerprint"] != one["fingerprint"]
 
 
+@pytest.mark.slow
 def test_a_run_that_does_not_fit_is_named(trained_run, config_of_run, tmp_path, caplog):
     start = lambda: initial_state(build_experiment(resolve(config_of_run)))
     config_of_run.data.mean = (0.5, 0.5, 0.5)

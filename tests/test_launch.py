@@ -94,8 +94,8 @@ def test_train_evaluate_explain(tmp_path, other_frameworks):
     [
         (["--config.stratgy=opposed"], 'Did you mean "strategy"'),
         (["--config.epochs=many"], "--config.epochs=many"),
-        (["--config.data.manifest=absent.csv"], "absent.csv"),
-        (["--config.strategy=oposed"], "Did you mean 'opposed'"),
+        pytest.param(["--config.data.manifest=absent.csv"], "absent.csv", marks=pytest.mark.slow),
+        pytest.param(["--config.strategy=oposed"], "Did you mean 'opposed'", marks=pytest.mark.slow),
         (["extra"], "unexpected argument 'extra'"),
     ],
 )
@@ -144,8 +144,17 @@ def command_line(monkeypatch):
     return importlib.import_module("command_line")
 
 
-@pytest.mark.parametrize("swallowed", [0, 1, 2])
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize(
+    ("number", "swallowed"),
+    [
+        (signal.SIGTERM, 0),
+        (signal.SIGINT, 2),
+        *(
+            pytest.param(number, swallowed, marks=pytest.mark.slow)
+            for number, swallowed in ((signal.SIGTERM, 1), (signal.SIGTERM, 2), (signal.SIGINT, 0), (signal.SIGINT, 1))
+        ),
+    ],
+)
 def test_a_signal_ends_with_a_line_and_its_status_and_takes_away_what_is_half_written(tmp_path, number, swallowed):
     """Also where it comes in garbage collection, which swallows what is raised in it, and once more in its handling."""
     code = f"""

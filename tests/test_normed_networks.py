@@ -177,7 +177,8 @@ def some_batch():
     }
 
 
-@pytest.mark.parametrize("name", ["vit_token", *(pytest.param(name, marks=pytest.mark.slow) for name in EXACT)])
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["vit_token", *EXACT])
 def test_a_guided_step_on_two_devices_is_that_on_one(name):
     tx, batch, settings = optax.sgd(0.1), some_batch(), {"num_classes": CLASSES, "dropout": 0.3}
     preprocess = functools.partial(steps.standardize, mean=(0.5,) * 3, std=(0.5,) * 3)
@@ -278,6 +279,7 @@ def vit_file(path, variables, **changed):
     return path
 
 
+@pytest.mark.slow
 def test_weights_of_another_image_size_are_taken(tiny_card, tmp_path):
     """Either pool takes either kind; positions are resampled, all else is as it was."""
     theirs, ours = variables_of("vit_token"), variables_of("vit_mean", 48)

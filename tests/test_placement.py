@@ -185,6 +185,7 @@ def test_every_example_is_evaluated_once_and_in_order(shard_state):
     assert bool(sharded) == shard_state
 
 
+@pytest.mark.slow
 def test_local_statistics_are_those_of_each_device():
     """Over a mesh and under pmap alike: the update is that of a network which normalises each half by itself."""
     tx, batches = optax.sgd(0.1, momentum=0.9), [make_batch(seed) for seed in range(3)]
@@ -206,10 +207,10 @@ def test_local_statistics_are_those_of_each_device():
 
 
 @pytest.mark.slow
-def test_run_continues_on_other_devices(tmp_path, monkeypatch):
+def test_run_continues_on_other_devices(trained_run, tmp_path, monkeypatch):
     """An epoch by pmap on two, in two parts a step, the next sharded over a mesh: one device's whole run."""
     config = tiny_config(write_manifest(tmp_path / "data", train=14))
-    config.epochs, config.model.freeze_batch_norm = 2, True
+    config.epochs, config.model.weights, config.model.freeze_batch_norm = 2, str(trained_run), True
     config.parallel.mode = "jit"
     train.train(config, tmp_path / "whole")
     original = train.train_one_epoch

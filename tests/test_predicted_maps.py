@@ -53,6 +53,7 @@ def predicted(tmp_path_factory):
     return folder, done.stdout
 
 
+@pytest.mark.slow
 def test_predicted_maps_lie_where_people_would_have_marked(predicted):
     """The tiny set draws a map of every image; the manifest keeps some back."""
     folder, out = predicted
@@ -77,6 +78,7 @@ def test_predicted_maps_lie_where_people_would_have_marked(predicted):
     assert (folder / "predicted.png").stat().st_size > 10_000 and "CC predicted" in out
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("choice", "maps"), [("use", 64), ("ignore", 48), ("other_image", 64)])
 def test_training_takes_predicted_maps_or_leaves_them(predicted, choice, maps):
     folder, _ = predicted
@@ -101,6 +103,7 @@ def test_training_takes_predicted_maps_or_leaves_them(predicted, choice, maps):
         assert choice != "other_image" or (len(equal) == 1 and equal != [row])
 
 
+@pytest.mark.slow
 def test_a_predictor_never_saw_the_group_that_it_predicts(tmp_path, monkeypatch):
     manifest = write_manifest(tmp_path / "data", train=32)
     rows = read_rows(manifest)
@@ -171,6 +174,7 @@ def test_a_share_of_the_maps_is_of_each_class_whole_groups_and_part_of_a_larger_
     assert (kept[0.1] <= kept[0.3]).all() and (kept[0.3] <= kept[0.9]).all() and (kept[1.0] == drawn.has_map).all()
 
 
+@pytest.mark.slow
 def test_what_cannot_be_predicted_or_written_is_told_before_the_work(tmp_path, predicted):
     folder, _ = predicted
     config = tiny_config(folder / "manifest.csv")

@@ -59,6 +59,7 @@ WRITERS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", WRITERS)
 def test_one_command_and_then_training(name, tmp_path, capsys):
     """On a copy of each task's layout: checked, packed, trained for an epoch and evaluated."""
@@ -159,6 +160,7 @@ def test_without_check_faults_stop_as_in_training(tmp_path):
         prepare(recipe(demo.get_config()), check=True)
 
 
+@pytest.mark.slow
 def test_skipped_rows_are_counted_in_the_results(tmp_path, capsys):
     manifest = write_manifest(tmp_path / "data")
     (manifest.parent / "images/train5.png").write_bytes(b"nothing")
@@ -385,6 +387,7 @@ def test_manifest_maps_in_tables_and_from_several_annotators(tmp_path, capsys):
         open_dataset(resolve(manifest_config(manifest)))
 
 
+@pytest.mark.slow
 @pytest.mark.end_to_end
 def test_launch(tmp_path):
     manifest = write_manifest(tmp_path / "data")

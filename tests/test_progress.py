@@ -57,6 +57,7 @@ def told_epochs(text):
     return [[*each.groups()[:-1], bool(each.groups()[-1])] for each in found if each]
 
 
+@pytest.mark.slow
 def test_a_run_without_a_terminal_tells_each_epoch_and_what_to_do_next(tmp_path, capsys, monkeypatch):
     """Also of one that was cut off in an epoch's middle, and of one that has ended."""
     manifest, workdir = write_manifest(tmp_path / "data"), tmp_path / "a run"

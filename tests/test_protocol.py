@@ -140,9 +140,9 @@ def test_leakage_is_refused_with_the_rows_named_or_dropped(kind):
     ("options", "message"),
     [
         ({"name": "opened"}, "is 'opened'. Did you mean 'open'. Known: published, closed"),
-        ({"name": "open"}, "takes one or more protocol.domains; got none"),
-        ({"name": "leave_one_domain_out", "domains": ("lens", "print")}, "takes one protocol.domains; got lens, print"),
-        ({"name": "k_fold", "domains": ("lens",)}, "takes no protocol.domains"),
+        ({"name": "open"}, "takes one or more config.data.protocol.domains; got none"),
+        ({"name": "leave_one_domain_out", "domains": ("a", "b")}, "takes one config.data.protocol.domains; got a, b"),
+        ({"name": "k_fold", "domains": ("lens",)}, "takes no config.data.protocol.domains"),
         ({"name": "k_fold", "num_folds": 2}, "num_folds >= 3"),
         ({"name": "k_fold", "fold": 5}, "fold < num_folds"),
         ({"leakage": "ignore"}, "protocol.leakage is 'ignore'. Known: refuse, drop"),

@@ -115,6 +115,7 @@ def test_text_of_the_data_cannot_end_a_script():
     assert "<" not in text and "&" not in text and json.loads(text) == value
 
 
+@pytest.mark.slow
 def test_report_that_was_cut_off_goes_on_where_it_stopped(workdir, written, tmp_path, monkeypatch):
     monkeypatch.setattr(report, "CHUNK", 5)
     out, chunk, made = tmp_path / "report", report._chunk, []
@@ -143,6 +144,7 @@ def test_report_that_was_cut_off_goes_on_where_it_stopped(workdir, written, tmp_
     )
 
 
+@pytest.mark.slow
 def test_report_that_was_cut_off_is_begun_anew_of_other_images(workdir, tmp_path, monkeypatch, caplog):
     """Names, labels and groups are the same; of its folder nothing but what an image and its map show changes."""
     data, out, chunk = shutil.copytree(workdir.parent / "data", tmp_path / "data"), tmp_path / "report", report._chunk
@@ -352,6 +354,7 @@ window.addEventListener("load", () => setTimeout(() => {
 
 @pytest.mark.end_to_end
 @pytest.mark.skipif(CHROMIUM is None, reason="no chromium")
+@pytest.mark.slow
 @pytest.mark.parametrize("width", [390, 1300])
 def test_page_in_a_browser(written, figures, tmp_path, width):
     """The page with a probe in front, which chooses and sorts as a user does and leaves what it saw in the page."""

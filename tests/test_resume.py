@@ -98,8 +98,8 @@ def outcome(workdir, like):
         pytest.param(
             train.MetricWriter, "sync", 4, True, marks=pytest.mark.slow
         ),  # the line of validation is there, its checkpoint not
-        (train, "evaluate_source", 2, False),
-        (Checkpoints, "save", 3, False),
+        pytest.param(train, "evaluate_source", 2, False, marks=pytest.mark.slow),
+        pytest.param(Checkpoints, "save", 3, False, marks=pytest.mark.slow),
         pytest.param(Checkpoints, "save", 6, True, marks=pytest.mark.slow),
         pytest.param(train, "evaluate_best", 1, False, marks=pytest.mark.slow),
         pytest.param(train, "write_json", 1, False, marks=pytest.mark.slow),
@@ -114,10 +114,28 @@ def test_a_run_cut_off_comes_to_the_same(config, whole, like, tmp_path, monkeypa
     assert outcome(tmp_path / "cut", like) == outcome(whole, like)
 
 
+@pytest.mark.slow
+def test_a_run_with_a_schedule_cut_off_comes_to_the_same(config, tmp_path, monkeypatch):
+    """Alpha follows the step, in the update as in the lines; norms of terms stand in lines begun before the cut."""
+    config = config.copy_and_resolve_references()
+    config.guidance.update(weighting=None, schedule="linear_down", schedule_share=0.8)
+    config.log_gradient_norms = True
+    train.train(config, tmp_path / "whole")
+    like = build_experiment(resolve(config)).random_state()
+    with monkeypatch.context() as patched:
+        cut(patched, train.MetricWindow, "add", 5)
+        with pytest.raises(Cut):
+            train.train(config, tmp_path / "cut")
+    train.train(config, tmp_path / "cut")
+    assert outcome(tmp_path / "cut", like) == outcome(tmp_path / "whole", like)
+    assert b"train/grad_norm_opposed" in outcome(tmp_path / "cut", like)["metrics.jsonl"]
+
+
 def terminate():
     os.kill(os.getpid(), signal.SIGTERM)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("owner", "name", "call", "step"),
     [
@@ -192,6 +210,7 @@ def test_a_config_changed_since_the_training_is_refused(whole, tmp_path):
         restore(workdir)
 
 
+@pytest.mark.slow
 def test_a_file_that_vanishes_stops_the_run(tmp_path, monkeypatch):
     manifest = write_manifest(tmp_path / "data")
     cut(monkeypatch, train.MetricWindow, "add", 3, True, (tmp_path / "data/images/train4.png").unlink)
@@ -199,6 +218,7 @@ def test_a_file_that_vanishes_stops_the_run(tmp_path, monkeypatch):
         train.train(make_config(manifest), tmp_path / "run")
 
 
+@pytest.mark.slow
 def test_a_worker_that_is_killed_stops_the_run(tmp_path, monkeypatch):
     manifest = write_manifest(tmp_path / "data", train=200)
 
@@ -215,6 +235,7 @@ def test_a_worker_that_is_killed_stops_the_run(tmp_path, monkeypatch):
     assert time.monotonic() - started < 60
 
 
+@pytest.mark.slow
 def test_evaluation_beside_a_running_training_reads_what_is_complete(whole, tmp_path):
     workdir = shutil.copytree(whole, tmp_path / "run")
     (workdir / "checkpoints/12.orbax-checkpoint-tmp-1").mkdir()

@@ -111,6 +111,7 @@ def test_one_class_alone_has_its_own_error_and_no_other():
     assert attacks["images"]["fixed"]["bpcer"] is None and attacks["images"]["fixed"]["apcer_pooled"] > 0
 
 
+@pytest.mark.slow
 @pytest.mark.end_to_end
 def test_the_script_prints_and_writes_both(tmp_path):
     for name in ("b.csv", "c.csv"):

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from slow_params import slow_but
 
 from tfcam_jax import steps
 from tfcam_jax.devices.placement import make_placement
@@ -89,6 +90,7 @@ def test_update_is_the_gradient_of_the_loss_written_out():
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-6), actual, expected)
 
 
+@pytest.mark.slow
 def test_weights_weigh_the_cross_entropy_alone():
     """An example of weight 2 counts as the same example twice, for cross-entropy; guidance does not see weights."""
     batch, strategy = make_batch(), make_strategy("cyborg", alpha=0.5)
@@ -107,7 +109,9 @@ def test_weights_weigh_the_cross_entropy_alone():
     assert heavy["cross_entropy"].count == 7
 
 
-@pytest.mark.parametrize("name", sorted(set(STRATEGIES) - {"cross_entropy"}))
+@pytest.mark.parametrize(
+    "name", slow_but(sorted(set(STRATEGIES) - {"cross_entropy"}), "cyborg", "difference", "input_gradient")
+)
 def test_alpha_one_compiles_to_the_plain_step(name):
     """Fact 6: equal to cross-entropy exactly, and no CAM work in the compiled step."""
     tx = optax.sgd(0.1)
@@ -130,7 +134,7 @@ def test_guidance_changes_the_program():
     assert lowered[0] != lowered[1]
 
 
-@pytest.mark.parametrize("name", sorted(STRATEGIES))
+@pytest.mark.parametrize("name", slow_but(sorted(STRATEGIES), "cross_entropy", "difference", "feature_map", "order"))
 def test_every_strategy_learns_one_batch(name):
     """Thirty steps on one batch: every term of the loss is finite and the loss falls."""
     strategy = make_strategy(name)
@@ -147,7 +151,10 @@ def test_every_strategy_learns_one_batch(name):
     )
 
 
-@pytest.mark.parametrize("name", ["cyborg", "opposed", "difference", "contrast", "energy", "input_gradient"])
+@pytest.mark.parametrize(
+    "name",
+    slow_but(["cyborg", "opposed", "difference", "contrast", "energy", "input_gradient"], "cyborg", "difference"),
+)
 def test_batch_without_any_map_gives_alpha_times_cross_entropy(name):
     batch = make_batch()
     batch["saliency"] = np.zeros_like(batch["saliency"])
@@ -163,7 +170,7 @@ def test_batch_without_any_map_gives_alpha_times_cross_entropy(name):
     )
 
 
-@pytest.mark.parametrize("name", ["opposed", "input_gradient"])
+@pytest.mark.parametrize("name", ["opposed", pytest.param("input_gradient", marks=pytest.mark.slow)])
 def test_padding_changes_nothing(name):
     batch = make_batch()
     garbage = {k: v.copy() for k, v in batch.items()}
@@ -179,7 +186,7 @@ def test_padding_changes_nothing(name):
             )
 
 
-@pytest.mark.parametrize("parts", [1, 2])
+@pytest.mark.parametrize("parts", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_the_rest_of_an_epoch_is_a_smaller_batch(parts):
     """Of 11 examples in batches of 8 the last 3 are averaged over 3, and normalised among themselves: by hand."""
     batch, rest, alpha = make_batch(), 3, 0.5
@@ -233,7 +240,14 @@ def frozen(model):
 
 
 @pytest.mark.parametrize(
-    ("name", "parts"), [("cross_entropy", 4), ("difference", 4), ("entropy", 2), ("input_gradient", 2)]
+    ("name", "parts"),
+    [
+        ("difference", 4),
+        *(
+            pytest.param(*each, marks=pytest.mark.slow)
+            for each in (("cross_entropy", 4), ("entropy", 2), ("input_gradient", 2))
+        ),
+    ],
 )
 def test_parts_of_a_batch_equal_the_whole(name, parts):
     """Three steps; maps and padding fall unevenly on the parts, and the divisors are those of the whole batch."""
@@ -287,7 +301,8 @@ def written_out_shares():
 
 
 @pytest.mark.parametrize(
-    ("mode", "parts"), [("jit", 1), ("jit", 4), ("mesh", 1), ("mesh", 2), ("pmap", 1), ("pmap", 2)]
+    ("mode", "parts"),
+    slow_but([("jit", 1), ("jit", 4), ("mesh", 1), ("mesh", 2), ("pmap", 1), ("pmap", 2)], ("pmap", 2)),
 )
 def test_shared_losses_are_those_of_the_whole_batch(mode, parts):
     """Maps and padding fall unevenly on devices and parts; alpha is one number, and the gradient goes through it."""
@@ -306,6 +321,51 @@ def test_shared_losses_are_those_of_the_whole_batch(mode, parts):
     actual = jax.tree.map(np.subtract, start.params, jax.device_get(updated.params))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-6), actual, written_out_shares())
     assert [float(total.count) for total in metrics.terms.values()] == [7, 5]
+
+
+@pytest.mark.parametrize("parts", [1, pytest.param(2, marks=pytest.mark.slow)])
+def test_a_schedule_is_the_number_of_the_step_and_compiles_once(parts):
+    """Four steps of `linear_down` are four with an alpha of their own, each by a program of its own."""
+    tx, batches = optax.sgd(0.1, momentum=0.9), [make_batch(seed) for seed in range(4)]
+    make = lambda strategy, **options: jax.jit(
+        steps.make_train_step(frozen(make_model()), tx, strategy, PREPROCESS, accumulate_steps=parts, **options)
+    )
+    scheduled = make(make_strategy("difference", alpha=0.2, schedule="linear_down"), total_steps=4)
+    state = expected = make_state(tx)
+    for batch, alpha in zip(batches, (0.2, 0.4, 0.6, 0.8), strict=True):
+        state, _ = scheduled(state, batch)
+        expected, _ = make(make_strategy("difference", alpha=alpha))(expected, batch)
+    assert scheduled._cache_size() == 1
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), state, expected)
+
+
+def test_a_schedule_needs_the_length_of_training():
+    with pytest.raises(ValueError, match="make_train_step needs total_steps"):
+        run_steps(make_strategy("difference", schedule="early"), [make_batch()])
+
+
+@pytest.mark.parametrize(("mode", "parts"), [("jit", 1), pytest.param("pmap", 2, marks=pytest.mark.slow)])
+def test_the_norms_of_terms_are_those_of_their_own_gradients(mode, parts):
+    """Each term alone, with its weight, gives a gradient of that norm; the update is that of all together."""
+    where, tx, start = make_placement(mode), optax.sgd(1.0), jax.device_get(make_state(optax.sgd(1.0)))
+
+    def updated(strategy, **options):
+        model, options = frozen(make_model(where.axis_name)), options | {"accumulate_steps": parts}
+        step = steps.make_train_step(model, tx, strategy, PREPROCESS, axis_name=where.axis_name, **options)
+        state = where.put_state(start)
+        state, metrics = where.compile_train_step(step, state)(state, where.put_train_batch(make_batch(), parts))
+        return jax.tree.map(np.subtract, start.params, jax.device_get(state.params)), jax.device_get(metrics)
+
+    norm = lambda tree: np.sqrt(sum(np.square(leaf).sum() for leaf in jax.tree.leaves(tree)))
+    strategy = make_strategy("difference", alpha=0.3)
+    plain, metrics = updated(strategy)
+    together, told = updated(strategy, term_norms=True)
+    assert metrics.term_norms == {} and list(told.term_norms) == ["cross_entropy", "difference"]
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-6), plain, together)
+    np.testing.assert_allclose(told.grad_norm, metrics.grad_norm, rtol=1e-5)
+    for name in told.term_norms:
+        alone, _ = updated(lambda evidence, name=name: {name: strategy(evidence)[name]})
+        np.testing.assert_allclose(told.term_norms[name], norm(alone), rtol=1e-4)
 
 
 def test_parts_of_padding_leave_batch_statistics_alone():
@@ -332,7 +392,14 @@ def test_accumulation_looks_twice_only_where_it_must():
     assert convolutions("cross_entropy", 2) == convolutions("cross_entropy", 1) < convolutions("difference", 2)
 
 
-@pytest.mark.parametrize("name", ["cross_entropy", "opposed", "contrast", "entropy", "input_gradient"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "cross_entropy",
+        "opposed",
+        *(pytest.param(n, marks=pytest.mark.slow) for n in ("contrast", "entropy", "input_gradient")),
+    ],
+)
 def test_two_devices_equal_one(name):
     """pmap with an axis name, maps and padding spread unevenly: means are over all devices, not means of means."""
     batches = [make_batch(seed) for seed in range(3)]

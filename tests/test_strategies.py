@@ -6,16 +6,18 @@ import numpy as np
 import pytest
 
 from tfcam_jax import cams, losses
-from tfcam_jax.divergences import l1
+from tfcam_jax.divergences import DIVERGENCES, l1
 from tfcam_jax.models import ModelOutput
-from tfcam_jax.strategies import STRATEGIES, make_strategy, strategy_options
+from tfcam_jax.models.contract import MultiLabelOutput
+from tfcam_jax.saliency import to_cam_resolution
+from tfcam_jax.strategies import STRATEGIES, UNMARKED, make_strategy, strategy_options
 from tfcam_jax.terms import Evidence, Term, reduce_terms
 
 GUIDED = sorted(set(STRATEGIES) - {"cross_entropy"})
 WITHOUT_HUMAN_MAPS = {"entropy", "hard_negative"}
 
 
-def make_evidence(classes=2, batch=6, seed=0):
+def make_evidence(classes=2, batch=6, seed=0, progress=0.0):
     """Random evidence: example 0 has no human map, example 1 is padding."""
     rng = np.random.default_rng(seed)
     features = jnp.asarray(rng.gamma(1.0, size=(batch, 4, 5, 7)), jnp.float32)
@@ -31,6 +33,7 @@ def make_evidence(classes=2, batch=6, seed=0):
         weight=jnp.ones(batch),
         human_maps=jnp.asarray(human),
         input_gradient=lambda: jnp.asarray(rng.normal(size=(batch, 16, 20, 3)), jnp.float32),
+        progress=lambda: jnp.float32(progress),
     )
 
 
@@ -111,6 +114,18 @@ def test_options_reach_the_loss():
         ("cyborg", {"weighting": "loss-share"}, "Did you mean 'loss_share'"),
         ("cyborg", {"weighting": "loss_share", "alpha": 0.5}, "alpha is 0.5 and weighting is 'loss_share'.*leave one"),
         ("cross_entropy", {"weighting": "loss_share"}, "no option 'weighting'"),
+        ("cyborg", {"schedule": "linear"}, "Did you mean 'linear_down'"),
+        (
+            "cyborg",
+            {"schedule": "early", "weighting": "loss_share"},
+            "schedule is 'early' and weighting is 'loss_share'",
+        ),
+        ("cyborg", {"schedule_share": 0.5}, "schedule_share is 0.5 and schedule is 'fixed'"),
+        ("cyborg", {"schedule": "early", "schedule_share": 0.0}, "above 0 and at most 1"),
+        ("cross_entropy", {"schedule": "early"}, "no option 'schedule'"),
+        ("cyborg", {"unmarked": "level", "unmarked_classes": (0,)}, "unmarked is 'level'"),
+        ("cyborg", {"unmarked": "flat"}, r"unmarked_classes is \(\): give both"),
+        ("cyborg", {"unmarked_classes": (0,)}, "unmarked is None and unmarked_classes is .*: give both"),
     ],
 )
 def test_options_that_make_no_sense_are_refused(name, options, message):
@@ -119,7 +134,8 @@ def test_options_that_make_no_sense_are_refused(name, options, message):
 
 
 def test_unset_options_take_the_strategys_default():
-    assert strategy_options("cyborg") == ["alpha", "divergence", "cam_class", "cam_features", "weighting"]
+    of_any = ["weighting", "schedule", "schedule_share", "unmarked", "unmarked_classes"]
+    assert strategy_options("cyborg") == ["alpha", "divergence", "cam_class", "cam_features", *of_any]
     make_strategy("contrast", alpha=0.5, divergence=None, cam_class=None, weighting=None)
     evidence = make_evidence()
     own, fixed = (make_strategy("contrast", weighting=weighting)(evidence) for weighting in (None, "fixed"))
@@ -151,6 +167,93 @@ def test_shared_losses_have_the_gradient_through_alpha(c, g):
 def test_shared_losses_without_a_map_or_without_a_loss():
     assert shared(0.7, 0.4, guided=False) == (pytest.approx(0.7), pytest.approx(1.0), 0.0)
     assert shared(0.0, 0.0) == (0.0, 0.0, 0.0)
+
+
+def test_features_are_guided_without_the_head():
+    """What both classes share: another kernel changes nothing, and no gradient goes to it."""
+    evidence = make_evidence()
+    activation = np.abs(evidence.output.features).mean(-1)
+    human, _ = to_cam_resolution(evidence.human_maps, (4, 5))
+    turned = evidence._replace(output=evidence.output.replace(kernel=-evidence.output.kernel))
+    for name, expected in {
+        "feature_energy": 1 - (human * activation).sum((1, 2)) / activation.sum((1, 2)),
+        "feature_map": losses.cyborg_loss(jnp.asarray(activation), human, DIVERGENCES["pearson"]),
+    }.items():
+        options = {"divergence": "pearson"} if name == "feature_map" else {}
+        terms, other = (make_strategy(name, **options)(each) for each in (evidence, turned))
+        np.testing.assert_allclose(terms[name].per_example, expected, rtol=1e-5)
+        np.testing.assert_array_equal(terms[name].per_example, other[name].per_example)
+
+
+def test_features_of_many_labels_are_one_map_an_image():
+    """Each label that has a human map asks for the same activation."""
+    rng = np.random.default_rng(3)
+    output = ModelOutput(*(jnp.asarray(rng.gamma(1.0, size=s), jnp.float32) for s in ((2, 3), (2, 4, 5, 7), (7, 3), 3)))
+    human = jnp.asarray(rng.uniform(size=(2, 3, 16, 20)), jnp.float32).at[0, 1].set(0)
+    evidence = make_evidence()._replace(
+        output=MultiLabelOutput(output, cams.two_columns(output.logits[..., None])),
+        labels=jnp.array([[1, 0, 1], [0, 1, 1]]),
+        mask=jnp.ones((2, 3), bool),
+        weight=jnp.ones((2, 3)),
+        human_maps=human,
+    )
+    term = make_strategy("feature_energy")(evidence)["feature_energy"]
+    np.testing.assert_array_equal(term.mask, [[True, False, True], [True] * 3])
+    small, _ = to_cam_resolution(human, (4, 5))
+    expected = losses.energy_loss(jnp.stack([cams.mean_activation(output.features)] * 3, 1), small)
+    np.testing.assert_allclose(term.per_example, expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("options", "alphas"),
+    [
+        ({"schedule": "fixed"}, [0.3, 0.3, 0.3, 0.3]),
+        ({"schedule": "linear_down"}, [0.3, 0.475, 0.65, 0.93]),
+        ({"schedule": "linear_down", "schedule_share": 0.5}, [0.3, 0.65, 1, 1]),
+        ({"schedule": "early"}, [0.3, 0.3, 1, 1]),
+        ({"schedule": "early", "schedule_share": 0.9}, [0.3, 0.3, 0.3, 1]),
+    ],
+)
+def test_a_schedule_takes_from_guidance_what_it_gives_to_cross_entropy(options, alphas):
+    strategy = make_strategy("difference", alpha=0.3, **options)
+    for progress, alpha in zip((0.0, 0.25, 0.5, 0.9), alphas, strict=True):
+        terms = strategy(make_evidence(progress=progress))
+        weights = {name: float(term.weight) for name, term in terms.items()}
+        assert weights == {"cross_entropy": pytest.approx(alpha), "difference": pytest.approx(1 - alpha, abs=1e-6)}
+
+
+def test_nothing_is_scheduled_where_there_is_no_guidance():
+    terms = make_strategy("difference", alpha=1.0, schedule="early")(make_evidence()._replace(progress=None))
+    assert {name: term.weight for name, term in terms.items()} == {"cross_entropy": 1.0}
+
+
+@pytest.mark.parametrize("kind", UNMARKED)
+def test_unmarked_images_are_those_of_their_classes_without_a_map(kind):
+    """Row 0 has no map, 1 is padding, 2 has none and is of a class that was not named, 3's map says nothing."""
+    evidence = make_evidence()
+    human = evidence.human_maps.at[jnp.array([1, 2])].set(0).at[3].set(0.7)
+    evidence = evidence._replace(labels=jnp.array([1, 1, 0, 1, 1, 0]), human_maps=human)
+    plain = make_strategy("cyborg", alpha=0.3)(evidence)
+    terms = make_strategy("cyborg", alpha=0.3, unmarked=kind, unmarked_classes=(1,))(evidence)
+    assert list(terms) == ["cross_entropy", "cyborg", "unmarked"] and terms["unmarked"].weight == 0.7
+    np.testing.assert_array_equal(terms["unmarked"].mask, [True, False, False, True, False, False])
+    jax.tree.map(np.testing.assert_array_equal, plain, {name: terms[name] for name in plain})
+    true_map, false_map = evidence.output.true_false_maps(evidence.labels)
+    d = np.asarray(true_map - false_map)
+    peak = np.abs(d).max((1, 2))
+    expected = d.var((1, 2)) / peak**2 if kind == "flat" else np.maximum(-d, 0).mean((1, 2)) / peak
+    np.testing.assert_allclose(terms["unmarked"].per_example, expected, rtol=1e-5)
+    assert not (np.asarray(terms["unmarked"].mask) & np.asarray(terms["cyborg"].mask)).any()
+
+
+def test_unmarked_images_weigh_as_guidance_does():
+    """With a schedule, by loss share, for several classes, and not at all where there is no guidance."""
+    options = {"unmarked": "flat", "unmarked_classes": (0, 1)}
+    scheduled = make_strategy("cyborg", alpha=0.5, schedule="linear_down", **options)(make_evidence(progress=0.5))
+    assert float(scheduled["unmarked"].weight) == float(scheduled["cyborg"].weight) == 0.25
+    shared = make_strategy("cyborg", weighting="loss_share", **options)(make_evidence())
+    assert shared["unmarked"].weight is None and shared["unmarked"].mask.tolist() == [True] + [False] * 5
+    assert set(make_strategy("cyborg", alpha=1.0, **options)(make_evidence())) == {"cross_entropy"}
 
 
 def test_reduction_divides_by_the_examples_that_count():

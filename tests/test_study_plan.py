@@ -109,6 +109,20 @@ def test_variants_are_laid_over_the_base_config(config, dataset):
     assert all(run.config.data.maps.blur == 0 for run in runs if run.entry.arm != "blurred")
 
 
+def test_a_schedule_begins_with_alpha_and_its_grid(config, dataset):
+    """In an arm without guidance it is left out; the table's alpha is what training begins with."""
+    config.guidance.update(schedule="early", unmarked="flat", unmarked_classes=("some",))
+    config.compare.alphas = (0.1, 0.2)
+    runs = plan_runs(config, plan_arms(config), dataset)
+    found = {(run.entry.arm, run.entry.alpha, run.config.guidance.schedule) for run in runs}
+    assert found == {("cross_entropy", None, None)} | {
+        (arm, alpha, "early") for arm in ("cyborg", "difference") for alpha in (0.1, 0.2)
+    }
+    guided = next(resolve(run.config) for run in runs if run.entry.alpha == 0.2)
+    assert [guided.alpha_at(8)(step) for step in (0, 3, 4, 7)] == [pytest.approx(0.2), pytest.approx(0.2), 1, 1]
+    assert guided.unmarked_classes == ("some",)
+
+
 def test_an_alpha_that_each_step_finds_is_no_grid(config, dataset):
     """Beside a grid a variant has one run; without a grid every guided arm has one, and cross-entropy no weighting."""
     config.compare.variants = ConfigDict({"shared": {"strategy": "cyborg", "guidance": {"weighting": "loss_share"}}})
@@ -178,7 +192,7 @@ def test_a_folder_stays_one_folder_whatever_a_domain_is_called(config, dataset):
         ),
         ({"placebos": ("mean_map",), "placebo_of": ("opposed",)}, "names none of config.compare.strategies"),
         ({"protocols": ("kfold",)}, "Did you mean 'k_fold'"),
-        ({"protocols": ("open",)}, "protocol open takes one or more protocol.domains"),
+        ({"protocols": ("open",)}, "protocol open takes one or more config.data.protocol.domains"),
         ({"strategies": ("difference",)}, "compare.reference is 'cyborg'; the arms are difference"),
         ({"seeds": ()}, "compare.seeds"),
         ({"seeds": (1, 1)}, "compare.seeds"),
@@ -230,6 +244,7 @@ def load(name):
     return module.get_config()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "source", "write", "folds"),
     [

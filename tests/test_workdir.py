@@ -121,7 +121,7 @@ def test_options_of_a_source_that_is_not_used_make_no_difference(tmp_path):
         pass
     unused = {"data.cyborg_faces.images": "elsewhere", "data.demo.num_train": 7}
     assert check_workdir(tmp_path / "run", config(**unused))
-    with pytest.raises(WorkdirError, match=r"data.demo.num_train: 1200 there, 7 asked for"):
+    with pytest.raises(WorkdirError, match=r"data.demo.num_train: 1600 there, 7 asked for"):
         check_workdir(tmp_path / "run", config(**unused, **{"data.source": "demo"}))
 
 

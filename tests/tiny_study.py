@@ -26,6 +26,9 @@ def make_outcomes(strengths, seeds=3, images=40, groups=8, protocol="published",
                         "cc_false": float(rng.normal(-0.1, 0.05)),
                         "cc_difference": float(rng.normal(0.4, 0.05)),
                         "fooling_gap": float(rng.uniform(0.1, 0.3)),
+                        "positive_inside": float(rng.uniform(0.5, 1.0)),
+                        "above_outside": float(rng.normal(1.0, 0.1)),
+                        "shared_variance": float(rng.uniform(0.2, 0.8)),
                     }
                     ids = tuple(f"{name}{fold}-{number}" for number in range(images))
                     owners = tuple(f"{name}{fold}-patient{member}" for member in members)

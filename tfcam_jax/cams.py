@@ -344,6 +344,32 @@ def largest_magnitude(*maps: Float[Array, "*batch h w"]) -> Float[Array, "*batch
     return jax.lax.stop_gradient(functools.reduce(jnp.maximum, largest))
 
 
+def is_rounding(maps: Float[Array, "*batch h w"], magnitude: Float[Array, "*batch"]) -> Bool[Array, "*batch"]:
+    """True where a map is nowhere above float32 rounding of what it was computed from, as D is of two equal maps.
+
+    That is 1e-5 of `magnitude`, the largest of those maps (`largest_magnitude`), or 1e-18.
+    """
+    return largest_magnitude(maps) <= CONSTANT_TOLERANCE * magnitude + SMALLEST_DIVISOR
+
+
+def absolute(values: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+    """`|x|` with gradient 0 at 0, where that of `jnp.abs` is 1 and would push at what fits already."""
+    return values * jax.lax.stop_gradient(jnp.sign(values))
+
+
+def mean_activation(features: Float[Array, "*batch h w C"]) -> Float[Array, "*batch h w"]:
+    """Mean over channels of |F|: where the features are active at all, whatever class they speak for.
+
+    Not negative, at least float32. It knows no head: what both classes share is in it as much as what parts them. Of
+    tokens behind a layer norm, as in ViTs, it varies little over places. An example that is not finite is NaN with
+    gradient 0.
+    """
+    channels = features.shape[-1]
+    # Channels beside each other are a map too, of which the examples that are not finite can be told.
+    taint, flat = finite_examples(features.reshape(*features.shape[:-2], features.shape[-2] * channels))
+    return absolute(flat.reshape(features.shape)).mean(-1) + taint[..., None, None]
+
+
 def normalize(
     maps: Float[Array, "*batch h w"], magnitude: Float[Array, "*batch"] | None = None
 ) -> Float[Array, "*batch h w"]:

@@ -9,10 +9,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import jax
 import jax.numpy as jnp
 
-from .cams import finite_examples, is_constant, largest_magnitude
+from .cams import absolute, finite_examples, is_constant, largest_magnitude
 
 if TYPE_CHECKING:
     from jaxtyping import Array, Float
@@ -32,9 +31,7 @@ def mse(maps: Float[Array, "*batch h w"], target: Float[Array, "*batch h w"]) ->
 def l1(maps: Float[Array, "*batch h w"], target: Float[Array, "*batch h w"]) -> Float[Array, "*batch"]:
     """Mean over places of the absolute difference, in [0, 1]. A place where both agree has gradient 0."""
     taint, maps, target = finite_examples(maps, target)
-    difference = maps - target
-    # jnp.abs has the gradient 1 at 0, which would push at a map that fits already.
-    return (difference * jax.lax.stop_gradient(jnp.sign(difference))).mean(_PLACES) + taint
+    return absolute(maps - target).mean(_PLACES) + taint
 
 
 def bce(maps: Float[Array, "*batch h w"], target: Float[Array, "*batch h w"]) -> Float[Array, "*batch"]:
@@ -56,7 +53,7 @@ def kl(maps: Float[Array, "*batch h w"], target: Float[Array, "*batch h w"]) -> 
     map changes nothing; the peak is a constant for the gradient.
     """
     taint, maps, target = finite_examples(maps, target)
-    floored = lambda x: _by_peak(x) + LOG_FLOOR
+    floored = lambda x: by_peak(x) + LOG_FLOOR
     share = lambda x: floored(x) / floored(x).sum(_PLACES, keepdims=True)
     p, q = share(target), share(maps)
     return (p * (jnp.log(p) - jnp.log(q))).sum(_PLACES) + taint
@@ -68,7 +65,7 @@ def pearson(maps: Float[Array, "*batch h w"], target: Float[Array, "*batch h w"]
     A common factor of a map changes nothing.
     """
     taint, maps, target = finite_examples(maps, target)
-    maps, target = _by_peak(maps), _by_peak(target)
+    maps, target = by_peak(maps), by_peak(target)
     undefined = (is_constant(maps) | is_constant(target))[..., None, None]
     centre = lambda x: x - x.mean(_PLACES, keepdims=True)
     norm = lambda x: jnp.sqrt(jnp.where(undefined, 1, jnp.square(x).sum(_PLACES, keepdims=True)))
@@ -77,7 +74,7 @@ def pearson(maps: Float[Array, "*batch h w"], target: Float[Array, "*batch h w"]
     return 1 - (unit(centre(maps)) * unit(centre(target))).sum(_PLACES) + taint
 
 
-def _by_peak(maps: Array) -> Array:
+def by_peak(maps: Array) -> Array:
     """Each map divided by its largest magnitude, a constant for the gradient: squares and sums stay within range."""
     peak = largest_magnitude(maps)[..., None, None]
     # XLA multiplies by the reciprocal, which must not be below float32's range; to the bit the same.

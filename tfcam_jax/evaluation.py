@@ -107,18 +107,25 @@ def evaluate_best(experiment: Experiment, checkpoints: Checkpoints) -> tuple[dic
 def describe_set(output: Any) -> dict[str, Any]:
     """Every metric that the table at the end of training shows of one set, from its `EvalOutput` in NumPy.
 
-    `map_agreement` is the mean correlation of T, U and D with the human maps (`agreement.correlation`); None without
-    any human map.
+    `map_agreement` is the mean correlation of T, U and D with the human maps (`agreement.correlation`),
+    `positive_inside` the share of images whose D is positive inside them, `above_outside` how far D lies there above
+    what is outside; None without any human map. `fooling_gap` and `shared_variance` are of all images.
     """
     maps = {"true": output.true_map, "false": output.false_map, "difference": output.difference}
     human = output.saliency[output.usable]
-    agree = lambda values: float(agreement.correlation(jnp.asarray(values[output.usable]), jnp.asarray(human)).mean())
+    inside = lambda measure, values: float(measure(jnp.asarray(values[output.usable]), jnp.asarray(human)).mean())
+    both = [jnp.asarray(each) for each in (output.true_map, output.false_map)]
+    sign = {name: getattr(agreement, name) for name in ("positive_inside", "above_outside")}
     return {
         "images": len(output.labels),
         "maps": int(output.usable.sum()),
         **classification(output.labels, output.logits),
-        "map_agreement": {name: agree(values) if len(human) else None for name, values in maps.items()},
-        "fooling_gap": float(agreement.fooling_gap(*map(jnp.asarray, (output.true_map, output.false_map))).mean()),
+        "map_agreement": {
+            name: inside(agreement.correlation, values) if len(human) else None for name, values in maps.items()
+        },
+        **{name: inside(measure, maps["difference"]) if len(human) else None for name, measure in sign.items()},
+        "fooling_gap": float(agreement.fooling_gap(*both).mean()),
+        "shared_variance": float(agreement.shared_variance(*both).mean()),
     }
 
 

@@ -8,17 +8,20 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from absl import logging
 
 from . import steps
 from .data.checks.outcomes import Outcome, load_outcomes, outcomes_json
+from .data.kept_features import bytes_of_maps
 from .data.listing import READING
 from .data.pipeline import Batch, eval_batches, train_batches, watch_workers
 from .data.protocol import ProtocolOptions
@@ -28,16 +31,26 @@ from .data.transforms import Augment, Resize
 from .devices.distributed import is_first
 from .devices.memory import device_memory, host_memory
 from .devices.placement import Placement, make_placement
-from .errors import ConfigError
+from .errors import ConfigError, check_known
 from .models import Model
 from .models.contract_check import check_contract
+from .models.frozen import Frozen, TrainedPart, apply_frozen
 from .models.lookup import NamedNetwork, find_network, is_foreign
 from .models.resolution import describe_cam, finer
 from .models.tasks import one_logit
 from .optimizers import make_optimizer, make_schedule
 from .run.config_values import MOST_STEPS, check_together, check_values
 from .run.files import WorkdirError, write_text
-from .strategies import STRATEGIES, alpha_of, check_places, make_strategy, reads_human_maps, strategy_options
+from .strategies import (
+    STRATEGIES,
+    alpha_of,
+    check_places,
+    make_strategy,
+    reads_human_maps,
+    reads_images,
+    remaining_guidance,
+    strategy_options,
+)
 from .terms import Strategy
 
 if TYPE_CHECKING:
@@ -46,7 +59,7 @@ else:
     from ml_collections import ConfigDict
 
 _LOOP = ("seed", "epochs", "batch_size", "accumulate_steps")
-_LOOP += ("log_every_steps", "checkpoint_every_steps", "grace_seconds")
+_LOOP += ("log_every_steps", "log_gradient_norms", "checkpoint_every_steps", "grace_seconds")
 _OF_MODEL = ("head_init", "dropout", "rematerialize")
 # What only some networks have, and the value that asks for nothing.
 _OF_SOME_MODELS = {"freeze_batch_norm": False, "batch_norm_momentum": 0.9, "pool": None}
@@ -63,8 +76,11 @@ class Recipe:
 
     Attributes:
       stored: the whole config as JSON has it, kept with a run and compared with it.
-      make_model: from `num_classes` and further fields of `models.Network`.
-      alpha: the weight of cross-entropy in the loss; None where there is nothing else in it, or `loss_share`.
+      make_network: from `num_classes` and further fields of `models.Network`.
+      make_model: the same, of one logit where that is asked for.
+      guidance: the strategy's options, those that are unset as None.
+      alpha: the weight of cross-entropy in the loss, with a schedule at its beginning; None where there is nothing else
+        in it, or `loss_share`.
       loss_share: each step finds alpha from its losses, see `strategies.share_losses`.
       reads_maps: human maps, or placebos in their place, are to enter the loss.
       image_size: pixels a side.
@@ -73,6 +89,8 @@ class Recipe:
       preprocess: from uint8 images to the model's float32 input.
       make_optimizer: from the number of steps in an epoch.
       local_batch_norm: batch statistics are those of each device's part.
+      frozen: what `model.train_from` freezes; None: nothing.
+      kept_megabytes: of its features at most, with the human maps, in memory.
     """
 
     stored: Mapping[str, Any]
@@ -81,6 +99,7 @@ class Recipe:
     batch_size: int
     accumulate_steps: int
     log_every_steps: int
+    log_gradient_norms: bool
     checkpoint_every_steps: int | None
     grace_seconds: float
     select_by: str
@@ -90,11 +109,12 @@ class Recipe:
     num_workers: int
     balance: str
     strategy_name: str
-    strategy: Strategy
+    guidance: Mapping[str, Any]
     alpha: float | None
     loss_share: bool
     reads_maps: bool
     model_name: str
+    make_network: Callable[..., Model]
     make_model: Callable[..., Model]
     weights: str
     keep_head: bool
@@ -102,22 +122,97 @@ class Recipe:
     resize_through: tuple[int, ...]
     map_size: int | None
     cam_side: int
-    preprocess: Callable[[jax.Array], jax.Array]
+    preprocess: functools.partial[jax.Array]
     make_optimizer: Callable[[int], optax.GradientTransformation]
     augment: Augment
     data: DataRecipe
     placement: Placement
     local_batch_norm: bool
+    train_from: str
+    frozen: Frozen | None
+    kept_megabytes: int
+
+    @property
+    def frozen_modules(self) -> frozenset[str]:
+        """Names of the modules whose parameters and statistics stay as they are."""
+        return self.frozen.modules if self.frozen else frozenset()
+
+    @property
+    def views(self) -> dict[str, int]:
+        """How many views there are of each image of a split, where training only mirrors them."""
+        return {"train": 2 if self.augment.flip else 1, "val": 1, "test": 1}
+
+    @property
+    def needs_images(self) -> str:
+        """Why each step needs images, though a part of the network is frozen; "": its features would do."""
+        if self.augment.of_pixels:
+            return f"augment.{self.augment.of_pixels[0]} makes other pixels of an image each time"
+        if reads_images(self.strategy_name, self.alpha):
+            return f"strategy {self.strategy_name} asks for the gradient by the image"
+        if self.num_workers:
+            return f"each of {self.num_workers} processes that read (data.num_workers) would need them"
+        if jax.process_count() > 1:
+            return "each of several processes would need those of all images"
+        return ""
+
+    def why_not_kept(self, dataset: Dataset) -> str:
+        """Why features of the frozen part can't be kept in memory, so that each step computes them; "": they can."""
+        if self.needs_images:
+            return self.needs_images
+        needed = math.ceil(self.bytes_kept(dataset) / 2**20)
+        if needed > self.kept_megabytes:
+            return f"{needed:,} MiB would be needed, data.kept_megabytes is {self.kept_megabytes:,}"
+        return ""
+
+    @property
+    def of_features(self) -> tuple[Any, ...]:
+        """What decides the frozen part's features beside its weights and the choice of images."""
+        data = self.data.source, dict(self.data.options), self.data.channels
+        sizes = self.image_size, self.resize_through, self.preprocess.keywords
+        return self.model_name, self.train_from, self.stored["model"]["dtype"], data, sizes, self.eval_batch_size
+
+    def bytes_kept(self, dataset: Dataset) -> int:
+        """Memory of the frozen part's features of a data set, and of its human maps."""
+        of_image = self.frozen.bytes_of_image if self.frozen else 0
+        sides = {"train": self.map_size or self.image_size}
+        return sum(
+            len(source) * self.views[split] * of_image + bytes_of_maps(source, sides.get(split, self.image_size))
+            for split, source in dataset.splits.items()
+        )
 
     def describe_cam(self) -> str:
         """How fine the CAM is, and what would make it finer, in a line."""
         return describe_cam(self.model_name, self.image_size, self.cam_side)
 
+    @property
+    def unmarked_classes(self) -> tuple[str, ...]:
+        """Names of the classes whose images without a human map are guided too, see `strategies.guide_unmarked`."""
+        return tuple(self.guidance["unmarked_classes"] or ())
+
+    def strategy_for(self, class_names: Sequence[str]) -> Strategy:
+        """The strategy for data of these classes. Raises ConfigError where its options name one that is not there."""
+        for name in self.unmarked_classes:
+            check_known("one of config.guidance.unmarked_classes", name, class_names)
+        indices = tuple(class_names.index(name) for name in self.unmarked_classes)
+        return make_strategy(self.strategy_name, **{**self.guidance, "unmarked_classes": indices or None})
+
+    def alpha_at(self, total_steps: int) -> Callable[[int], float] | None:
+        """The weight of cross-entropy by the number of steps that are done, where a schedule changes it or the loss has
+        more terms than one beside it; else None.
+        """
+        alpha, schedule = self.alpha, self.guidance["schedule"] or "fixed"
+        if alpha is None or (schedule == "fixed" and not self.unmarked_classes):
+            return None
+        # As the step on the device has it, in float32.
+        done = lambda step: np.float32(step) / np.float32(total_steps)
+        remaining = lambda step: remaining_guidance(schedule, self.guidance["schedule_share"], done(step))
+        return lambda step: float(1 - (1 - alpha) * remaining(step))
+
     def abstract_state(self, num_classes: int) -> steps.TrainState:
         """Shapes and dtypes of the state that a run saves; needs no data."""
         model, tx = self.make_model(num_classes=num_classes), self.make_optimizer(1)
         initialize = lambda: steps.initialize(model, jax.random.key(self.seed), self.image_size)
-        return jax.eval_shape(lambda: steps.create_train_state(initialize(), tx))
+        return jax.eval_shape(lambda: steps.create_train_state(initialize(), tx, self.frozen_modules))
 
     def model_for_training(self, num_classes: int) -> Model:
         """The model as the devices need it. Raises ConfigError where a foreign one does not fit them."""
@@ -182,7 +277,12 @@ def resolve(config: ConfigDict, placement: Placement | None = None, *, untrained
     seen = network.look(image_size, **of_model)
     cam_side = seen.cam_side
     _check_hooked(config, seen.is_hooked)
-    strategy = make_strategy(config.strategy, **_take(config.guidance, _guidance_options()))
+    of_model |= {"train_from": config.model.train_from} if config.model.train_from else {}
+    frozen = network.freeze(image_size, **of_model) if config.model.train_from else None
+    guidance = _take(config.guidance, _guidance_options())
+    # Made again once the classes are known, by their indices; here for what it says of its options.
+    indices = tuple(range(len(config.guidance.unmarked_classes or ()))) or None
+    make_strategy(config.strategy, **guidance | {"unmarked_classes": indices})
     alpha = alpha_of(config.strategy, config.guidance.alpha, config.guidance.weighting)
     _check_places(config, image_size, cam_side, alpha)
     if coarse := [side for side in config.data.resize_through if side < cam_side]:
@@ -191,7 +291,7 @@ def resolve(config: ConfigDict, placement: Placement | None = None, *, untrained
             f"fewer pixels than the CAM has places ({cam_side} a side). Give sides of at least config.data.image_size."
         )
     devices = _take(config.parallel, ("mode", "devices", "shard_state"))
-    make_model = functools.partial(network.make, **of_model)
+    make_network = functools.partial(network.make, **of_model)
     recipe = Recipe(
         **{name: config[name] for name in _LOOP},
         **{name: config.data[name] for name in ("num_threads", "num_workers", "balance")},
@@ -200,12 +300,13 @@ def resolve(config: ConfigDict, placement: Placement | None = None, *, untrained
         attack_detection=config.evaluation.attack_detection,
         eval_batch_size=config.evaluation.batch_size,
         strategy_name=config.strategy,
-        strategy=strategy,
+        guidance=guidance,
         alpha=alpha,
         loss_share=config.guidance.weighting == "loss_share",
         reads_maps=reads_human_maps(config.strategy, alpha) or config.data.maps.placebo != "none",
         model_name=config.model.name,
-        make_model=functools.partial(one_logit, make_model) if config.model.one_logit else make_model,
+        make_network=make_network,
+        make_model=functools.partial(one_logit, make_network) if config.model.one_logit else make_network,
         weights=config.model.weights,
         keep_head=config.model.keep_head,
         image_size=image_size,
@@ -218,6 +319,9 @@ def resolve(config: ConfigDict, placement: Placement | None = None, *, untrained
         data=_data_recipe(config),
         placement=placement or make_placement(**devices),
         local_batch_norm=config.parallel.batch_norm == "local",
+        train_from=config.model.train_from,
+        frozen=frozen,
+        kept_megabytes=config.data.kept_megabytes,
     )
     if not untrained:
         _check_memory(recipe, seen.largest)
@@ -265,6 +369,11 @@ def _of_some_models(config: ConfigDict, network: NamedNetwork) -> dict[str, Any]
 
 
 def _check_hooked(config: ConfigDict, is_hooked: bool) -> None:
+    if config.guidance.cam_features == "hooked" and config.model.train_from == "head":
+        raise ConfigError(
+            "config.guidance.cam_features is hooked, a tensor that config.model.train_from=head freezes: leave it "
+            "unset, or train from an earlier part."
+        )
     if config.guidance.cam_features == "hooked" and not is_hooked:
         raise ConfigError(
             f"config.guidance.cam_features is hooked, and {config.model.name} has no such tensor; leave it unset."
@@ -279,7 +388,7 @@ def _check_weights(config: ConfigDict, untrained: bool, network: NamedNetwork, o
             "comes: launch/evaluate.py or launch/explain.py with --config, --config.model.weights=FILE, "
             "--config.model.keep_head=True and a new --workdir."
         )
-    kept = [key for key in ("keep_head", "freeze_batch_norm") if config.model[key] and not untrained]
+    kept = [key for key in ("keep_head", "freeze_batch_norm", "train_from") if config.model[key] and not untrained]
     if config.model.weights:
         if config.epochs == 0 and not config.model.keep_head:
             raise ConfigError(
@@ -395,6 +504,26 @@ def keep_checks(checks: Path, checked: Mapping[str, Outcome]) -> None:
         logging.warning("%s The next start checks all images again.", error)
 
 
+Keep = Callable[[Any, Callable[[], Any]], Any]
+
+
+def _make_anew(key: Any, make: Callable[[], Any]) -> Any:
+    return make()
+
+
+class OnFeatures(NamedTuple):
+    """Programs for a network whose first part is frozen; compiled when they are first called.
+
+    Attributes:
+      features: from parameters, batch statistics and a batch of images to the frozen part's features, a row per image.
+      train_step, eval_step: `Experiment`'s, of batches whose images are such features.
+    """
+
+    features: Callable[[Any, Any, steps.Batch], Any]
+    train_step: Callable[[steps.TrainState, steps.Batch], tuple[steps.TrainState, steps.StepMetrics]]
+    eval_step: Callable[[Any, Any, steps.Batch], steps.EvalOutput]
+
+
 @dataclasses.dataclass(frozen=True)
 class Experiment:
     """What a recipe describes, built and ready to run.
@@ -405,6 +534,8 @@ class Experiment:
       create_state: makes the state of step 0 from the model's variables.
       train_step: compiled, like `eval_step`; its state argument is donated.
       eval_epoch: see `Recipe.read_for_evaluation`.
+      on_features: the same steps on kept features, where a part of the network is frozen.
+      keep: `keep(key, make)` is `make()`, or what an earlier run with an equal key made.
     """
 
     recipe: Recipe
@@ -415,6 +546,8 @@ class Experiment:
     train_step: Callable[[steps.TrainState, steps.Batch], tuple[steps.TrainState, steps.StepMetrics]]
     eval_step: Callable[[Any, Any, steps.Batch], steps.EvalOutput]
     eval_epoch: Callable[[Source], Iterator[steps.Batch]]
+    on_features: OnFeatures | None = None
+    keep: Keep = _make_anew
 
     def random_variables(self) -> dict[str, Any]:
         """The model's variables from the seed alone."""
@@ -433,11 +566,19 @@ class Experiment:
         return self.recipe.placement.put_train_batch(batch, self.recipe.accumulate_steps)
 
 
-def build_experiment(recipe: Recipe, dataset: Dataset | None = None, programs: Experiment | None = None) -> Experiment:
+def build_experiment(
+    recipe: Recipe,
+    dataset: Dataset | None = None,
+    programs: Experiment | None = None,
+    keep: Keep = _make_anew,
+    strategy: Strategy | None = None,
+) -> Experiment:
     """Builds everything that a recipe describes.
 
     `dataset` is what `open_dataset` gives for it, where it is open already. `programs` is an experiment whose recipe
-    differs in the seed alone and which has as many steps in an epoch: its compiled functions serve here too.
+    differs in the seed alone and which has as many steps in an epoch: its compiled functions serve here too, if the
+    classes are the same. `keep` is what the features of a frozen part are kept by. `strategy` takes the place of the
+    recipe's own.
     """
     dataset = dataset or open_dataset(recipe)
     trained_on = len(dataset.splits["train"]) if "train" in dataset.splits else 1  # schedules want a length
@@ -453,23 +594,62 @@ def build_experiment(recipe: Recipe, dataset: Dataset | None = None, programs: E
             f"at most {MOST_STEPS // steps_per_epoch}."
         )
     tx, placement, num_classes = recipe.make_optimizer(steps_per_epoch), recipe.placement, len(dataset.class_names)
-    if programs:
-        initialize, train_step, eval_step = programs.initialize, programs.train_step, programs.eval_step
+    if programs and tuple(programs.dataset.class_names) == tuple(dataset.class_names):
+        initialize, on_features = programs.initialize, programs.on_features
+        train_step, eval_step = programs.train_step, programs.eval_step
     else:
         model = recipe.model_for_training(num_classes)
         initialize = jax.jit(lambda key: steps.initialize(model, key, recipe.image_size))
-        options = {name: getattr(placement, name) for name in ("axis_name", "gather", "scatter")}
-        options["accumulate_steps"] = recipe.accumulate_steps
-        train_step = steps.make_train_step(model, tx, recipe.strategy, recipe.preprocess, **options)
-        train_step = placement.compile_train_step(train_step, recipe.abstract_state(num_classes))
-        eval_step = placement.compile_eval_step(steps.make_eval_step(model, recipe.preprocess))
+        strategy, total_steps = strategy or recipe.strategy_for(dataset.class_names), recipe.epochs * steps_per_epoch
+        compile_steps = functools.partial(_compile_steps, recipe, tx, num_classes, strategy, max(1, total_steps))
+        train_step, eval_step = compile_steps(model, recipe.preprocess)
+        on_features = _compile_on_features(recipe, model, num_classes, compile_steps) if recipe.frozen else None
     return Experiment(
         recipe=recipe,
         dataset=dataset,
         steps_per_epoch=steps_per_epoch,
         initialize=initialize,
-        create_state=lambda variables: placement.put_state(steps.create_train_state(variables, tx)),
+        create_state=lambda variables: placement.put_state(
+            steps.create_train_state(variables, tx, recipe.frozen_modules)
+        ),
         train_step=train_step,
         eval_step=eval_step,
         eval_epoch=recipe.read_for_evaluation,
+        on_features=on_features,
+        keep=keep,
+    )
+
+
+def _compile_steps(
+    recipe: Recipe,
+    tx: Any,
+    num_classes: int,
+    strategy: Strategy,
+    total_steps: int,
+    model: Any,
+    preprocess: Callable[[jax.Array], jax.Array],
+) -> tuple[Any, Any]:
+    """The train step and the eval step of a model."""
+    placement = recipe.placement
+    options = {name: getattr(placement, name) for name in ("axis_name", "gather", "scatter")}
+    options |= {"accumulate_steps": recipe.accumulate_steps, "frozen": recipe.frozen_modules}
+    options |= {"total_steps": total_steps, "term_norms": recipe.log_gradient_norms}
+    train_step = steps.make_train_step(model, tx, strategy, preprocess, **options)
+    train_step = placement.compile_train_step(train_step, recipe.abstract_state(num_classes))
+    return train_step, placement.compile_eval_step(steps.make_eval_step(model, preprocess))
+
+
+def _compile_on_features(
+    recipe: Recipe, model: Any, num_classes: int, compile_steps: Callable[..., tuple[Any, Any]]
+) -> OnFeatures:
+    network = recipe.make_network(num_classes=num_classes)
+
+    def features(params: Any, batch_stats: Any, batch: steps.Batch) -> jax.Array:
+        variables = {"params": params, "batch_stats": batch_stats}
+        return apply_frozen(network, variables, recipe.preprocess(batch["image"]))
+
+    as_they_are = lambda features: features
+    return OnFeatures(
+        recipe.placement.compile_eval_step(features),
+        *compile_steps(TrainedPart(model), as_they_are),
     )

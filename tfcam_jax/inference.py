@@ -129,7 +129,7 @@ class Trained:
 
 
 def outputs_of(
-    eval_step: Callable[[Any, Any, steps.Batch], steps.EvalOutput],
+    eval_step: Callable[[Any, Any, steps.Batch], Any],
     state: steps.TrainState,
     batches: Iterable[steps.Batch],
     also: Also = lambda output, batch: (),
@@ -139,7 +139,7 @@ def outputs_of(
     `also` says what else to fetch of a batch: arrays with a row per example, compiled by the caller if it computes.
 
     Yields:
-      `(EvalOutput, what also gave)` of each batch as NumPy arrays, in order, without padding.
+      `(what the step says, what also gave)` of each batch as NumPy arrays, in order, without padding.
     """
     remaining = iter(batches)
     while True:

@@ -10,6 +10,8 @@ matter.
 
 `opposed_loss`, `difference_loss` and `contrast_loss` are **reconstructions** from the hypothesis stated in the
 abstract of "Divisive Decisions" (Piland, Sweet, Czajka, arXiv 2507.17000), not formulas printed there.
+`unsigned_energy_loss`, `aligned_loss`, `place_and_sign_loss`, `order_loss`, `against_loss` and `uneven_loss` are this
+project's **own**, made to test why guidance helps; neither the paper nor the literature has them.
 """
 
 from __future__ import annotations
@@ -22,14 +24,17 @@ import jax.numpy as jnp
 
 from .cams import (
     SMALLEST_DIVISOR,
+    absolute,
     at_least_float32,
     difference_salience,
     finite_examples,
+    is_constant,
+    is_rounding,
     largest_magnitude,
     normalize,
     value_range,
 )
-from .divergences import mse
+from .divergences import by_peak, mse
 from .saliency import border_ring
 
 if TYPE_CHECKING:
@@ -40,6 +45,9 @@ Divergence = Callable[[jax.Array, jax.Array], jax.Array]
 _PLACES = (-2, -1)
 # Rounding of what was normalised elsewhere.
 _TOLERANCE = 1e-3
+# By how many of the map's standard deviations `order_loss` wants one place above another. Two levels can lie at least 2
+# apart, so that it leaves a map's shape free; without a margin a flat map would do.
+ORDER_MARGIN = 0.5
 
 
 def cyborg_loss(
@@ -141,6 +149,95 @@ def sham_loss(true_map: Float[Array, "*batch h w"], divergence: Divergence = mse
     return cyborg_loss(true_map, jnp.broadcast_to(ring, true_map.shape), divergence)
 
 
+def unsigned_energy_loss(
+    true_map: Float[Array, "*batch h w"], false_map: Float[Array, "*batch h w"], saliency: Float[Array, "*batch h w"]
+) -> Float[Array, "*batch"]:
+    """`1 - sum(S |D|) / sum(|D|)`, D = T - U: share of the difference, whichever its sign, outside the human map. Own.
+
+    The literal reading of the hypothesis that the two maps diverge *on* the important places. **It can be met with the
+    wrong sign**, D negative where people looked and positive nowhere: cross-entropy alone then speaks for the margin.
+    Look at the sign before you praise it (`metrics.agreement.positive_inside`). In [0, 1]; of a soft S smallest, as
+    `energy_loss`, with all of it at S's peak. Where T and U are equal up to rounding: value 1, gradient 0.
+    """
+    taint, difference, saliency = _difference(true_map, false_map, saliency)
+    return 1 - _weighted_mean(saliency, absolute(difference)) + taint
+
+
+def aligned_loss(
+    true_map: Float[Array, "*batch h w"],
+    false_map: Float[Array, "*batch h w"],
+    saliency: Float[Array, "*batch h w"],
+    divergence: Divergence = mse,
+) -> Float[Array, "*batch"]:
+    """`1/2 d(N(T), S) + 1/2 d(N(U), S)`: *both* maps like the human's, against the paper's hypothesis. Own, a control.
+
+    It guides what both classes share and asks nothing of D: at 0 both maps are affine in S with positive slopes, so
+    that D is affine in S with a slope of either sign, or constant. The range is that of the distance.
+    """
+    saliency = _human_map(saliency, true_map.shape, false_map.shape)
+    return 0.5 * divergence(normalize(true_map), saliency) + 0.5 * divergence(normalize(false_map), saliency)
+
+
+def against_loss(
+    true_map: Float[Array, "*batch h w"], false_map: Float[Array, "*batch h w"], saliency: Float[Array, "*batch h w"]
+) -> Float[Array, "*batch"]:
+    """`sum(S (-D)+) / (sum(S) max|D|)`, D = T - U: evidence against the label where people looked. Own.
+
+    Asks D's sign and nothing of its size or shape: 0 as soon as D is nowhere negative inside S. In [0, 1]. `max|D|` is
+    a constant for the gradient, which is then the same for each place that is negative, however many are. The plain
+    share of D's energy inside S would have gradient 0 where all of D is negative there, just where the sign is wrong.
+    Where T and U are equal up to rounding, or S is 0: value 0, gradient 0.
+    """
+    taint, difference, saliency = _difference(true_map, false_map, saliency)
+    return _weighted_mean(jax.nn.relu(-by_peak(difference)), saliency) + taint
+
+
+def place_and_sign_loss(
+    true_map: Float[Array, "*batch h w"],
+    false_map: Float[Array, "*batch h w"],
+    saliency: Float[Array, "*batch h w"],
+    divergence: Divergence = mse,
+) -> Float[Array, "*batch"]:
+    """`d(N(T), S)` plus `against_loss`: T says where, and D is to speak for the label there. Own.
+
+    Equals `cyborg_loss` where D is nowhere negative inside S. In [0, 2] for mse and l1.
+    """
+    return cyborg_loss(true_map, saliency, divergence) + against_loss(true_map, false_map, saliency)
+
+
+def order_loss(maps: Float[Array, "*batch h w"], saliency: Float[Array, "*batch h w"]) -> Float[Array, "*batch"]:
+    """Places inside the human map above places outside, and nothing else: a hinge over pairs of places. Own.
+
+    With Z the map less its mean, in units of its standard deviation over places, and pairs (p, q) weighing as much as
+    people found p more important than q, `w_pq = (S_p - S_q)+`:
+
+        sum_pq w_pq (m - (Z_p - Z_q))+ / sum_pq w_pq        m = 0.5 (`ORDER_MARGIN`)
+
+    0 once every pair is in order by the margin: how much evidence lies outside, and what the map looks like inside,
+    does not matter then. A pair that is out of order has the same pull however far it is. `maps` is T or D, raw; a
+    common factor or offset of a map changes nothing. At least 0, about 0.85 for noise; not bounded by 1. A constant map
+    gives value m, a constant S value 0, both with gradient 0. It compares (h w)^2 pairs: for maps up to some 32 x 32.
+    """
+    taint, maps, saliency = finite_examples(maps, _human_map(saliency, maps.shape))
+    constant = is_constant(maps)[..., None, None]
+    maps = by_peak(maps)  # squares stay within range
+    centred = maps - maps.mean(_PLACES, keepdims=True)
+    spread = jnp.sqrt(jnp.where(constant, 1, jnp.square(centred).mean(_PLACES, keepdims=True)))
+    above = _pairs(jnp.where(constant, 0, centred / spread))
+    return _weighted_mean(jax.nn.relu(ORDER_MARGIN - above), jax.nn.relu(_pairs(saliency))) + taint
+
+
+def uneven_loss(true_map: Float[Array, "*batch h w"], false_map: Float[Array, "*batch h w"]) -> Float[Array, "*batch"]:
+    """Variance over places of `D / max|D|`, D = T - U: how far D is from flat. Own; needs no human map.
+
+    For images on which nobody has anything to mark. In [0, 1]. `max|D|` is a constant for the gradient, so that the
+    mean of D, the margin, is left alone. Where T and U are equal up to rounding: value 0, gradient 0.
+    """
+    taint, difference, _ = _difference(true_map, false_map, jnp.ones_like(at_least_float32(true_map)))
+    relative = by_peak(difference)
+    return jnp.square(relative - relative.mean(_PLACES, keepdims=True)).mean(_PLACES) + taint
+
+
 def input_gradient_loss(
     input_gradient: Float[Array, "*batch H W channels"], saliency: Float[Array, "*batch H W"]
 ) -> Float[Array, "*batch"]:
@@ -207,6 +304,21 @@ def _human_map(saliency: Array, *shapes: tuple[int, ...]) -> Array:
             "(h, w)) makes it so, or divide by the largest value"
         )
     return at_least_float32(saliency)
+
+
+def _difference(true_map: Array, false_map: Array, saliency: Array) -> tuple[Array, Array, Array]:
+    """`finite_examples`' taint, D (0 where it is rounding of the two maps alone) and the human map, checked."""
+    saliency = _human_map(saliency, true_map.shape, false_map.shape)
+    taint, true_map, false_map, saliency = finite_examples(true_map, false_map, saliency)
+    difference = difference_salience(true_map, false_map)
+    noise = is_rounding(difference, largest_magnitude(true_map, false_map))[..., None, None]
+    return taint, jnp.where(noise, 0, difference), saliency
+
+
+def _pairs(maps: Array) -> Array:
+    """[..., h w, h w]: of every pair of places the first one's value less the second one's."""
+    flat = maps.reshape(*maps.shape[:-2], maps.shape[-2] * maps.shape[-1])
+    return flat[..., :, None] - flat[..., None, :]
 
 
 def _weighted_mean(values: Array, weights: Array) -> Array:

@@ -7,7 +7,7 @@ caller, with `jax.jit` (also over a mesh) or, with an `axis_name`, with `jax.pma
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import einops
@@ -17,7 +17,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int, UInt8
 
 from . import cams, saliency
-from .terms import Evidence, Strategy, Terms, Total, reduce_terms, total_terms
+from .terms import Evidence, Strategy, Terms, Total, reduce_terms, share_terms, total_terms
 
 Batch = dict[str, Array]
 
@@ -38,11 +38,14 @@ class StepMetrics(NamedTuple):
       terms: each term's sum over the examples that entered it, and their number.
       correct: right predictions, and the number of examples.
       grad_norm: global L2 norm of the gradient.
+      term_norms: that of each term's own part of it, weight included; empty where nobody asked for them. Of two terms
+        they tell the angle too: `grad_norm^2 = a^2 + b^2 + 2 a b cos`.
     """
 
     terms: dict[str, Total]
     correct: Total
     grad_norm: Float[Array, ""]
+    term_norms: Mapping[str, Float[Array, ""]] = {}
 
 
 class EvalOutput(NamedTuple):
@@ -87,11 +90,20 @@ def initialize(model: Any, key: Array, image_size: int) -> dict[str, Any]:
     return jax.jit(lambda key: model.init(key, jnp.zeros((1, image_size, image_size, 3)), train=False))(key)
 
 
-def create_train_state(variables: dict[str, Any], tx: Any) -> TrainState:
-    """The state of step 0: a model's variables and a new optimiser state."""
+def create_train_state(variables: dict[str, Any], tx: Any, frozen: frozenset[str] = frozenset()) -> TrainState:
+    """The state of step 0: a model's variables and a new optimiser state, of the modules that are not frozen."""
     params = variables["params"]
+    trained, _ = split_params(params, frozen)
     # As one program: compiling one for each shape of a parameter takes seconds.
-    return TrainState(jnp.zeros((), jnp.int32), params, variables.get("batch_stats", {}), jax.jit(tx.init)(params))
+    return TrainState(jnp.zeros((), jnp.int32), params, variables.get("batch_stats", {}), jax.jit(tx.init)(trained))
+
+
+def split_params(params: Any, frozen: frozenset[str]) -> tuple[Any, Any]:
+    """Parameters that are trained, and those of the frozen modules; any tree where nothing is frozen."""
+    if not frozen:
+        return params, {}
+    pick = lambda wanted: {name: each for name, each in params.items() if (name in frozen) == wanted}
+    return pick(False), pick(True)
 
 
 def make_train_step(
@@ -103,6 +115,9 @@ def make_train_step(
     accumulate_steps: int = 1,
     gather: Callable[[Any], Any] = lambda params: params,
     scatter: Callable[[Any], Any] = lambda gradient: gradient,
+    frozen: frozenset[str] = frozenset(),
+    total_steps: int | None = None,
+    term_norms: bool = False,
 ) -> Callable[[TrainState, Batch], tuple[TrainState, StepMetrics]]:
     """Builds the train step.
 
@@ -118,6 +133,10 @@ def make_train_step(
         knows counts and means only after all forward passes, which it then does twice: a third more time.
       gather: from the parameters as they are kept to those that the model computes with, on every device.
       scatter: from such a gradient to one that is spread like the parameters.
+      frozen: names of modules whose parameters stay as they are: they get neither gradient nor weight decay.
+      total_steps: of the whole training, for strategies that change over it.
+      term_norms: report the norm of each term's gradient too. Each term then has a backward pass of its own, and their
+        sum is the gradient, up to rounding that of the step without them.
 
     Returns:
       `step(state, batch) -> (state, metrics)`, pure. The batch holds `image` uint8 [B, H, W, C], `saliency`
@@ -128,44 +147,77 @@ def make_train_step(
     The step raises ValueError for arrays of other shapes and, called outside jit where values can be seen, for a label
     that is no class; under jit such a label makes the loss NaN.
     """
-    forward = functools.partial(_forward, model, strategy, preprocess)
 
-    def part_of_gradient(params: Any, batch_stats: Any, part: Batch, whole: dict[str, Total] | None):
-        def loss(params: Any):
-            terms, updated, correct = forward(params, batch_stats, part)
-            share, totals = reduce_terms(terms, axis_name, whole)
-            return share, (totals, updated, correct)
+    def part_of_gradient(forward: Any, params: Any, batch_stats: Any, part: Batch, whole: dict[str, Total] | None):
+        trained, still = split_params(params, frozen)
 
-        gradient, (totals, updated, correct) = jax.grad(loss, has_aux=True)(params)
-        return (gradient, totals, correct), updated
+        def loss(trained: Any):
+            terms, updated, correct = forward({**trained, **still} if frozen else trained, batch_stats, part)
+            if term_norms:
+                shares, totals = share_terms(terms, axis_name, whole)
+            else:
+                share, totals = reduce_terms(terms, axis_name, whole)
+                shares = {"loss": share}
+            return shares, (totals, updated, correct)
+
+        gradients, (totals, updated, correct) = _gradient_of_each(loss, trained)
+        return (gradients, totals, correct), updated
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, StepMetrics]:
-        params = gather(state.params)
+        params, progress = gather(state.params), functools.partial(_progress, state.step, total_steps)
+        forward = functools.partial(_forward, model, strategy, preprocess, progress)
         if accumulate_steps == 1:
-            sums, batch_stats = part_of_gradient(params, state.batch_stats, batch, None)
+            sums, batch_stats = part_of_gradient(forward, params, state.batch_stats, batch, None)
         else:
             # Each part takes one row of every so many: no row changes its device.
             split = lambda x: einops.rearrange(x, "(row part) ... -> part row ...", part=accumulate_steps)
             parts = {name: split(x) for name, x in batch.items()}
             total = lambda _, part: (total_terms(forward(params, state.batch_stats, part)[0], axis_name), ())
             whole, _ = _accumulate(total, (), parts)
-            gradient_of = lambda stats, part: part_of_gradient(params, stats, part, whole)
+            gradient_of = lambda stats, part: part_of_gradient(forward, params, stats, part, whole)
             sums, batch_stats = _accumulate(gradient_of, state.batch_stats, parts)
-        gradient, totals, correct = sums
+        gradients, totals, correct = sums
         if axis_name is not None:
-            gradient, correct = jax.lax.psum((gradient, correct), axis_name)
-        gradient = scatter(gradient)
-        updates, opt_state = tx.update(gradient, state.opt_state, state.params)
-        params = jax.tree.map(jnp.add, state.params, updates)
-        grad_norm = jnp.sqrt(sum(jnp.square(leaf).sum() for leaf in jax.tree.leaves(gradient)))
-        metrics = StepMetrics(totals, correct, grad_norm)
+            gradients, correct = jax.lax.psum((gradients, correct), axis_name)
+        gradients = {name: scatter(gradient) for name, gradient in gradients.items()}
+        gradient = functools.reduce(functools.partial(jax.tree.map, jnp.add), gradients.values())
+        trained, still = split_params(state.params, frozen)
+        updates, opt_state = tx.update(gradient, state.opt_state, trained)
+        trained = jax.tree.map(jnp.add, trained, updates)
+        params = {**trained, **still} if frozen else trained
+        norms = {name: _norm(own) for name, own in gradients.items()} if term_norms else {}
+        metrics = StepMetrics(totals, correct, _norm(gradient), norms)
         return TrainState(state.step + 1, params, batch_stats, opt_state), metrics
 
     return train_step
 
 
+def _progress(step: Int[Array, ""], total_steps: int | None) -> Float[Array, ""]:
+    """Share of training that is done. ValueError where nobody said how long it is."""
+    if total_steps is None:
+        raise ValueError("this strategy changes over training: make_train_step needs total_steps")
+    return step / total_steps
+
+
+def _gradient_of_each(loss: Callable[[Any], tuple[dict[str, Array], Any]], params: Any) -> tuple[dict[str, Any], Any]:
+    """The gradient of each of several losses by name, and what else they come with: one forward pass for all."""
+    losses, pull_back, rest = jax.vjp(loss, params, has_aux=True)
+    only = lambda name: {other: jnp.full_like(value, other == name) for other, value in losses.items()}
+    return {name: pull_back(only(name))[0] for name in losses}, rest
+
+
+def _norm(gradient: Any) -> Float[Array, ""]:
+    return jnp.sqrt(sum(jnp.square(leaf).sum() for leaf in jax.tree.leaves(gradient)))
+
+
 def _forward(
-    model: Any, strategy: Strategy, preprocess: Callable[[Array], Array], params: Any, batch_stats: Any, batch: Batch
+    model: Any,
+    strategy: Strategy,
+    preprocess: Callable[[Array], Array],
+    progress: Callable[[], Array],
+    params: Any,
+    batch_stats: Any,
+    batch: Batch,
 ) -> tuple[Terms, Any, Total]:
     """Forward pass: the strategy's terms, the updated batch statistics, right predictions and how many there are."""
     _check_batch(batch)
@@ -181,7 +233,7 @@ def _forward(
     cams.check_label_range(labels, 0, output.logits.shape[-1] - 1)
     log_probabilities = lambda logits: jnp.where(mask[..., None], jax.nn.log_softmax(logits), 0)
     input_gradient = lambda: jax.grad(lambda x: log_probabilities(apply(x)[0].logits).sum())(images)
-    evidence = Evidence(output, labels, mask, weight, batch["saliency"], input_gradient)
+    evidence = Evidence(output, labels, mask, weight, batch["saliency"], input_gradient, progress)
     correct = (output.logits.argmax(-1) == labels) & mask
     return strategy(evidence), updated.get("batch_stats", {}), Total(correct.sum(), mask.sum())
 

@@ -2,17 +2,18 @@
 
     total = alpha * cross-entropy + (1 - alpha) * guidance
 
-with an alpha that is given, or that each step finds (`WEIGHTINGS`).
+with an alpha that is given, that each step finds (`WEIGHTINGS`), or that rises over training (`GUIDANCE_SCHEDULES`).
 
 A new strategy is one function here, one line in `STRATEGIES` and a config. `opposed`, `difference` and `contrast`
-are reconstructions from the abstract of arXiv 2507.17000; see `tfcam_jax.losses`.
+are reconstructions from the abstract of arXiv 2507.17000, those in `OWN` are this project's own; see
+`tfcam_jax.losses`.
 """
 
 from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
@@ -30,6 +31,12 @@ CAM_FEATURES = ("pooled", "hooked")
 ATTRIBUTIONS = ("true", "difference")
 # What alpha is. fixed: a number. loss_share: cross-entropy / (cross-entropy + guidance), of each batch's means.
 WEIGHTINGS = ("fixed", "loss_share")
+# What becomes of guidance's weight, 1 - alpha, over training, and the share of training after which it is 0. fixed: it
+# stays. linear_down: it falls to 0 in a line. early: it stays until then.
+GUIDANCE_SCHEDULES = {"fixed": None, "linear_down": 1.0, "early": 0.5}
+# What is asked of D = T - U on images of chosen classes without a human map. flat: that it is the same everywhere.
+# positive: that no place speaks against the label.
+UNMARKED = ("flat", "positive")
 
 
 class View(NamedTuple):
@@ -178,6 +185,69 @@ def input_gradient(evidence: Evidence, *, alpha: float = 0.5) -> Terms:
     return guided(evidence, alpha, "input_gradient", guidance)
 
 
+def unsigned_energy(evidence: Evidence, *, alpha: float = 0.5, cam_class: str = "true") -> Terms:
+    """Where both maps differ, whichever is higher, inside the human map (own). See `losses.unsigned_energy_loss`."""
+
+    def guidance(view: View):
+        loss = losses.unsigned_energy_loss(view.true_map, view.false_map, view.saliency)
+        maps = cams.difference_salience(view.true_map, view.false_map)
+        magnitude = cams.largest_magnitude(view.true_map, view.false_map)
+        return loss, view.usable & ~cams.is_rounding(maps, magnitude)
+
+    return guided(evidence, alpha, "unsigned_energy", guidance, cam_class)
+
+
+def feature_energy(evidence: Evidence, *, alpha: float = 0.5) -> Terms:
+    """What the features are active at inside the human map, whatever class they speak for (own).
+
+    `losses.energy_loss` of `cams.mean_activation`: guidance through what both classes share, not through the head. Of
+    many labels of an image all have that one map, and each that has a human map asks for it.
+    """
+
+    def guidance(view: View):
+        activation = _activation(evidence, view)
+        return losses.energy_loss(activation, view.saliency), view.usable & (activation > 0).any((-2, -1))
+
+    return guided(evidence, alpha, "feature_energy", guidance)
+
+
+def feature_map(evidence: Evidence, *, alpha: float = 0.5, divergence: Divergence = mse) -> Terms:
+    """The features' mean activation like the human's map (own): `cyborg` without the head, see `feature_energy`."""
+
+    def guidance(view: View):
+        activation = _activation(evidence, view)
+        return losses.cyborg_loss(activation, view.saliency, divergence), view.usable & _vary(activation)
+
+    return guided(evidence, alpha, "feature_map", guidance)
+
+
+def aligned(evidence: Evidence, *, alpha: float = 0.5, divergence: Divergence = mse, cam_class: str = "true") -> Terms:
+    """Both maps like the human's (own): a control of `opposed`, against the paper's hypothesis."""
+    loss = lambda view: losses.aligned_loss(view.true_map, view.false_map, view.saliency, divergence)
+    guidance = lambda view: (loss(view), view.usable & _vary(view.true_map, view.false_map))
+    return guided(evidence, alpha, "aligned", guidance, cam_class)
+
+
+def place_and_sign(
+    evidence: Evidence, *, alpha: float = 0.5, divergence: Divergence = mse, cam_class: str = "true"
+) -> Terms:
+    """True-class map like the human's, and no evidence against the label inside it (own)."""
+    loss = lambda view: losses.place_and_sign_loss(view.true_map, view.false_map, view.saliency, divergence)
+    guidance = lambda view: (loss(view), view.usable & _vary(view.true_map))
+    return guided(evidence, alpha, "place_and_sign", guidance, cam_class)
+
+
+def order(evidence: Evidence, *, alpha: float = 0.5, attribution: str = "difference", cam_class: str = "true") -> Terms:
+    """Places inside the human map above places outside, on T or on D; nothing is asked of the shape (own)."""
+
+    def guidance(view: View):
+        maps = _attribution(view, attribution)
+        magnitude = cams.largest_magnitude(view.true_map, view.false_map) if attribution == "difference" else None
+        return losses.order_loss(maps, view.saliency), view.usable & ~cams.is_constant(maps, magnitude)
+
+    return guided(evidence, alpha, "order", guidance, cam_class)
+
+
 def sham(evidence: Evidence, *, alpha: float = 0.5, divergence: Divergence = mse, cam_class: str = "true") -> Terms:
     """Adversarial control: `cyborg` towards the border ring, on the same examples that `cyborg` would use."""
     guidance = lambda view: (losses.sham_loss(view.true_map, divergence), view.usable & _vary(view.true_map))
@@ -195,15 +265,27 @@ STRATEGIES: dict[str, Callable[..., Terms]] = {
     "entropy": entropy,
     "hard_negative": hard_negative,
     "input_gradient": input_gradient,
+    "unsigned_energy": unsigned_energy,
+    "feature_energy": feature_energy,
+    "feature_map": feature_map,
+    "aligned": aligned,
+    "place_and_sign": place_and_sign,
+    "order": order,
     "sham": sham,
 }
 
 # They stand for the paper's methods, of which no equation could be read.
 RECONSTRUCTIONS = ("opposed", "difference", "contrast")
 
+# Neither the paper's nor of the literature: made here, to find out why guidance helps.
+OWN = ("unsigned_energy", "feature_energy", "feature_map", "aligned", "place_and_sign", "order")
+
 # These need no second place in a map: the size of U alone counts, or the gradient by the image's own pixels.
 _ON_ONE_PLACE = frozenset({"cross_entropy", "hard_negative", "input_gradient"})
 
+
+# What every strategy takes that has guidance.
+_OF_GUIDANCE = ("weighting", "schedule", "schedule_share", "unmarked", "unmarked_classes")
 
 # No human map enters the guidance of these.
 _WITHOUT_HUMAN_MAPS = frozenset({"cross_entropy", "entropy", "hard_negative", "sham"})
@@ -212,18 +294,19 @@ _WITHOUT_HUMAN_MAPS = frozenset({"cross_entropy", "entropy", "hard_negative", "s
 def strategy_options(name: str) -> list[str]:
     """Names of the options that `make_strategy` takes for a strategy of the table.
 
-    Its own, and `weighting` where it weighs guidance at all.
+    Its own, and where it weighs guidance at all those of every such strategy.
     """
     check_known("strategy", name, STRATEGIES)
     parameters = inspect.signature(STRATEGIES[name]).parameters.values()
     own = [parameter.name for parameter in parameters if parameter.kind is parameter.KEYWORD_ONLY]
-    return [*own, "weighting"] if "alpha" in own else own
+    return [*own, *_OF_GUIDANCE] if "alpha" in own else own
 
 
 def alpha_of(name: str, alpha: float | None, weighting: str | None) -> float | None:
     """The number that weighs cross-entropy in a strategy with these options, None being its default.
 
     None where there is no such number: nothing else is in the loss, as in `cross_entropy`, or each step finds its own.
+    With a schedule it is the number that training begins with.
     """
     if "alpha" not in strategy_options(name) or weighting == "loss_share":
         return None
@@ -233,6 +316,11 @@ def alpha_of(name: str, alpha: float | None, weighting: str | None) -> float | N
 def reads_human_maps(name: str, alpha: float | None = None) -> bool:
     """Whether human maps enter the loss of a strategy of the table, with this weight of cross-entropy."""
     return name not in _WITHOUT_HUMAN_MAPS and alpha != 1
+
+
+def reads_images(name: str, alpha: float | None = None) -> bool:
+    """Whether the loss of a strategy of the table asks for the gradient by the image, with this alpha."""
+    return name == "input_gradient" and alpha != 1
 
 
 def check_places(name: str, alpha: float | None, places: int) -> None:
@@ -249,7 +337,10 @@ def make_strategy(name: str, **options: Any) -> Strategy:
     Args:
       name: key of `STRATEGIES`.
       **options: keyword arguments of the strategy; None means its own default. `divergence` is a key of `DIVERGENCES`.
-        `weighting` is one of `WEIGHTINGS`, by default "fixed", see `share_losses` for the other.
+        `weighting` is one of `WEIGHTINGS`, by default "fixed", see `share_losses` for the other. `schedule` is one of
+        `GUIDANCE_SCHEDULES`, by default "fixed", and `schedule_share` how long it lasts, see `schedule_guidance`.
+        `unmarked` is one of `UNMARKED`, by default none, for the classes of the indices `unmarked_classes`, see
+        `guide_unmarked`.
 
     Raises:
       ConfigError: an unknown name or value, or an option that this strategy does not have (it would do nothing).
@@ -266,19 +357,104 @@ def make_strategy(name: str, **options: Any) -> Strategy:
         raise ConfigError(f"alpha weighs cross-entropy against guidance and lies in [0, 1]; got {chosen['alpha']}")
     named = {"divergence": DIVERGENCES, "attribution": ATTRIBUTIONS, "weighting": WEIGHTINGS}
     named |= {"cam_class": CAM_CLASSES, "cam_features": CAM_FEATURES}
+    named |= {"schedule": GUIDANCE_SCHEDULES, "unmarked": UNMARKED}
     for key, values in named.items():
         if key in chosen:
             check_known(key, chosen[key], values)
     if "divergence" in chosen:
         chosen["divergence"] = DIVERGENCES[chosen["divergence"]]
-    weighting = chosen.pop("weighting", "fixed")
-    if weighting == "loss_share" and "alpha" in chosen:
+    weighting, schedule = chosen.pop("weighting", "fixed"), chosen.pop("schedule", "fixed")
+    lasts, unmarked = chosen.pop("schedule_share", None), chosen.pop("unmarked", None)
+    classes = tuple(chosen.pop("unmarked_classes", ()))
+    _check_together(weighting, schedule, lasts, unmarked, classes, chosen.get("alpha"))
+    strategy = functools.partial(STRATEGIES[name], **chosen)
+    strategy = share_losses(strategy) if weighting == "loss_share" else strategy
+    strategy = schedule_guidance(strategy, schedule, lasts) if schedule != "fixed" else strategy
+    return guide_unmarked(strategy, unmarked, classes) if unmarked else strategy
+
+
+def _check_together(
+    weighting: str,
+    schedule: str,
+    lasts: float | None,
+    unmarked: str | None,
+    classes: Sequence[Any],
+    alpha: float | None,
+) -> None:
+    """Raises ConfigError for options of guidance that contradict each other, or of which one does nothing."""
+    if weighting == "loss_share" and (alpha is not None or schedule != "fixed"):
+        other = f"alpha is {alpha}" if alpha is not None else f"schedule is {schedule!r}"
         raise ConfigError(
-            f"alpha is {chosen['alpha']} and weighting is 'loss_share', by which each step finds its own alpha, "
+            f"{other} and weighting is 'loss_share', by which each step finds its own alpha, "
             "cross-entropy / (cross-entropy + guidance): leave one unset."
         )
-    strategy = functools.partial(STRATEGIES[name], **chosen)
-    return share_losses(strategy) if weighting == "loss_share" else strategy
+    if lasts is not None and (schedule == "fixed" or not 0 < lasts <= 1):
+        wanted = "the share of training, above 0 and at most 1, after which a schedule of guidance has ended"
+        raise ConfigError(f"schedule_share is {lasts} and schedule is {schedule!r}: it is {wanted}.")
+    if bool(unmarked) != bool(classes):
+        raise ConfigError(
+            f"unmarked is {unmarked!r} and unmarked_classes is {classes!r}: give both, what D is to be where there is "
+            "no human map, and of which classes, or neither."
+        )
+
+
+def schedule_guidance(strategy: Strategy, schedule: str, lasts: float | None = None) -> Strategy:
+    """The strategy with its guidance weighed down over training: alpha rises to 1, after which cross-entropy is alone.
+
+    What the strategy weighs with `w` gets `w f`, and cross-entropy, of weight `alpha`, `1 - (1 - alpha) f`, so that
+    they add up to what they did. f is `remaining_guidance` of the step, so that nothing is compiled anew, and a run
+    that goes on from a checkpoint has the same.
+    """
+    return functools.partial(_schedule_guidance, strategy, schedule, lasts)
+
+
+def remaining_guidance(schedule: str, lasts: float | None, progress: Any) -> Any:
+    """The factor in [0, 1] of guidance's weight when the share `progress` of training is done; arrays or floats.
+
+    `lasts` is the share of training after which it is 0; None: the default of `GUIDANCE_SCHEDULES`.
+    """
+    lasts = GUIDANCE_SCHEDULES[schedule] if lasts is None else lasts
+    if lasts is None:  # fixed
+        return 1.0
+    return (progress < lasts) * (1 - progress / lasts if schedule == "linear_down" else 1.0)
+
+
+def _schedule_guidance(strategy: Strategy, schedule: str, lasts: float | None, evidence: Evidence) -> Terms:
+    terms = strategy(evidence)
+    if len(terms) == 1:  # nothing but cross-entropy
+        return terms
+    factor = remaining_guidance(schedule, lasts, evidence.progress())
+    rescaled = lambda name, weight: 1 - (1 - weight) * factor if name == "cross_entropy" else weight * factor
+    return {name: term._replace(weight=rescaled(name, term.weight)) for name, term in terms.items()}
+
+
+def guide_unmarked(strategy: Strategy, kind: str, classes: Sequence[int]) -> Strategy:
+    """The strategy with a term more, `unmarked`, for images on which nobody has anything to mark, as normal ones.
+
+    It takes the examples of `classes`, indices, that have no usable human map, and no others: one of another class
+    without a map is one that nobody annotated. It weighs as guidance does; the two are means over different examples.
+
+    Args:
+      strategy: any with guidance.
+      kind: "flat" asks that D = T - U is the same everywhere (`losses.uneven_loss`), "positive" that no place speaks
+        against the label (`losses.against_loss`, on all places).
+      classes: of the labels.
+    """
+    return functools.partial(_guide_unmarked, strategy, kind, tuple(classes))
+
+
+def _guide_unmarked(strategy: Strategy, kind: str, classes: tuple[int, ...], evidence: Evidence) -> Terms:
+    terms = strategy(evidence)
+    if len(terms) == 1:
+        return terms
+    weight = next(term.weight for name, term in terms.items() if name != "cross_entropy")
+    view = _view(evidence, evidence.labels, None)
+    if kind == "flat":
+        per_example = losses.uneven_loss(view.true_map, view.false_map)
+    else:
+        per_example = losses.against_loss(view.true_map, view.false_map, jnp.ones_like(view.saliency))
+    chosen = functools.reduce(jnp.logical_or, [evidence.labels == index for index in classes])
+    return {**terms, "unmarked": Term(weight, per_example, evidence.mask & chosen & ~view.usable)}
 
 
 def share_losses(strategy: Strategy) -> Strategy:
@@ -321,6 +497,14 @@ def _view(evidence: Evidence, labels: Array, features: Array | None) -> View:
 def _vary(*maps: Array) -> Array:
     """Where all of these maps say something."""
     return ~functools.reduce(jnp.logical_or, map(cams.is_constant, maps))
+
+
+def _activation(evidence: Evidence, view: View) -> Array:
+    """The features' own map, one an image, for each of its labels."""
+    activation = cams.mean_activation(evidence.output.features)
+    if activation.ndim < view.saliency.ndim:
+        activation = jnp.expand_dims(activation, 1)
+    return jnp.broadcast_to(activation, view.saliency.shape)
 
 
 def _attribution(view: View, attribution: str) -> Array:

@@ -46,6 +46,7 @@ class Evidence(NamedTuple):
       human_maps: human saliency at the image's resolution, any non-negative range; all zero where nobody annotated.
       input_gradient: computes the gradient of `sum_k log p_k` by the normalised image, `[batch, H, W, channels]`.
         A second pass through the model, so only strategies that need it call it.
+      progress: gives the share of training's steps that are done, in [0, 1).
     """
 
     output: Output
@@ -54,16 +55,17 @@ class Evidence(NamedTuple):
     weight: Float[Array, "*batch"]
     human_maps: Float[Array, "*batch H W"]
     input_gradient: Callable[[], Array]
+    progress: Callable[[], Float[Array, ""]]
 
 
 class Term(NamedTuple):
     """One term of the loss: `weight * mean`, its mean being `sum(mask * per_example) / sum(mask)` over all devices.
 
     A `weight` of None is found in each step: the term's mean over the sum of the means of all terms that have None, see
-    `reduce_terms`. Such terms must not be negative.
+    `reduce_terms`. Such terms must not be negative. An array is a weight that changes with the step.
     """
 
-    weight: float | None
+    weight: float | Float[Array, ""] | None
     per_example: Float[Array, "*batch"]
     mask: Bool[Array, "*batch"]
 
@@ -93,13 +95,19 @@ def reduce_terms(
     all of them, and the gradient goes through that weight too: together `sum_k mean_k^2 / sum_k mean_k`. Value and
     gradient are 0 where all of these means are.
     """
-    share = jnp.zeros(())
+    shares, totals = share_terms(terms, axis_name, whole)
+    return sum(shares.values(), jnp.zeros(())), totals
+
+
+def share_terms(
+    terms: Terms, axis_name: str | None = None, whole: dict[str, Total] | None = None
+) -> tuple[dict[str, Float[Array, ""]], dict[str, Total]]:
+    """As `reduce_terms`, with this part's share of the loss left apart by term."""
     totals = total_terms(terms, axis_name)
     whole = whole or totals
     slopes = _slopes(terms, whole)
-    for name, term in terms.items():
-        share = share + slopes[name] * _sum(term) / jnp.maximum(whole[name].count, 1)
-    return share, totals
+    share = lambda name, term: slopes[name] * _sum(term) / jnp.maximum(whole[name].count, 1)
+    return {name: share(name, term) for name, term in terms.items()}, totals
 
 
 def total_terms(terms: Terms, axis_name: str | None = None) -> dict[str, Total]:

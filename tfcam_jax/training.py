@@ -3,24 +3,30 @@
 from __future__ import annotations
 
 import dataclasses
+import time
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
+import jax
+import numpy as np
 from absl import logging
 
-from .data.human_maps import check_maps, describe_maps
+from .data.human_maps import check_maps, check_unmarked, describe_maps
+from .data.kept_features import KeptFeatures
 from .data.paths import local_path
 from .data.pipeline import WorkerError, prefetch_to_device
 from .devices.distributed import is_first, wait_for_all
 from .devices.memory import explain_out_of_memory
 from .evaluation import evaluate_best, evaluate_source, format_results, tabulate_scores
 from .experiment import ConfigDict, Experiment, Recipe, build_experiment, keep_checks, open_dataset, resolve
-from .inference import InitialState, describe_origin, initial_state
+from .inference import InitialState, describe_origin, initial_state, outputs_of
 from .metrics.classification import BETTER, classification
 from .metrics.scores import write_scores
 from .run.checkpoints import Checkpoints
 from .run.data_record import DataRecord, check_same_data, describe_dataset, keep_fingerprint, record_data
 from .run.files import write_json
+from .run.fingerprints import fingerprint_tree
 from .run.interruption import Interruption, StoppedError
 from .run.metric_window import MetricWindow
 from .run.metrics_log import START, MetricWriter, open_writer
@@ -102,7 +108,9 @@ def train_recipe(
     experiment = experiment or build_experiment(recipe, open_dataset(recipe, workdir / CHECKS))
     if recipe.reads_maps and recipe.epochs:
         check_maps(experiment.dataset)
-        progress.say("\n".join(describe_maps(experiment.dataset)))
+    if (recipe.reads_maps or recipe.unmarked_classes) and recipe.epochs:
+        check_unmarked(experiment.dataset, recipe.unmarked_classes)
+        progress.say("\n".join(describe_maps(experiment.dataset, recipe.unmarked_classes)))
     with explain_out_of_memory(_LESS_MEMORY):
         initial = None if continued else initial_state(experiment)  # before a folder is made: weights may not load
     if initial and initial.origin:
@@ -120,6 +128,8 @@ def train_recipe(
         state, record = _start(experiment, checkpoints, initial, workdir, data, accept_changed_data)
         keep_fingerprint(workdir, data)
         step = int(state.step)
+        if recipe.frozen and recipe.epochs:
+            experiment = keep_features(experiment, state, progress)
         with open_writer(workdir, record["metrics"], step) as writer, progress:
             done = record["epoch"], record["batch"], len(record["pending"])
             run = _Run(experiment, checkpoints, writer, stop, progress)
@@ -144,6 +154,53 @@ def train_recipe(
         progress.say(format_results(results, f"{recipe.strategy_name}: best checkpoint, epoch {results['epoch']}"))
         progress.say(next_steps(workdir))
     return results
+
+
+def keep_features(experiment: Experiment, state: TrainState, progress: Progress) -> Experiment:
+    """The experiment on features of the frozen part, computed once, where they can be kept; tells which it is.
+
+    Both ways give the same but for rounding: otherwise each step runs the frozen part, as it is in evaluation.
+
+    Raises:
+      StoppedError: after a signal.
+    """
+    recipe, programs, dataset = experiment.recipe, experiment.on_features, experiment.dataset
+    assert recipe.frozen and programs, "nothing is frozen"
+    beginning = f"Trained from {recipe.train_from} on ({_share_trained(state.params, recipe.frozen_modules)})"
+    if why_not := recipe.why_not_kept(dataset):
+        progress.say(f"{beginning}; what comes before runs in each step: {why_not}.")
+        return experiment
+    frozen = [{name: tree[name] for name in tree if name in recipe.frozen_modules} for tree in state[1:3]]
+    of_data = [(name, recipe.views[name], source.records.ids) for name, source in dataset.splits.items()]
+    key = [fingerprint_tree(frozen), recipe.of_features, of_data]
+    began = time.monotonic()
+    views = experiment.keep(key, lambda: _compute_features(experiment, programs.features, state))
+    mirrored = sum(len(each) for name, each in views.items() if recipe.views[name] == 2)
+    told = f"of {sum(map(len, views.values())):,} images" + (f" and {mirrored:,} mirror images" if mirrored else "")
+    spent = f"{recipe.bytes_kept(dataset) / 2**20:,.0f} MiB, {time.monotonic() - began:.1f} s"
+    progress.say(f"{beginning}; what comes before was computed once, {told}, and is kept ({spent}).")
+    splits = {name: KeptFeatures(source, views[name]) for name, source in dataset.splits.items()}
+    steps = {"train_step": programs.train_step, "eval_step": programs.eval_step}
+    return dataclasses.replace(experiment, dataset=dataclasses.replace(dataset, splits=splits), **steps)
+
+
+def _compute_features(experiment: Experiment, features: Callable[..., Any], state: TrainState) -> dict[str, np.ndarray]:
+    """[n, views, ...] of each split; an array that no other holds."""
+    recipe = experiment.recipe
+    of_mirrored = lambda batch: features(state.params, state.batch_stats, batch | {"image": batch["image"][:, :, ::-1]})
+    found = {}
+    for split, source in experiment.dataset.splits.items():
+        also = (lambda _, batch: (of_mirrored(batch),)) if recipe.views[split] == 2 else (lambda _, batch: ())
+        outputs = outputs_of(features, state, experiment.eval_epoch(source), also)
+        found[split] = np.concatenate([np.stack([plain, *others], axis=1) for plain, others in outputs])
+    return found
+
+
+def _share_trained(params: Mapping[str, Any], frozen: Collection[str]) -> str:
+    """How many of the parameters are trained."""
+    count = lambda tree: sum(leaf.size for leaf in jax.tree.leaves(tree))
+    trained = count({name: tree for name, tree in params.items() if name not in frozen})
+    return f"{trained:,} of {count(params):,} parameters"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -227,7 +284,8 @@ def train_one_epoch(run: _Run, state: TrainState, epoch: int, first_batch: int, 
     """
     recipe, size = run.experiment.recipe, run.experiment.steps_per_epoch
     step = int(state.step)
-    window = MetricWindow(run.experiment.dataset.splits["train"].records.ids, step, pending, recipe.loss_share)
+    weights = {"loss_share": recipe.loss_share, "alpha_at": recipe.alpha_at(recipe.epochs * size)}
+    window = MetricWindow(run.experiment.dataset.splits["train"].records.ids, step, pending, **weights)
     on_device = lambda batch: run.experiment.put_batch({k: v for k, v in batch.items() if k != "index"})
     host_batches = run.experiment.train_epoch(epoch, first_batch)
     batches = prefetch_to_device(host_batches, lambda batch: (on_device(batch), batch["index"]))

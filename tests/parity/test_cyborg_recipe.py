@@ -115,7 +115,7 @@ def run_ours(recipe: Any, start: dict[str, np.ndarray], batches: list[dict[str, 
         variables = {kind: traverse_util.unflatten_dict(tree, sep=".") for kind, tree in variables.items()}
         state, step = (
             create_train_state(variables, tx),
-            jax.jit(make_train_step(model, tx, recipe.strategy, preprocess)),
+            jax.jit(make_train_step(model, tx, recipe.strategy_for(()), preprocess)),
         )
         for batch in batches:
             batch = {key: array for key, array in batch.items() if key != "index"}

@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import random
+import signal
 import sys
 import tempfile
 import time
@@ -43,6 +44,8 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0, help="of moments and damages (0)")
     parser.add_argument("--minutes", type=float, default=120.0, help="what is not done after so long is left out (120)")
     chosen = parser.parse_args()
+    # A shell's job in the background ignores Ctrl-C, and what it starts inherits that; they would rightly go on.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     if not study_faults(chosen.out, Asked(chosen.kills, chosen.inputs, chosen.races), chosen.seed, chosen.minutes):
         sys.exit("error: not all is as it should be; see the lines marked with !")
 

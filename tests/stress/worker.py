@@ -17,7 +17,7 @@ from tfcam_jax import training as train
 from tfcam_jax.errors import ConfigError, UserError
 from tfcam_jax.evaluation import evaluate
 
-_LONGEST = 60.0
+_LONGEST = 120.0  # a network is compiled, maybe beside other work
 ACTIONS = ("train", "continue", "evaluate")
 
 

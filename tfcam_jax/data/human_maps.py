@@ -7,7 +7,7 @@ the true maps beat them. The examples that have a map stay the same, and so do o
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -243,8 +243,11 @@ def format_counts(counts: Mapping[str, Mapping[str, int]]) -> str:
     return ", ".join(f"{name} {each['maps']} of {each['images']}" for name, each in counts.items())
 
 
-def describe_maps(dataset: Dataset) -> list[str]:
-    """Lines that tell how many images of each class of training have a human map, and where that is next to none."""
+def describe_maps(dataset: Dataset, unmarked_classes: Collection[str] = ()) -> list[str]:
+    """Lines that tell how many images of each class of training have a human map, and where that is next to none.
+
+    Of `unmarked_classes` (`strategies.guide_unmarked`) also how many have none.
+    """
     counts = count_maps(dataset)
     lines, (maps, images) = [f"Human maps in training: {format_counts(counts)}"], _sum(counts)
     if maps and maps < _FEW * images:
@@ -252,7 +255,13 @@ def describe_maps(dataset: Dataset) -> list[str]:
     records = dataset.splits["train"].records
     if records.predicted is not None and (predicted := int((records.has_map & records.predicted).sum())):
         lines.append(f"{predicted} of these maps were predicted by a network, the others are people's.")
-    lacking = [name for name, each in counts.items() if not each["maps"]] if maps else []
+    for name in unmarked_classes:
+        without = counts[name]["images"] - counts[name]["maps"]
+        lines.append(
+            f"Guided as images on which there is nothing to mark: the {without} of {name} without a human map."
+        )
+    lacking = [name for name, each in counts.items() if not each["maps"] and name not in unmarked_classes]
+    lacking = lacking if maps else []
     if lacking:
         which = " and ".join(lacking)
         lines.append(f"No image of {which} has a human map: guidance enters the loss for the other classes alone.")
@@ -266,6 +275,15 @@ def check_maps(dataset: Dataset) -> None:
         what = f"none of the {images} training images has a usable human map, so that guidance would be void"
         remedy = "launch/prepare.py --check says what became of each; or take --config.strategy=cross_entropy"
         raise DataError([f"{dataset.name}: {what}; {remedy}"])
+
+
+def check_unmarked(dataset: Dataset, unmarked_classes: Collection[str]) -> None:
+    """Raises DataError for a class of which no training image lacks a human map: there would be no example for it."""
+    counts = count_maps(dataset)
+    for name in unmarked_classes:
+        if counts[name]["maps"] == counts[name]["images"]:
+            what = f"all {counts[name]['images']} training images of {name!r} have a human map"
+            raise DataError([f"{dataset.name}: {what}; take {name!r} out of config.guidance.unmarked_classes"])
 
 
 def _sum(counts: Mapping[str, Mapping[str, int]]) -> tuple[int, int]:

@@ -78,7 +78,8 @@ def claimed(out: Path) -> Iterator[None]:
                     "it is. Take it away, or choose another place."
                 )
         try:
-            lock.write_text(f"{_MARK}: {describe_process()}\n", encoding="utf-8")
+            with _told(out):
+                lock.write_text(f"{_MARK}: {describe_process()}\n", encoding="utf-8")
             yield
         finally:
             if not any(map(os.path.lexists, parts)):

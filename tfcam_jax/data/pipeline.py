@@ -14,13 +14,14 @@ from jaxtyping import Float, Int
 
 from ..errors import UserError, check_known
 from .bounds import decoding
+from .kept_features import KeptFeatures
 from .source import Source
 from .transforms import IDENTITY, Augment, Resize, apply
 
-# image uint8 [B, S, S, channels]; saliency float32 [B, S, S], all zero = no map, or [B, s, s] where maps have a size of
-# their own; label int32 [B]; mask float32 [B], 1 for an example, 0 for padding; weight float32 [B], of the example's
-# cross-entropy, 0 for padding; draw uint32 [B], random, 0 in evaluation and for padding; index int32 [B], the row in
-# `source.records`, -1 for padding.
+# image uint8 [B, S, S, channels], or of a `KeptFeatures` its features [B, ...]; saliency float32 [B, S, S], all zero =
+# no map, or [B, s, s] where maps have a size of their own; label int32 [B]; mask float32 [B], 1 for an example, 0 for
+# padding; weight float32 [B], of the example's cross-entropy, 0 for padding; draw uint32 [B], random, 0 in evaluation
+# and for padding; index int32 [B], the row in `source.records`, -1 for padding.
 Batch = dict[str, np.ndarray]
 
 BALANCES = ("none", "weights", "sampling")
@@ -61,20 +62,26 @@ class _LoadBatch:
         for i, position in enumerate(positions):
             row = int(self.order[position])
             rng = None if self.seed is None else np.random.default_rng([*self.seed, position])
-            with decoding():  # until both have their final size
-                image, saliency = apply(self.source[row], self.resize, self.augment, rng)
-            batch = batch or self._padding(count, image.shape[-1])
+            image, saliency = self._read(row, rng)
+            batch = batch or self._padding(count, image)
             batch["image"][i], batch["saliency"][i] = image, saliency
             batch["label"][i] = self.source.records.labels[row]
             batch["mask"][i], batch["weight"][i], batch["index"][i] = 1, self.weights[row], row
             batch["draw"][i] = self.draws[position]
         # A host beyond the end of the last batch still needs to know how many channels its padding has.
-        return batch or self._padding(count, self.source[0].image.shape[-1])
+        return batch or self._padding(count, self._read(0, None)[0])
 
-    def _padding(self, count: int, channels: int) -> Batch:
-        size, map_size = self.resize.size, self.resize.map_size or self.resize.size
+    def _read(self, row: int, rng: np.random.Generator | None) -> tuple[np.ndarray, np.ndarray]:
+        """Image, or its features, and map."""
+        if isinstance(self.source, KeptFeatures):
+            return self.source.read(row, self.resize, self.augment, rng)
+        with decoding():  # until both have their final size
+            return apply(self.source[row], self.resize, self.augment, rng)
+
+    def _padding(self, count: int, image: np.ndarray) -> Batch:
+        map_size = self.resize.map_size or self.resize.size
         return {
-            "image": np.zeros((count, size, size, channels), np.uint8),
+            "image": np.zeros((count, *image.shape), image.dtype),
             "saliency": np.zeros((count, map_size, map_size), np.float32),
             "label": np.zeros(count, np.int32),
             "mask": np.zeros(count, np.float32),

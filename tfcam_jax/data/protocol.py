@@ -84,18 +84,19 @@ class ProtocolOptions:
     leakage: str = "refuse"
 
     def __post_init__(self):
-        check_known("protocol.name", self.name, PROTOCOLS)
-        check_known("protocol.leakage", self.leakage, LEAKAGE)
+        check_known("config.data.protocol.name", self.name, PROTOCOLS)
+        check_known("config.data.protocol.leakage", self.leakage, LEAKAGE)
         wanted = {"open": "one or more", "leave_one_domain_out": "one"}.get(self.name, "no")
         fits = {"one or more": bool(self.domains), "one": len(self.domains) == 1, "no": not self.domains}[wanted]
         if not fits:
             given = ", ".join(self.domains) or "none"
-            raise ConfigError(f"protocol {self.name} takes {wanted} protocol.domains; got {given}")
+            raise ConfigError(f"protocol {self.name} takes {wanted} config.data.protocol.domains; got {given}")
         if self.seed < 0:
-            raise ConfigError(f"protocol.seed must not be negative; got {self.seed}")
+            raise ConfigError(f"config.data.protocol.seed must not be negative; got {self.seed}")
         if self.name == "k_fold" and not (self.num_folds >= 3 and 0 <= self.fold < self.num_folds):
             given = f"{self.num_folds} and {self.fold}"
-            raise ConfigError(f"k_fold needs num_folds >= 3 and 0 <= fold < num_folds; got {given}")
+            keys = "config.data.protocol.num_folds >= 3 and 0 <= config.data.protocol.fold < num_folds"
+            raise ConfigError(f"k_fold needs {keys}; got {given}")
 
 
 def assign_splits(
@@ -114,7 +115,8 @@ def assign_splits(
         known = sorted(set(records.domains))
         told = f"there are {', '.join(known)}"
         if wrong := [domain for domain in domains if domain not in known]:
-            raise DataError([f"protocol.domains: no image has domain {domain!r}; {told}" for domain in wrong])
+            key = "config.data.protocol.domains"
+            raise DataError([f"{key}: no image has domain {domain!r}; {told}" for domain in wrong])
         split[np.isin(records.domains, list(domains))] = "test"
     if name == "k_fold":
         split = _k_fold(records, protocol)
@@ -247,7 +249,7 @@ def _without_leakage(records: Records, split: np.ndarray, drop: bool) -> np.ndar
     for row, other, kind in found:
         what = f"group {kept.groups[row]}" if kind == "group" else f"equal {kind}"
         pair = f"{kept.ids[row]} ({parts[row]}) and {kept.ids[other]} ({parts[other]})"
-        problems.append(f"{pair}: {what} in two splits; set protocol.leakage=drop, or correct the groups")
+        problems.append(f"{pair}: {what} in two splits; set config.data.protocol.leakage=drop, or correct the groups")
     if problems and not drop:
         raise DataError(problems)
     if problems:

@@ -7,7 +7,7 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Float, UInt8
+from jaxtyping import Float, Shaped, UInt8
 from PIL import Image, ImageEnhance
 
 from ..errors import ConfigError, check_ranges
@@ -63,6 +63,11 @@ class Augment:
             )
             raise ConfigError(f"{what}, 0 < least <= largest, as (0.1, 2.0); got {self.map_blur}")
 
+    @property
+    def of_pixels(self) -> tuple[str, ...]:
+        """What is varied of the image beyond flips; without it an image has two views at most."""
+        return tuple(name for name in LIMITS if name != "flip" and getattr(self, name))
+
 
 IDENTITY = Augment()
 
@@ -116,25 +121,55 @@ def apply(
     Without a source of draws, `rng`, nothing is varied. The saliency returned is all zero, which later stages read as
     "no map", if there is none, if it is constant, or if the crop leaves a constant piece of it.
     """
-    geometry = _Geometry() if rng is None else _draw(augment, rng)
+    geometry, colours, blur = _draw_all(augment, rng)
     image = _move_picture(_in_stages(example.picture, resize.through), resize.size, geometry)
-    # Drawn whether used or not, as in `_draw`.
-    colours, blur = (None, None) if rng is None else (rng.random(3), rng.random())
     if colours is not None and (augment.brightness or augment.contrast or augment.saturation):
         image = _recolour(image, augment, colours)
+    return image, _blur_as_drawn(_resize_map(example.saliency, resize, geometry), augment, blur)
+
+
+def resize_map(saliency: Float[np.ndarray, "h w"] | None, resize: Resize) -> Float[np.ndarray, "map_size map_size"]:
+    """The map that `apply` returns without a source of draws."""
+    return _resize_map(saliency, resize, _Geometry())
+
+
+def vary_views(
+    views: Shaped[np.ndarray, "views ..."],
+    saliency: Float[np.ndarray, "h w"],
+    augment: Augment,
+    rng: np.random.Generator | None = None,
+) -> tuple[np.ndarray, Float[np.ndarray, "h w"]]:
+    """As `apply`, by the same draws, for an image of which there are finished views and a finished map (`resize_map`).
+
+    `views` has what the image is seen as, and, if the augmentation flips, its mirror image; nothing else may vary it
+    (`Augment.of_pixels`).
+    """
+    geometry, _, blur = _draw_all(augment, rng)
+    moved = saliency[:, ::-1] if geometry.flip else saliency
+    return views[int(geometry.flip)], _blur_as_drawn(moved, augment, blur)
+
+
+def _resize_map(saliency: np.ndarray | None, resize: Resize, geometry: _Geometry) -> np.ndarray:
     map_size = resize.map_size or resize.size
-    if example.saliency is None:
-        return image, np.zeros((map_size, map_size), np.float32)
-    saliency = np.asarray(example.saliency, np.float32)
+    if saliency is None:
+        return np.zeros((map_size, map_size), np.float32)
+    saliency = np.asarray(saliency, np.float32)
     if resize.map_size is None:
-        moved = _move_map(_in_stages(Image.fromarray(saliency), resize.through), map_size, geometry)
-    else:
-        eight_bits = Image.fromarray(np.rint(np.clip(saliency, 0, 1) * 255).astype(np.uint8))
-        moved = _move_map(eight_bits, map_size, geometry).astype(np.float32)
-    if blur is not None and augment.map_blur:
-        least, largest = augment.map_blur
-        moved = _blur(moved, least + (largest - least) * blur)
-    return image, moved
+        return _move_map(_in_stages(Image.fromarray(saliency), resize.through), map_size, geometry)
+    eight_bits = Image.fromarray(np.rint(np.clip(saliency, 0, 1) * 255).astype(np.uint8))
+    return _move_map(eight_bits, map_size, geometry).astype(np.float32)
+
+
+def _blur_as_drawn(saliency: np.ndarray, augment: Augment, draw: float | None) -> np.ndarray:
+    if draw is None or not augment.map_blur:
+        return saliency
+    least, largest = augment.map_blur
+    return _blur(saliency, least + (largest - least) * draw)
+
+
+def _draw_all(augment: Augment, rng: np.random.Generator | None) -> tuple[_Geometry, np.ndarray | None, float | None]:
+    """Geometry, three numbers for the colours and one for the map's blur, all of them drawn whether used or not."""
+    return (_Geometry(), None, None) if rng is None else (_draw(augment, rng), rng.random(3), rng.random())
 
 
 def _draw(augment: Augment, rng: np.random.Generator) -> _Geometry:

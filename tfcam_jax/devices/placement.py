@@ -18,11 +18,11 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec, Sharding, SingleDeviceSharding
 
 from ..errors import ConfigError, check_known
-from ..steps import Batch, EvalOutput, StepMetrics, TrainState
+from ..steps import Batch, StepMetrics, TrainState
 from .compilation import compiler_options
 
 TrainStep = Callable[[TrainState, Batch], tuple[TrainState, StepMetrics]]
-EvalStep = Callable[[Any, Any, Batch], EvalOutput]
+EvalStep = Callable[[Any, Any, Batch], Any]  # of rows: `EvalOutput`, or features
 
 MODES = ("auto", "jit", "mesh", "pmap")
 AXIS = "data"

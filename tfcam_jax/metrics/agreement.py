@@ -95,6 +95,45 @@ def fooling_gap(true_map: Float[Array, "*batch h w"], false_map: Float[Array, "*
     return jnp.abs(normalize(true_map) - normalized).mean(_PLACES)
 
 
+def positive_inside(
+    difference: Float[Array, "*batch h w"], saliency: Float[Array, "*batch h w"]
+) -> Float[Array, "*batch"]:
+    """1 where D speaks for the label where people looked: its mean inside the human map is above 0; else 0.
+
+    Each place weighs as much as the human map says. Tells what agreement without a sign does not: `energy` of |D|.
+    """
+    return ((at_least_float32(difference) * saliency).sum(_PLACES) > 0).astype(jnp.float32)
+
+
+def above_outside(maps: Float[Array, "*batch h w"], saliency: Float[Array, "*batch h w"]) -> Float[Array, "*batch"]:
+    """Mean inside the human map less the mean outside, in units of the map's standard deviation over places.
+
+    Places weigh inside as the human map S says, outside as 1 - S. Of a map of two levels, higher where S is 1 and not
+    where it is 0, it is `1 / sqrt(a (1 - a))` for a region of the share a, the largest value. A constant map gets 0.
+    """
+    maps, saliency = at_least_float32(maps), at_least_float32(saliency)
+    constant = is_constant(maps)
+    mean = lambda weights: (maps * weights).sum(_PLACES) / weights.sum(_PLACES)
+    return jnp.where(constant, 0, (mean(saliency) - mean(1 - saliency)) / jnp.where(constant, 1, maps.std(_PLACES)))
+
+
+def shared_variance(
+    true_map: Float[Array, "*batch h w"], false_map: Float[Array, "*batch h w"]
+) -> Float[Array, "*batch"]:
+    """How much of both maps' variance over places lies in what they share: `var(A) / (var(A) + var(B))`, in [0, 1].
+
+    T = A + B and U = A - B, with `A = (T + U) / 2`, of two classes the mean column's map W_mean F, which the decision
+    never sees, and `B = (T - U) / 2`. 0 of an antisymmetric head, 1/2 of maps that vary alike and independently, 1
+    where the maps differ by a constant; 0 where both are constant.
+    """
+    magnitude = largest_magnitude(true_map, false_map)
+    scale = jnp.where(magnitude == 0, 1, magnitude)[..., None, None]  # squares stay within range
+    true_map, false_map = at_least_float32(true_map) / scale, at_least_float32(false_map) / scale
+    shared, own = ((true_map + false_map) / 2).var(_PLACES), ((true_map - false_map) / 2).var(_PLACES)
+    constant = is_constant(true_map) & is_constant(false_map)
+    return jnp.where(constant, 0, shared / jnp.where(constant, 1, shared + own))
+
+
 MEASURES: dict[str, Callable[..., Array]] = {
     "cc": correlation,
     "kl": kl_divergence,

@@ -18,6 +18,9 @@ from .cpu_ops import conv_general_dilated
 from .head import PooledLinearHead
 from .norm import BatchNorm
 
+# What a call computes: all; what comes before the cut; what comes behind it, from the tensor there.
+SPANS = ("whole", "frozen", "trained")
+
 he_fan_out = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
 
 
@@ -28,10 +31,18 @@ class Block(nn.Module):
     norm: Callable[..., nn.Module]
 
 
+class Part(NamedTuple):
+    """A piece of a network, from one tensor to the next; `run` takes the tensor and `train`."""
+
+    name: str
+    run: Callable[[Any, bool], Any]
+
+
 class Network(nn.Module):
     """What all networks here have: a check of the images, and the settings that do not depend on the kind of network.
 
-    A subclass writes `classify`.
+    A subclass writes `parts` and `classify`. Between any two parts the network can be cut: what comes before is frozen,
+    in training as it is in evaluation, and can be computed by itself (`SPANS`).
 
     Attributes:
       num_classes: K, the head's width.
@@ -42,6 +53,7 @@ class Network(nn.Module):
       dropout: share of the pooled channels that is dropped before the head, in training alone, in [0, 1).
       rematerialize: compute each block's inner activations again in the backward pass rather than keep them:
         about a third more time for a fraction of the memory.
+      train_from: the first part that is trained, one of `cut_points`; "": all.
     """
 
     num_classes: int
@@ -50,31 +62,46 @@ class Network(nn.Module):
     head_init: str = "lecun"
     dropout: float = 0.0
     rematerialize: bool = False
+    train_from: str = ""
 
     @nn.compact
     def __call__(
         self,
-        images: Float[Array, "batch H W 3"],
+        images: Float[Array, "batch ..."],
         train: bool,
         mask: Float[Array, " batch"] | None = None,
         draw: UInt32[Array, " batch"] | None = None,
-    ) -> ModelOutput:
-        """Logits and the feature maps that they are made of.
+        span: str = "whole",
+    ) -> ModelOutput | Float[Array, "batch ..."]:
+        """Logits and the feature maps that they are made of; of span "frozen" the tensor at the cut.
 
         Args:
-          images: normalised with the mean and deviation of the model's card.
+          images: [batch, H, W, 3], normalised with the mean and deviation of the model's card; for span "trained" what
+            "frozen" gave of them.
           train: use and update batch statistics (needs `mutable=["batch_stats"]`), and drop channels.
           mask: 1 for an example that counts in the batch statistics, 0 for padding; None counts all.
           draw: random numbers that decide which channels of each example are dropped; not used without dropout.
+          span: one of `SPANS`.
 
         Raises:
           ValueError: images do not have three channels, or `draw` is missing.
           ConfigError: they are so small that no place is left in the feature map, or of a size that does not fit.
         """
-        if images.ndim != 4 or images.shape[-1] != 3:
+        if span != "trained" and (images.ndim != 4 or images.shape[-1] != 3):
             raise ValueError(f"{type(self).__name__} takes images of shape [batch, H, W, 3], not {images.shape}")
-        output = self.classify(images.astype(self.dtype), train, mask, draw)
-        if 0 in output.features.shape[1:3]:
+        parts = self.parts(mask)
+        cut = [*(part.name for part in parts), self.ending].index(self.train_from) if self.train_from else 0
+        x = images.astype(self.dtype)
+        for part in parts[:cut] if span != "trained" else ():
+            x = part.run(x, False)
+        if cut and isinstance(x, tuple):  # the hooked tensor is frozen too, and nothing to guide by
+            x, _ = x
+        if span == "frozen":
+            return x
+        for part in parts[cut:]:
+            x = part.run(x, train)
+        output = self.classify(x, train, draw, images.shape)
+        if span == "whole" and 0 in output.features.shape[1:3]:
             height, width = images.shape[1:3]
             raise ConfigError(
                 f"images of {height}x{width} px are too small for {type(self).__name__}: "
@@ -82,15 +109,31 @@ class Network(nn.Module):
             )
         return output
 
-    def classify(self, x: Array, train: bool, mask: Array | None, draw: Array | None) -> ModelOutput:
-        """What the network makes of images in its own dtype; the arguments are those of the call."""
+    @property
+    def ending(self) -> str:
+        """What `classify` does, by name, as the last of the cut points."""
+        return "head"
+
+    @property
+    def cut_points(self) -> tuple[str, ...]:
+        """Where training may begin: every part but the first, which would be all, and the ending."""
+        return (*(part.name for part in self.parts(None)[1:]), self.ending)
+
+    def parts(self, mask: Array | None) -> list[Part]:
+        """The network in its order, from images in its own dtype to what `classify` takes."""
+        raise NotImplementedError
+
+    def classify(self, x: Any, train: bool, draw: Array | None, shape: tuple[Any, ...]) -> ModelOutput:
+        """What the network makes of what its last part gave; `shape` is that of the call's images, or of the tensor at
+        the cut where the call began there; the other arguments are those of the call."""
         raise NotImplementedError
 
 
 class Backbone(Network):
     """A convolutional network with BatchNorm that ends in global average pooling and one linear layer.
 
-    A subclass writes `feature_maps`, the network up to the tensor that is pooled; see there.
+    A subclass writes `parts`. The last one gives two tensors [batch, h, w, channels]: the one that is pooled, and the
+    one that CYBORG's code hooks (`ModelOutput.hooked`).
 
     Attributes:
       batch_norm_groups: `groups` of `BatchNorm`.
@@ -106,16 +149,10 @@ class Backbone(Network):
     kernel_init: nn.initializers.Initializer = he_fan_out
     epsilon: float = 1e-5
 
-    def classify(self, x: Array, train: bool, mask: Array | None, draw: Array | None) -> ModelOutput:
-        features, hooked = self.feature_maps(x, train, mask)
+    def classify(self, x: Any, train: bool, draw: Array | None, shape: tuple[Any, ...]) -> ModelOutput:
+        features, hooked = x if isinstance(x, tuple) else (x, None)
         dropout = self.dropout if train else 0.0
         return PooledLinearHead(self.num_classes, self.head_init, dropout, name="head")(features, hooked, draw)
-
-    def feature_maps(
-        self, x: Array, train: bool, mask: Array | None
-    ) -> tuple[Float[Array, "batch h w channels"], Float[Array, "batch h w channels"]]:
-        """The tensor that is pooled, and the one that CYBORG's code hooks (`ModelOutput.hooked`)."""
-        raise NotImplementedError
 
     @property
     def conv(self) -> Callable[..., nn.Conv]:
@@ -144,6 +181,11 @@ class Backbone(Network):
         """Constructor of the network's blocks of this type, rematerialised if wanted."""
         built = nn.remat(block_type, static_argnums=(2,)) if self.rematerialize else block_type
         return partial(built, conv=self.conv, norm=self.norm)
+
+    def block_part(self, block_type: type[Block], mask: Array | None, name: str, **fields: Any) -> Part:
+        """One such block as a part, both of this name."""
+        make = partial(self.block(block_type), name=name, **fields)
+        return Part(name, lambda x, train: make()(x, train, mask))
 
 
 class Traced(NamedTuple):

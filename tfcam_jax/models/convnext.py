@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any, cast
 
 import flax.linen as nn
@@ -11,6 +12,7 @@ import numpy as np
 from flax import traverse_util
 from jaxtyping import Array, Float
 
+from .backbone import Part
 from .contract import ModelOutput
 from .cpu_ops import conv_general_dilated
 from .normed import LayerNorm, NormedNetwork, Perceptron, truncated_normal
@@ -90,16 +92,26 @@ class ConvNeXt(NormedNetwork):
     depths: tuple[int, ...] = (3, 3, 9, 3)
     widths: tuple[int, ...] = (96, 192, 384, 768)
 
-    def classify(self, x: Array, train: bool, mask: Array | None, draw: Array | None) -> ModelOutput:
-        block = nn.remat(ConvNeXtBlock) if self.rematerialize else ConvNeXtBlock
-        x = self._shrink(x, self.widths[0], 4, "stem")
-        x = LayerNorm(dtype=self.dtype, name="stem_norm")(x)
-        for stage, (depth, width) in enumerate(zip(self.depths, self.widths, strict=True)):
-            if stage > 0:
-                x = LayerNorm(dtype=self.dtype, name=f"downsample{stage}_norm")(x)
-                x = self._shrink(x, width, 2, f"downsample{stage}")
-            for i in range(depth):
-                x = block(self.dtype, name=f"stage{stage}_{i}")(x)
+    def parts(self, mask: Array | None) -> list[Part]:
+        del mask  # nothing looks at other examples
+
+        def stem(x: Array, train: bool) -> Array:
+            return LayerNorm(dtype=self.dtype, name="stem_norm")(self._shrink(x, self.widths[0], 4, "stem"))
+
+        def downsample(stage: int, x: Array, train: bool) -> Array:
+            x = LayerNorm(dtype=self.dtype, name=f"downsample{stage}_norm")(x)
+            return self._shrink(x, self.widths[stage], 2, f"downsample{stage}")
+
+        def block(name: str, x: Array, train: bool) -> Array:
+            return (nn.remat(ConvNeXtBlock) if self.rematerialize else ConvNeXtBlock)(self.dtype, name=name)(x)
+
+        parts = [Part("stem", stem)]
+        for stage, depth in enumerate(self.depths):
+            parts += [Part(f"downsample{stage}", partial(downsample, stage))] if stage > 0 else []
+            parts += [Part(name, partial(block, name)) for name in (f"stage{stage}_{i}" for i in range(depth))]
+        return parts
+
+    def classify(self, x: Array, train: bool, draw: Array | None, shape: tuple[Any, ...]) -> ModelOutput:
         return self.normed_head(x, train, draw)
 
     def _shrink(self, x: Array, width: int, side: int, name: str) -> Array:

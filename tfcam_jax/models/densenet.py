@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from .backbone import Backbone, Block
+from .backbone import Backbone, Block, Part
 from .cpu_ops import avg_pool_2x2, max_pool_3x3
 
 # Module names in torchvision's state dicts -> names here (see weights.py). Its own files still say norm.1 for norm1.
@@ -70,21 +72,28 @@ class DenseNet(Backbone):
     growth: int = 32
     kernel_init: nn.initializers.Initializer = nn.initializers.he_normal()
 
-    def feature_maps(self, x: Array, train: bool, mask: Array | None) -> tuple[Array, Array]:
-        x = self.conv(2 * self.growth, (7, 7), strides=2, padding=3, name="conv0")(x)
-        x = nn.relu(self.norm(name="norm0")(x, train, mask))
-        x = max_pool_3x3(x, padding=1)
-        layer, transition = self.block(DenseLayer), self.block(Transition)
-        for i, depth in enumerate(self.depths, start=1):
+    def parts(self, mask: Array | None) -> list[Part]:
+        def stem(x: Array, train: bool) -> Array:
+            x = self.conv(2 * self.growth, (7, 7), strides=2, padding=3, name="conv0")(x)
+            return max_pool_3x3(nn.relu(self.norm(name="norm0")(x, train, mask)), padding=1)
+
+        def dense_block(i: int, x: Array, train: bool) -> Array:
             # In halves, so that the gradient of x, a sum over all layers, is written to memory once: XLA for CPUs fuses
             # sums into what comes before the block, the max pooling, and works them out again for each of its places,
             # but no concatenation.
             channels = tuple(jnp.split(x, [x.shape[-1] // 2], axis=-1))
-            for j in range(1, depth + 1):
-                dense_layer = layer(growth=self.growth, name=f"denseblock{i}_denselayer{j}")
+            for j in range(1, self.depths[i - 1] + 1):
+                dense_layer = self.block(DenseLayer)(growth=self.growth, name=f"denseblock{i}_denselayer{j}")
                 channels += (dense_layer(channels, train, mask),)
-            x = jnp.concatenate(channels, axis=-1)
+            return jnp.concatenate(channels, axis=-1)
+
+        def last(x: Array, train: bool) -> tuple[Array, Array]:
+            x = self.norm(name="norm5")(x, train, mask)
+            return nn.relu(x), x
+
+        parts = [Part("stem", stem)]
+        for i in range(1, len(self.depths) + 1):
+            parts.append(Part(f"denseblock{i}", partial(dense_block, i)))
             if i < len(self.depths):
-                x = transition(name=f"transition{i}")(x, train, mask)
-        x = self.norm(name="norm5")(x, train, mask)
-        return nn.relu(x), x
+                parts.append(self.block_part(Transition, mask, f"transition{i}"))
+        return [*parts, Part("norm5", last)]

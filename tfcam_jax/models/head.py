@@ -93,12 +93,12 @@ class PooledLinearHead(nn.Module):
     def __call__(
         self,
         features: Float[Array, "batch h w channels"],
-        hooked: Float[Array, "batch h w channels"],
+        hooked: Float[Array, "batch h w channels"] | None,
         draw: UInt32[Array, " batch"] | None = None,
     ) -> ModelOutput:
         """Pools `features`; `draw` decides what is dropped of each example. ValueError for dropout without it."""
         dtype = jnp.promote_types(features.dtype, jnp.float32)
-        features, hooked = features.astype(dtype), hooked.astype(dtype)
+        features, hooked = features.astype(dtype), None if hooked is None else hooked.astype(dtype)
         kernel, bias = _declare(self, features.shape[-1])
         logits = linear(drop_channels(features.mean(axis=(1, 2)), self.dropout, draw), kernel, bias)
         return ModelOutput(logits=logits, features=features, kernel=kernel, bias=bias, hooked=hooked)

@@ -14,7 +14,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from .backbone import Backbone, Block
+from .backbone import Backbone, Block, Part
 from .cpu_ops import avg_pool_3x3, max_pool_3x3
 
 # Module names in torchvision's and timm's state dicts -> names here (see weights.py). The auxiliary head only helps
@@ -155,9 +155,13 @@ class InceptionV3(Backbone):
     kernel_init: nn.initializers.Initializer = nn.initializers.truncated_normal(0.1)
     epsilon: float = 1e-3
 
-    def feature_maps(self, x: Array, train: bool, mask: Array | None) -> tuple[Array, Array]:
-        for step in _STEM:
-            x = self.block(ConvNorm)(unit=step, name=step.name)(x, train, mask) if isinstance(step, Unit) else step(x)
-        for name, branches in self.modules:
-            x = self.block(Mixed)(branches=branches, name=name)(x, train, mask)
-        return x, x
+    def parts(self, mask: Array | None) -> list[Part]:
+        def stem(x: Array, train: bool) -> Array:
+            for step in _STEM:
+                is_unit = isinstance(step, Unit)
+                x = self.block(ConvNorm)(unit=step, name=step.name)(x, train, mask) if is_unit else step(x)
+            return x
+
+        parts = [self.block_part(Mixed, mask, name, branches=branches) for name, branches in self.modules]
+        last = Part(parts[-1].name, lambda x, train: (parts[-1].run(x, train),) * 2)
+        return [Part("stem", stem), *parts[:-1], last]

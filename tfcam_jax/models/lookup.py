@@ -28,6 +28,7 @@ from . import MODEL_CARDS, MODELS, ModelCard, settings_of
 from .backbone import Backbone, trace
 from .contract import ContractError, Model, ModelOutput, NetworkError
 from .contract_check import check_abstractly
+from .frozen import Frozen, find_frozen
 from .wheels import digest_file
 
 _FOREIGN = ":"
@@ -83,6 +84,15 @@ class NamedNetwork:
         """Whether a model with these fields has values of its own, whatever the key of `init`."""
         return self.card is None and getattr(self.make(num_classes=2, **fields), "brings_values", False)
 
+    def freeze(self, image_size: int, **fields: Any) -> Frozen:
+        """What the field `train_from` freezes. ConfigError for no cut point, and for a foreign network."""
+        if self.card is None:
+            raise ConfigError(
+                f"config.model.train_from is {fields['train_from']!r}, and {self.name} is a network of your own, whose "
+                "parts are not known here: leave the key empty, and freeze in the network (jax.lax.stop_gradient)."
+            )
+        return _freeze(self.make, self.name, image_size, **fields)
+
     @property
     def settings(self) -> frozenset[str] | None:
         """What can be set of it: the fields of its class; None of a foreign network, whose function is asked."""
@@ -101,6 +111,11 @@ class NamedNetwork:
 @functools.cache  # a deep network is traced for seconds, and a study resolves hundreds of configs
 def _look(make: Callable[..., Any], image_size: int) -> Seen:
     return _seen(*trace(make(num_classes=2), image_size))
+
+
+@functools.cache
+def _freeze(make: Callable[..., Any], name: str, image_size: int, **fields: Any) -> Frozen:
+    return find_frozen(make(num_classes=2, **fields), name, image_size)
 
 
 @functools.cache

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import flax.linen as nn
 from jaxtyping import Array
 
-from .backbone import Backbone, Block
+from .backbone import Backbone, Block, Part
 
 
 class Stage(NamedTuple):
@@ -132,14 +132,20 @@ class MobileNetV2(Backbone):
     same_padding: bool = False
     last_features: int = 1280
 
-    def feature_maps(self, x: Array, train: bool, mask: Array | None) -> tuple[Array, Array]:
-        padding = "SAME" if self.same_padding else 1
-        x = self.conv(32, (3, 3), strides=2, padding=padding, name="stem")(x)
-        x = nn.relu6(self.norm(name="stem_bn")(x, train, mask))
-        block = self.block(InvertedResidual)
+    def parts(self, mask: Array | None) -> list[Part]:
+        def stem(x: Array, train: bool) -> Array:
+            padding = "SAME" if self.same_padding else 1
+            x = self.conv(32, (3, 3), strides=2, padding=padding, name="stem")(x)
+            return nn.relu6(self.norm(name="stem_bn")(x, train, mask))
+
+        def last(x: Array, train: bool) -> tuple[Array, Array]:
+            x = self.conv(self.last_features, (1, 1), name="last")(x)
+            return nn.relu6(self.norm(name="last_bn")(x, train, mask)), x
+
+        blocks = []
         for i, (depth, features, size, stride, expansion) in enumerate(self.stages):
             for j in range(depth):
                 shape = {"features": features, "size": size, "stride": stride if j == 0 else 1, "expansion": expansion}
-                x = block(**shape, same_padding=self.same_padding, name=f"block{i}_{j}")(x, train, mask)
-        x = self.conv(self.last_features, (1, 1), name="last")(x)
-        return nn.relu6(self.norm(name="last_bn")(x, train, mask)), x
+                shape["same_padding"] = self.same_padding
+                blocks.append(self.block_part(InvertedResidual, mask, f"block{i}_{j}", **shape))
+        return [Part("stem", stem), *blocks, Part("last", last)]

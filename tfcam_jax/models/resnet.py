@@ -5,7 +5,7 @@ from __future__ import annotations
 import flax.linen as nn
 from jaxtyping import Array
 
-from .backbone import Backbone, Block
+from .backbone import Backbone, Block, Part
 from .cpu_ops import max_pool_3x3
 
 # Module names in torchvision's state dicts -> names here (see weights.py).
@@ -55,11 +55,12 @@ class ResNet(Backbone):
     depths: tuple[int, ...] = (2, 2, 2, 2)
     bottleneck: bool = False
 
-    def feature_maps(self, x: Array, train: bool, mask: Array | None) -> tuple[Array, Array]:
-        x = self.conv(64, (7, 7), strides=2, padding=3, name="conv1")(x)
-        x = nn.relu(self.norm(name="bn1")(x, train, mask))
-        x = convolved = max_pool_3x3(x, padding=1)
-        block = self.block(ResidualBlock)
+    def parts(self, mask: Array | None) -> list[Part]:
+        def stem(x: Array, train: bool) -> Array:
+            x = self.conv(64, (7, 7), strides=2, padding=3, name="conv1")(x)
+            return max_pool_3x3(nn.relu(self.norm(name="bn1")(x, train, mask)), padding=1)
+
+        blocks = []
         for stage, depth in enumerate(self.depths):
             width = 64 * 2**stage
             for i in range(depth):
@@ -67,5 +68,6 @@ class ResNet(Backbone):
                 basic = (width, 3, stride), (width, 3, 1)
                 bottleneck = (width, 1, 1), (width, 3, stride), (4 * width, 1, 1)
                 layers = bottleneck if self.bottleneck else basic
-                x, convolved = block(layers=layers, name=f"layer{stage + 1}_{i}")(x, train, mask)
-        return x, convolved
+                blocks.append(self.block_part(ResidualBlock, mask, f"layer{stage + 1}_{i}", layers=layers))
+        first = [Part(part.name, lambda x, train, run=part.run: run(x, train)[0]) for part in blocks[:-1]]
+        return [Part("stem", stem), *first, blocks[-1]]

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import flax.linen as nn
 from jaxtyping import Array
 
-from .backbone import Backbone
+from .backbone import Backbone, Part
 
 
 class SmallCNN(Backbone):
@@ -17,16 +19,15 @@ class SmallCNN(Backbone):
     widths: tuple[int, ...] = (16, 32, 64, 128)
     kernel_init: nn.initializers.Initializer = nn.initializers.lecun_normal()
 
-    def feature_maps(self, x: Array, train: bool, mask: Array | None) -> tuple[Array, Array]:
-        convolved = x
-        for i, width in enumerate(self.widths):
-            stride = 2 if i < len(self.widths) - 1 else 1
+    def parts(self, mask: Array | None) -> list[Part]:
+        last = len(self.widths) - 1
 
-            def layer(
-                model: SmallCNN, x: Array, i: int = i, width: int = width, stride: int = stride
-            ) -> tuple[Array, Array]:
-                x = model.conv(width, (3, 3), strides=stride, padding=1, name=f"Conv_{i}")(x)
+        def run(i: int, x: Array, train: bool) -> Array | tuple[Array, Array]:
+            def layer(model: SmallCNN, x: Array) -> tuple[Array, Array]:
+                x = model.conv(self.widths[i], (3, 3), strides=2 if i < last else 1, padding=1, name=f"Conv_{i}")(x)
                 return nn.relu(model.norm(name=f"BatchNorm_{i}")(x, train, mask)), x
 
-            x, convolved = (nn.remat(layer) if self.rematerialize else layer)(self, x)
-        return x, convolved
+            outputs = (nn.remat(layer) if self.rematerialize else layer)(self, x)
+            return outputs if i == last else outputs[0]
+
+        return [Part(f"Conv_{i}", partial(run, i)) for i in range(last + 1)]

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from functools import partial
 from typing import Any, cast
 
 import flax.linen as nn
@@ -24,6 +25,7 @@ from flax import traverse_util
 from jaxtyping import Array, Float, UInt32
 
 from ..errors import ConfigError
+from .backbone import Part
 from .contract import ModelOutput
 from .head import drop_channels, linear
 from .normed import (
@@ -198,28 +200,46 @@ class ViT(NormedNetwork):
     heads: int = 6
     pool: str = "token"
 
-    def classify(self, x: Array, train: bool, mask: Array | None, draw: Array | None) -> ModelOutput:
+    @property
+    def ending(self) -> str:
+        """With the class token the last block belongs to what `classify` does: it gives the maps."""
+        return "head" if self.pool == "mean" else f"block{self.depth - 1}"
+
+    def parts(self, mask: Array | None) -> list[Part]:
+        del mask  # nothing looks at other examples
+
+        def block(name: str, x: Array, train: bool) -> Array:
+            return (nn.remat(TransformerBlock) if self.rematerialize else TransformerBlock)(
+                self.heads, self.dtype, name=name
+            )(x)
+
+        names = [f"block{i}" for i in range(self.depth if self.pool == "mean" else self.depth - 1)]
+        return [Part("patch_embed", self._embed), *(Part(name, partial(block, name)) for name in names)]
+
+    def classify(self, x: Array, train: bool, draw: Array | None, shape: tuple[Any, ...]) -> ModelOutput:
+        # Tokens do not say the form of their grid; from a cut on only those of squares are taken.
+        grid = (
+            tuple(side // self.patch for side in shape[1:3]) if len(shape) == 4 else (math.isqrt(x.shape[1] - 1),) * 2
+        )
+        if self.pool == "mean":
+            return self.normed_head(self._to_places(x, grid), train, draw)
+        return self._class_token_head(x, grid, train, draw)
+
+    def _embed(self, x: Array, train: bool) -> Float[Array, "batch tokens width"]:
         height, width = x.shape[1:3]
         if height % self.patch or width % self.patch or not height * width:
             raise ConfigError(
                 f"images of {height}x{width} px do not fall into patches of {self.patch} px; use a multiple of "
                 f"{self.patch} as image size"
             )
-        grid = height // self.patch, width // self.patch
-        block = nn.remat(TransformerBlock) if self.rematerialize else TransformerBlock
-        tokens = PatchEmbed(self.width, self.patch, self.dtype, name="patch_embed")(x)
-        for i in range(self.depth if self.pool == "mean" else self.depth - 1):
-            tokens = block(self.heads, self.dtype, name=f"block{i}")(tokens)
-        if self.pool == "mean":
-            return self.normed_head(self._to_places(tokens, grid), train, draw)
-        return self._class_token_head(tokens, grid, train, draw)
+        return PatchEmbed(self.width, self.patch, self.dtype, name="patch_embed")(x)
 
-    def _to_places(self, tokens: Array, grid: tuple[int, int]) -> Float[Array, "batch h w width"]:
+    def _to_places(self, tokens: Array, grid: tuple[int, ...]) -> Float[Array, "batch h w width"]:
         """The patches' tokens, without the class token, on their grid."""
         return tokens[:, 1:].reshape(tokens.shape[0], *grid, self.width)
 
     def _class_token_head(
-        self, tokens: Array, grid: tuple[int, int], train: bool, draw: UInt32[Array, " batch"] | None
+        self, tokens: Array, grid: tuple[int, ...], train: bool, draw: UInt32[Array, " batch"] | None
     ) -> ModelOutput:
         tokens = tokens.astype(jnp.promote_types(tokens.dtype, jnp.float32))
         last = LastBlockParameters(self.heads, name=f"block{self.depth - 1}")(self.width)

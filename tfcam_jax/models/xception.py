@@ -15,7 +15,7 @@ from typing import Literal
 import flax.linen as nn
 from jaxtyping import Array
 
-from .backbone import Backbone, Block
+from .backbone import Backbone, Block, Part
 from .cpu_ops import max_pool_3x3
 
 # Module names in timm's state dict -> names here (see weights.py). There a block is a sequence that counts its ReLUs,
@@ -106,16 +106,24 @@ class Xception(Backbone):
     padding: int | Literal["SAME"] = 1
     widths: tuple[tuple[int, ...], ...] = ((128,) * 2, (256,) * 2, (728,) * 2, *[(728,) * 3] * 8, (728, 1024))
 
-    def feature_maps(self, x: Array, train: bool, mask: Array | None) -> tuple[Array, Array]:
-        x = self.conv(32, (3, 3), strides=2, name="conv1")(x)
-        x = nn.relu(self.norm(name="bn1")(x, train, mask))
-        x = self.conv(64, (3, 3), name="conv2")(x)
-        x = nn.relu(self.norm(name="bn2")(x, train, mask))
-        block = self.block(SeparableBlock)
+    def parts(self, mask: Array | None) -> list[Part]:
+        def stem(x: Array, train: bool) -> Array:
+            x = self.conv(32, (3, 3), strides=2, name="conv1")(x)
+            x = nn.relu(self.norm(name="bn1")(x, train, mask))
+            x = self.conv(64, (3, 3), name="conv2")(x)
+            return nn.relu(self.norm(name="bn2")(x, train, mask))
+
+        def conv3(x: Array, train: bool) -> Array:
+            return nn.relu(self.norm(name="bn3")(SeparableConv(1536, self.conv, name="conv3")(x), train, mask))
+
+        def conv4(x: Array, train: bool) -> tuple[Array, Array]:
+            x = SeparableConv(2048, self.conv, name="conv4")(x)
+            return nn.relu(self.norm(name="bn4")(x, train, mask)), x
+
+        blocks, channels = [], 64
         for i, widths in enumerate(self.widths, start=1):
-            stride = 2 if widths[-1] != x.shape[-1] else 1
+            stride = 2 if widths[-1] != channels else 1
             options = {"widths": widths, "stride": stride, "starts_with_relu": i > 1, "padding": self.padding}
-            x = block(**options, name=f"block{i}")(x, train, mask)
-        x = nn.relu(self.norm(name="bn3")(SeparableConv(1536, self.conv, name="conv3")(x), train, mask))
-        x = SeparableConv(2048, self.conv, name="conv4")(x)
-        return nn.relu(self.norm(name="bn4")(x, train, mask)), x
+            blocks.append(self.block_part(SeparableBlock, mask, f"block{i}", **options))
+            channels = widths[-1]
+        return [Part("stem", stem), *blocks, Part("conv3", conv3), Part("conv4", conv4)]

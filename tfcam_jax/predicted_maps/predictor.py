@@ -118,8 +118,7 @@ def _shown() -> dict[str, Any]:
 def _experiment(recipe: Recipe, learned: Source, last: Experiment | None) -> Experiment:
     """What trains a predictor; compiled functions of the last one serve again where its epochs are as long."""
     sharp = dataclasses.replace(recipe.augment, map_blur=())  # the maps are what is learned
-    changed = {"strategy": prediction_loss, "strategy_name": "map_prediction", "balance": "none", "augment": sharp}
-    recipe = dataclasses.replace(recipe, **changed)
+    recipe = dataclasses.replace(recipe, strategy_name="map_prediction", balance="none", augment=sharp)
     dataset = Dataset("map predictors", ("map",), {"train": learned})
     if last is not None and last.steps_per_epoch == -(-len(learned) // recipe.batch_size):
         return build_experiment(recipe, dataset, last)
@@ -132,7 +131,7 @@ def _experiment(recipe: Recipe, learned: Source, last: Experiment | None) -> Exp
         return Predicted(*found)
 
     eval_step: Any = recipe.placement.compile_eval_step(predict)
-    return dataclasses.replace(build_experiment(recipe, dataset), eval_step=eval_step)
+    return dataclasses.replace(build_experiment(recipe, dataset, strategy=prediction_loss), eval_step=eval_step)
 
 
 def _fit(experiment: Experiment, bar: tqdm) -> TrainState:

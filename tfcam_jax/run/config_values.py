@@ -24,10 +24,20 @@ from ..metrics.attacks import MODES as ATTACK_DETECTION
 from ..metrics.classification import BETTER
 from ..models import HEAD_INITS, POOLS
 from ..optimizers import OPTIMIZERS, SCHEDULES
-from ..strategies import ATTRIBUTIONS, CAM_CLASSES, CAM_FEATURES, STRATEGIES, WEIGHTINGS, reads_human_maps
+from ..strategies import (
+    ATTRIBUTIONS,
+    CAM_CLASSES,
+    CAM_FEATURES,
+    GUIDANCE_SCHEDULES,
+    STRATEGIES,
+    UNMARKED,
+    WEIGHTINGS,
+    reads_human_maps,
+)
 
 BATCH_NORM = ("synchronized", "local")
 MAP_RESIZES = ("with_image", "straight")
+ENGINES = ("processes", "local", "slurm")  # of a study: of this host, jobs on it, jobs of a cluster
 
 # Steps are counted in int32, on the device too.
 MOST_STEPS = 2**31 - 1
@@ -36,6 +46,7 @@ _LARGEST_SEED = 2**32 - 1
 # A picture of floats of so many pixels a side fills 48 GiB.
 _LARGEST_SIDE = 2**16
 _MOST_THREADS = 1024  # or processes, of any machine
+_MOST_MINUTES = 60 * 24 * 365
 _FLOAT32 = np.finfo(np.float32)
 _SMALLEST, _LARGEST = float(_FLOAT32.tiny), float(_FLOAT32.max)
 _SHOWN = 80
@@ -193,7 +204,8 @@ _SOURCES: dict[str, Any] = {
         "data_dir": _TEXT,
         "seed": _SEED,
         **dict.fromkeys(("num_train", "num_val", "num_test"), Whole(2)),
-        "shortcut_agreement": _SHARE,
+        **dict.fromkeys(("shortcut_agreement", "local_agreement", "open_agreement"), _SHARE),
+        "normal": _TRUTH,
     },
     "cyborg_faces": {
         **_texts("manual_dir data_dir images heatmaps group_pattern"),
@@ -225,6 +237,10 @@ VALUES: dict[str, Any] = {
         "cam_class": Unset(OneOf(CAM_CLASSES)),
         "cam_features": Unset(OneOf(CAM_FEATURES)),
         "attribution": Unset(OneOf(ATTRIBUTIONS)),
+        "schedule": Unset(OneOf(GUIDANCE_SCHEDULES)),
+        "schedule_share": Unset(Number(0, 1, above=True)),
+        "unmarked": Unset(OneOf(UNMARKED)),
+        "unmarked_classes": Unset(_TEXTS),
     },
     "data": {
         "source": OneOf(SOURCES),
@@ -236,6 +252,7 @@ VALUES: dict[str, Any] = {
         "bits": Unset(Whole(0, 16)),
         "num_threads": Whole(0, _MOST_THREADS),
         "num_workers": Whole(0, _MOST_THREADS),
+        "kept_megabytes": Whole(0),
         "skip_unreadable": _TRUTH,
         "balance": OneOf(BALANCES),
         "maps": _MAPS,
@@ -257,6 +274,7 @@ VALUES: dict[str, Any] = {
     "model": {
         "name": _TEXT,
         "weights": _TEXT,
+        "train_from": _TEXT,
         **dict.fromkeys(("keep_head", "one_logit", "freeze_batch_norm", "rematerialize"), _TRUTH),
         "dtype": OneOf(("float32", "bfloat16")),
         "head_init": OneOf(HEAD_INITS),
@@ -287,6 +305,7 @@ VALUES: dict[str, Any] = {
         "attack_detection": OneOf(ATTACK_DETECTION),
     },
     "log_every_steps": Whole(1),
+    "log_gradient_norms": _TRUTH,
     "checkpoint_every_steps": Unset(Whole(1)),
     "grace_seconds": Number(1, 1e6),  # a timer's own limit is the platform's
     "compare": {
@@ -297,6 +316,17 @@ VALUES: dict[str, Any] = {
         "reference": _TEXT,
         "processes": Whole(0, _MOST_THREADS),
         "held_megabytes": Whole(0),
+        "engine": OneOf(ENGINES),
+        "cluster": {
+            "partition": _TEXT,
+            "minutes": Whole(1, _MOST_MINUTES),
+            "cpus": Whole(1, _MOST_THREADS),
+            "gpus": Whole(0, _MOST_THREADS),
+            "memory_gb": Whole(0),
+            "jobs": Whole(0),
+            "restarts": Whole(0),
+            "options": _TEXTS,
+        },
     },
 }
 
@@ -375,6 +405,12 @@ def check_together(config: Mapping[str, Any], untrained: bool) -> None:
             f"config.model.batch_norm_momentum is {model['batch_norm_momentum']}, which does nothing where "
             "config.model.freeze_batch_norm keeps the statistics: leave it at 0.9."
         )
+    for key, nothing in {"freeze_batch_norm": False, "batch_norm_momentum": 0.9, "rematerialize": False}.items():
+        if model["train_from"] == "head" and model[key] != nothing:
+            raise ConfigError(
+                f"config.model.{key} is {model[key]}, which does nothing where config.model.train_from=head freezes "
+                f"all that it is for: leave it at {nothing}."
+            )
     if data["labels"] and data["source"] not in ("manifest", "folders"):
         raise ConfigError(
             f"config.data.labels names the classes of manifests and folders; source {data['source']} has its own. "

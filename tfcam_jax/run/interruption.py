@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import os
 import signal
@@ -98,3 +99,16 @@ class Interruption:
         os.write(2, f"error: nothing more was saved within {self._grace_seconds:g} s of the signal\n".encode())
         sys.stderr.flush()
         os._exit(_BASE + caught)
+
+
+@contextlib.contextmanager
+def without_ctrl_c() -> Iterator[None]:
+    """Keeps Ctrl-C, which reaches all processes of a terminal, from one that starts here, from its beginning on."""
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -33,6 +33,7 @@ class MetricWindow:
       last_step: number of the step before the first that is added.
       entries: `as_json` of a window that was cut off after `last_step`.
       loss_share: the steps weigh their terms by `strategies.share_losses`.
+      alpha_at: the weight of cross-entropy by the number of steps that are done, where lines are to tell it.
     """
 
     def __init__(
@@ -41,12 +42,13 @@ class MetricWindow:
         last_step: int,
         entries: Sequence[dict[str, Any]] = (),
         loss_share: bool = False,
+        alpha_at: Callable[[int], float] | None = None,
     ):
         self._ids = ids
         self._loss_share = loss_share
+        self._alpha_at = alpha_at
         self._last_step = last_step
-        terms = lambda entry: {name: Total(total, count) for name, total, count in entry["terms"]}
-        self._metrics = [StepMetrics(terms(one), Total(*one["correct"]), one["grad_norm"]) for one in entries]
+        self._metrics = [_from_json(entry) for entry in entries]
         self._rows: list[np.ndarray] = [np.zeros(0, int)] * len(entries)
         self._sound = len(entries)
         self._looked = time.monotonic()
@@ -84,25 +86,40 @@ class MetricWindow:
                 "terms": [[name, *pair(total)] for name, total in metrics.terms.items()],
                 "correct": pair(metrics.correct),
                 "grad_norm": float(metrics.grad_norm),
+                "term_norms": [[name, float(norm)] for name, norm in metrics.term_norms.items()],
             }
             for metrics in self._metrics
         ]
 
     def close(self) -> dict[str, float | None]:
-        """The means over the window (see `summarize` and `summarize_shares`), waiting for all steps; empties it.
+        """The means over the window (see `summarize`, and `summarize_shares` and `summarize_weights` where they apply),
+        waiting for all steps; empties it.
 
         Raises NonFiniteError.
         """
         self._look(len(self))
-        scalars = summarize(self._metrics) | (summarize_shares(self._metrics) if self._loss_share else {})
+        scalars = summarize(self._metrics)
+        if self._loss_share:
+            scalars |= summarize_shares(self._metrics)
+        if self._alpha_at:
+            first = self._last_step - len(self)
+            alphas = [self._alpha_at(step) for step in range(first, self._last_step)]
+            scalars |= summarize_weights(self._metrics, alphas)
         self._metrics, self._rows, self._sound = [], [], 0
         return scalars
+
+
+def _from_json(entry: dict[str, Any]) -> StepMetrics:
+    """A step's metrics from `MetricWindow.as_json`; runs of before had no norms of terms."""
+    terms = {name: Total(total, count) for name, total, count in entry["terms"]}
+    return StepMetrics(terms, Total(*entry["correct"]), entry["grad_norm"], dict(entry.get("term_norms", ())))
 
 
 def check_finite(metrics: StepMetrics, step: int, images: Sequence[str]) -> None:
     """Raises NonFiniteError of the first term that is NaN or infinite: step, term, images and what to try."""
     values = {f"term {name!r} of the loss": total.sum for name, total in metrics.terms.items()}
     values["norm of the gradient"] = metrics.grad_norm
+    values |= {f"norm of the gradient of {name!r}": norm for name, norm in metrics.term_norms.items()}
     for name, value in values.items():
         if not math.isfinite(value):
             shown = ", ".join(images[:_IMAGES_NAMED]) + (", ..." if len(images) > _IMAGES_NAMED else "")
@@ -123,6 +140,9 @@ def summarize(metrics: Sequence[StepMetrics]) -> dict[str, float | None]:
     correct = sum(float(entry.correct.sum) for entry in metrics)
     scalars["train/accuracy"] = correct / sum(float(entry.correct.count) for entry in metrics)
     scalars["train/grad_norm"] = sum(float(entry.grad_norm) for entry in metrics) / len(metrics)
+    for name in metrics[0].term_norms:
+        norms = [float(entry.term_norms[name]) for entry in metrics]
+        scalars[f"train/grad_norm_{name}"] = sum(norms) / len(norms)
     return scalars
 
 
@@ -132,9 +152,21 @@ def summarize_shares(metrics: Sequence[StepMetrics]) -> dict[str, float | None]:
     `train/alpha` is the weight of cross-entropy, and `train/loss` the total. A term without any example is 0.
     """
     alphas, losses = [], []
-    for entry in metrics:
-        means = {name: float(total.sum) / max(float(total.count), 1) for name, total in entry.terms.items()}
+    for means in map(_means, metrics):
         divisor = sum(means.values()) or 1.0
         alphas.append(means["cross_entropy"] / divisor)
         losses.append(sum(mean * mean for mean in means.values()) / divisor)
     return {"train/alpha": sum(alphas) / len(alphas), "train/loss": sum(losses) / len(losses)}
+
+
+def summarize_weights(metrics: Sequence[StepMetrics], alphas: Sequence[float]) -> dict[str, float | None]:
+    """The same of steps whose weights are known: cross-entropy by each step's `alpha`, all other terms by its rest."""
+    total = lambda means, alpha: sum(
+        (alpha if name == "cross_entropy" else 1 - alpha) * mean for name, mean in means.items()
+    )
+    losses = [total(_means(entry), alpha) for entry, alpha in zip(metrics, alphas, strict=True)]
+    return {"train/alpha": sum(alphas) / len(alphas), "train/loss": sum(losses) / len(losses)}
+
+
+def _means(metrics: StepMetrics) -> dict[str, float]:
+    return {name: float(total.sum) / max(float(total.count), 1) for name, total in metrics.terms.items()}

@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from ..devices.distributed import is_first
 
-_SHARED = frozenset({"train/alpha", "train/loss"})  # of `metric_window.summarize_shares`
+_SHARED = frozenset({"train/alpha", "train/loss"})  # of `metric_window.summarize_shares` and `summarize_weights`
 _COUNT = "_examples"  # of a term's mean in the scalars of `metric_window.summarize`
 _LABELS = {"auroc": "AUROC", "accuracy": "accuracy", "cross_entropy": "cross-entropy"}
 
@@ -27,7 +27,7 @@ class Progress:
       title: of the bar.
       epochs: of the run.
       alpha: weight of cross-entropy in the loss; None where it is the only term, or the scalars tell
-        (`metric_window.summarize_shares`).
+        (`metric_window.summarize_shares`, `summarize_weights`).
       select_by: the validation figure that the best epoch is chosen by.
       quiet: say nothing.
     """

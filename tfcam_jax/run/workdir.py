@@ -38,6 +38,7 @@ INDIFFERENT = (
     "parallel.mode",
     "parallel.devices",
     "parallel.shard_state",
+    "data.kept_megabytes",
     "data.num_threads",
     "data.num_workers",
     "checkpoint_every_steps",
@@ -48,6 +49,10 @@ INDIFFERENT = (
 ADDED = {
     "guidance.cam_features": None,
     "guidance.weighting": None,
+    "guidance.schedule": None,
+    "guidance.schedule_share": None,
+    "guidance.unmarked": None,
+    "guidance.unmarked_classes": None,
     "data.resize_through": [],
     "data.maps.resize": "with_image",
     "data.bits": None,
@@ -77,6 +82,9 @@ ADDED = {
     "data.maps.predicted": "use",
     "data.maps.share": 1.0,
     "data.maps.share_seed": 0,
+    "data.demo.local_agreement": 0.9,
+    "data.demo.open_agreement": 0.5,
+    "data.demo.normal": False,
     "data.iris_pad.type_pattern": "",
     "data.iris_pad.type_column": "",
     "data.chest_xray.owner_splits": ["egd", "reflacx", "lists"],
@@ -96,13 +104,26 @@ ADDED = {
     "data.folders.shares": [0.7, 0.15, 0.15],
     "data.folders.seed": 0,
     "augment.map_blur": [],
+    "model.train_from": "",
+    "data.kept_megabytes": 1024,
     "model.one_logit": False,
     "model.head_init": "lecun",
     "model.dropout": 0.0,
     "model.batch_norm_momentum": 0.9,
     "evaluation.attack_detection": "auto",
+    "log_gradient_norms": False,
+    "compare.engine": "processes",
+    "compare.cluster.partition": "",
+    "compare.cluster.minutes": 240,
+    "compare.cluster.cpus": 4,
+    "compare.cluster.gpus": 1,
+    "compare.cluster.memory_gb": 0,
+    "compare.cluster.jobs": 0,
+    "compare.cluster.restarts": 3,
+    "compare.cluster.options": [],
 }
 
+_OF_STUDIES = "compare."
 # Endings of keys whose values are places of files; relative ones are seen from the folder that the run was started in.
 PLACES = (".manifest", ".data_dir", ".manual_dir", ".folders.images", ".folders.maps")
 CHECKS, OTHER_CHECKS = "checks.json", "checks.other.json"
@@ -185,11 +206,36 @@ def is_fresh(folder: Path) -> bool:
     return all(entry.name.startswith(_BEFORE_CONFIG) for entry in folder.iterdir())
 
 
+class HeldError(WorkdirError):
+    """A folder that another process is at work in.
+
+    Attributes:
+      holder: who, as `note_holder` wrote; that it is just starting, where it has not yet.
+    """
+
+    def __init__(self, workdir: Path, holder: str):
+        remedy = "Wait for it, stop it, or choose another --workdir."
+        super().__init__(f"another process trains in {workdir} ({holder}). {remedy}")
+        self.holder = holder
+
+
 def check_not_held(workdir: Path) -> None:
-    """Raises WorkdirError if another process is at work in the folder. Touches nothing."""
+    """Raises HeldError if another process is at work in the folder. Touches nothing."""
     if os.path.lexists(workdir / _LOCK):
         with locked_workdir(workdir):
             pass
+
+
+def find_holder(workdir: Path) -> str | None:
+    """Who is at work in the folder, see `HeldError`; None where nobody is, as far as this host can see.
+
+    On another host a lock is seen where the file system passes it on.
+    """
+    try:
+        check_not_held(workdir)
+    except HeldError as error:
+        return error.holder
+    return None
 
 
 def locked_workdir(workdir: Path) -> contextlib.AbstractContextManager[None]:
@@ -197,14 +243,12 @@ def locked_workdir(workdir: Path) -> contextlib.AbstractContextManager[None]:
     return locked(workdir / _LOCK, lambda: _refusal(workdir))
 
 
-def _refusal(workdir: Path) -> WorkdirError:
+def _refusal(workdir: Path) -> HeldError:
     holder, name = workdir / _HOLDER, "it is just starting"
     if holder.is_file():
         with holder.open(encoding="utf-8", errors="backslashreplace") as file:
             name = file.readline(200).strip()
-    return WorkdirError(
-        f"another process trains in {workdir} ({name}). Wait for it, stop it, or choose another --workdir."
-    )
+    return HeldError(workdir, name)
 
 
 def note_holder(workdir: Path) -> None:
@@ -217,7 +261,7 @@ def config_differences(stored: Mapping[str, Any], config: Mapping[str, Any]) -> 
 
     `stored` is "there" in it, `config` asked for. Options of sources that both do without make no difference.
     """
-    there, wanted = (ADDED | traverse_util.flatten_dict(dict(tree), sep=".") for tree in (stored, config))
+    there, wanted = (_with_added(traverse_util.flatten_dict(dict(tree), sep=".")) for tree in (stored, config))
     absent, used = "(absent)", [str(tree.get("data.source")) for tree in (there, wanted)]
     unused = tuple(f"data.{source}." for source in SOURCES if source not in used)
     return {
@@ -305,7 +349,16 @@ def load_config(workdir: Path) -> dict[str, Any]:
     config = read_json(path)
     _check_format(workdir)
     flat = traverse_util.flatten_dict(config, keep_empty_nodes=True, sep=".")
-    return traverse_util.unflatten_dict(ADDED | flat, sep=".")
+    return traverse_util.unflatten_dict(_with_added(flat), sep=".")
+
+
+def _with_added(flat: Mapping[str, Any]) -> dict[str, Any]:
+    """A flat config with the keys of `ADDED` that it lacks; those of studies only where it has others of them.
+
+    A run of a study does not say what it is compared with.
+    """
+    compared = any(key.startswith(_OF_STUDIES) for key in flat)
+    return {key: value for key, value in ADDED.items() if compared or not key.startswith(_OF_STUDIES)} | dict(flat)
 
 
 def find_places(workdir: Path, config: dict[str, Any]) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from ..inference import Trained
 from ..metrics.protocol_tables import explain_star, tabulate_maps, tabulate_sets
 from ..metrics.tables import Table, columns, tabulate
 from ..report.page import template
-from ..strategies import RECONSTRUCTIONS
+from ..strategies import OWN, RECONSTRUCTIONS
 
 _DIVISIVE = "Piland, Sweet, Czajka: Divisive Decisions, arXiv 2507.17000"
 # Of every strategy, what was trained and whose idea it is.
@@ -34,6 +34,12 @@ _STRATEGIES = {
     "input_gradient": ("no gradient with respect to the image outside the human map.", "Ross et al., IJCAI 2017"),
     "entropy": ("concentrated maps of the true class.", "Piland et al., arXiv 2303.00818"),
     "hard_negative": ("small maps of the false class.", "after Sun et al., ECCV 2020"),
+    "unsigned_energy": ("the two maps apart inside the human map, whichever is higher.", ""),
+    "feature_energy": ("features active inside the human map.", ""),
+    "feature_map": ("the features' mean activation like the human's map.", ""),
+    "aligned": ("the maps of both classes like the human's.", ""),
+    "place_and_sign": ("the true class's map like the human's, and no evidence against the label there.", ""),
+    "order": ("more evidence inside the human map than outside, whatever its shape.", ""),
     "sham": ("an adversarial control: maps like a ring at the border.", ""),
 }
 
@@ -66,8 +72,8 @@ _IMPORTED = "trained elsewhere and imported into tfcam_jax as it was."
 
 
 def _about_strategy(name: str, about: str) -> str:
-    reconstruction = " (a reconstruction)" if name in RECONSTRUCTIONS else ""
-    return f"trained with tfcam_jax: strategy `{name}`{reconstruction}, {about}"
+    kind = " (a reconstruction)" if name in RECONSTRUCTIONS else " (this project's own)" if name in OWN else ""
+    return f"trained with tfcam_jax: strategy `{name}`{kind}, {about}"
 
 
 def write_card(contents: Contents) -> str:

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import jax
 from tqdm import tqdm
 
 from ..data.human_maps import check_maps, deal_maps
 from ..data.paths import local_path
 from ..data.protocol import apply_protocol, split_by_protocol
 from ..data.source import Dataset, Subset, choose_rows
-from ..devices.compilation import available_cores
 from ..devices.placement import fetch
 from ..errors import UserError
 from ..evaluation import evaluate_source
@@ -35,14 +33,17 @@ from ..run.workdir import (
     make_workdir,
     note_holder,
 )
+from .engines import open_engine
+from .jobs import train_in_jobs
 from .outcomes import Entry, Outcome, read_outcomes, read_selection, write_entries
 from .page import screen, write_study
 from .plan import Run, placebo_arms, plan_arms, plan_runs
 from .same_data import check_study_data
+from .shares import choose_shares, leave_memory
 from .worker import ExperimentCache, train_here, train_in_processes
 
-# Where nobody says how many processes: more than this many copies of jax and of the data may not fit in memory.
-_MOST_PROCESSES = 8
+# Trains runs; returns the error and traceback of each that failed, by folder.
+Trainer = Callable[[Sequence[Run], tqdm], dict[str, str]]
 
 
 class FailedRunsError(UserError, RuntimeError):
@@ -80,8 +81,8 @@ def compare(
         raise WorkdirError(f"{workdir} exists and holds no study of this version. Choose another --workdir.")
     check_not_held(workdir)
     arms = plan_arms(config)
-    processes = _number_of_processes(config)
     cache = ExperimentCache(config.compare.held_megabytes, workdir / CHECKS)
+    train = choose_trainer(config, cache, workdir)
     dataset = cache.source(resolve(next(iter(arms.values()))))
     runs = plan_runs(config, arms, dataset)
     _check_runs(workdir, runs, dataset)
@@ -89,7 +90,7 @@ def compare(
     make_workdir(workdir)
     with locked_workdir(workdir):
         note_holder(workdir)
-        return _train_and_report(config, cache, runs, workdir, processes, num_images, accept_changed_data)
+        return _train_and_report(config, cache, runs, workdir, train, num_images, accept_changed_data)
 
 
 def _train_and_report(
@@ -97,7 +98,7 @@ def _train_and_report(
     cache: ExperimentCache,
     runs: Sequence[Run],
     workdir: Path,
-    processes: int,
+    train: Trainer,
     num_images: int,
     accept_changed_data: bool,
 ) -> dict[str, Any]:
@@ -105,7 +106,7 @@ def _train_and_report(
     write_entries(workdir, [run.entry for run in runs], config.evaluation.select_by)  # first: with it, it is a study
     keep_checks(workdir / CHECKS, cache.checked)
     waiting = [run for run in runs if not (workdir / run.entry.folder / "results.json").is_file()]
-    failures = run_all(cache, runs, workdir, processes, config.compare.held_megabytes)
+    failures = run_all(runs, workdir, train)
     check_study_data(cache, waiting, workdir, accept_changed_data)  # processes of their own opened the data themselves
     study = _report(config, cache, runs, set(failures), workdir, num_images) if len(failures) < len(runs) else {}
     path = workdir / "failures.txt"
@@ -151,17 +152,35 @@ def best_run(outcomes: Sequence[Outcome], runs: Sequence[Run]) -> Entry:
     return next(run.entry for run in runs if run.entry[1:] == best[:5])
 
 
-def run_all(
-    cache: ExperimentCache, runs: Sequence[Run], workdir: Path, processes: int, held_megabytes: int
-) -> dict[str, str]:
+def choose_trainer(config: ConfigDict, cache: ExperimentCache, workdir: Path) -> Trainer:
+    """How the runs are trained: in this process, in several of this host, or in jobs, as `compare.engine` says.
+
+    Before jax is asked for devices here. Raises ConfigError where the engine can't be had.
+    """
+    held_megabytes = config.compare.held_megabytes
+    if config.compare.engine != "processes":
+        engine = open_engine(config, workdir)
+        restarts = config.compare.cluster.restarts
+        return lambda runs, bar: train_in_jobs(engine, runs, workdir, restarts, held_megabytes, bar)
+    shares = choose_shares(config)
+    leave_memory(shares)
+
+    def train(runs: Sequence[Run], bar: tqdm) -> dict[str, str]:
+        # A single run too gets its share alone, where there is one: it is to be as the others.
+        if len(shares) == 1 or (len(runs) < 2 and not shares[0].environment):
+            return train_here(cache, runs, workdir, bar)
+        return train_in_processes(runs, workdir, shares, held_megabytes, bar)
+
+    return train
+
+
+def run_all(runs: Sequence[Run], workdir: Path, train: Trainer) -> dict[str, str]:
     """Trains the runs that have no results yet; returns the error and traceback of each that failed, by folder."""
     waiting = [run for run in runs if not (workdir / run.entry.folder / "results.json").is_file()]
     options = {"desc": workdir.name, "unit": "run", "disable": None, "dynamic_ncols": True}
     # Time left from the mean over all runs.
     with tqdm(total=len(runs), initial=len(runs) - len(waiting), smoothing=0, **options) as bar:
-        if processes == 1 or len(waiting) < 2:
-            return train_here(cache, waiting, workdir, bar)
-        return train_in_processes(waiting, workdir, processes, held_megabytes, bar)
+        return train(waiting, bar) if waiting else {}
 
 
 def choose_shown(
@@ -209,19 +228,13 @@ def draw_comparison(cache: ExperimentCache, shown: dict[str, Run], workdir: Path
     return workdir / "maps.png"
 
 
-def _number_of_processes(config: ConfigDict) -> int:
-    chosen = config.compare.processes
-    if chosen or jax.default_backend() != "cpu":
-        return chosen or 1
-    return min(len(available_cores()), _MOST_PROCESSES)
-
-
 def _check_runs(workdir: Path, runs: Sequence[Run], dataset: Dataset) -> None:
     """Finds what would fail in a later run: a folder of another run, no map in training, maps that can't be dealt."""
     looked = set()
     for run in runs:
         check_workdir(workdir / run.entry.folder, config_json(run.config))
         placebo, recipe = run.config.data.maps.placebo, resolve(run.config)
+        recipe.strategy_for(dataset.class_names)
         key = json.dumps([dict(run.config.data.protocol), placebo, recipe.reads_maps])
         if not recipe.reads_maps or key in looked:
             continue

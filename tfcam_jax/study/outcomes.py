@@ -17,6 +17,9 @@ from ..metrics.classification import BETTER
 from ..metrics.scores import read_scores
 from ..run.files import read_json, write_json
 
+# What `evaluation.describe_set` did not measure in the first runs of this format.
+_LATER = ("positive_inside", "above_outside", "shared_variance")
+
 
 class Entry(NamedTuple):
     """One run of a study: what it is, and the name of its workdir below the study's."""
@@ -34,7 +37,8 @@ class Outcome(NamedTuple):
 
     `set` is "closed" or "open", sets of the test, or "val", on which epoch and alpha were chosen and which tests
     nothing. `metrics` are auroc, accuracy, cross_entropy; cc_true, cc_false, cc_difference (mean correlation of T, U
-    and T - U with the human maps); fooling_gap (`agreement.fooling_gap`): None where there is none, as without maps.
+    and T - U with the human maps); positive_inside, above_outside, fooling_gap and shared_variance, means of what
+    `agreement` has under these names: None where there is none, as without maps, or in runs of before it was measured.
     """
 
     arm: str
@@ -110,7 +114,8 @@ def read_selection(workdir: str | Path) -> dict[str, dict[str, Any]]:
 def _metrics(entry: dict[str, Any]) -> dict[str, float | None]:
     """The metrics of `Outcome` from one set's entry in `results.json`."""
     agreement = {f"cc_{name}": entry["map_agreement"][name] for name in ("true", "false", "difference")}
-    return {name: entry[name] for name in ("auroc", "accuracy", "cross_entropy", "fooling_gap")} | agreement
+    found = {name: entry[name] for name in ("auroc", "accuracy", "cross_entropy", "fooling_gap")} | agreement
+    return found | {name: entry.get(name) for name in _LATER}
 
 
 def _choose(by_alpha: dict[float | None, list[dict[str, Any]]], select_by: str) -> dict[str, Any]:

@@ -29,11 +29,12 @@ from jaxtyping import Float, Int
 
 from ..errors import UserError
 from ..metrics.intervals import draw_groups, group_numbers, percentile_interval, weighted_auroc
-from ..strategies import RECONSTRUCTIONS, STRATEGIES
+from ..strategies import OWN, RECONSTRUCTIONS, STRATEGIES
 from .outcomes import Outcome
 from .paired_tests import exchange_contributions, holm, paired_effect_size, share_won, sign_flip_test, t_interval
 
 METRICS = ("auroc", "accuracy", "cross_entropy", "cc_true", "cc_false", "cc_difference", "fooling_gap")
+METRICS += ("positive_inside", "above_outside", "shared_variance")
 LEVEL = 0.05
 
 
@@ -87,9 +88,9 @@ def study_statistics(
 
     Returns:
       One entry for each protocol and set, in the order of the outcomes: `protocol`, `set`, `images`, `groups`, `folds`;
-      `arms` (`_summarize`; `strategy`; `kind`: "reconstruction", "placebo" or ""); `comparisons` (`_compare`), not of
-      validation, on which epoch and alpha were chosen; `missing`, sentences on what could not be compared; and
-      `correlations`.
+      `arms` (`_summarize`; `strategy`; `kind`: "reconstruction", "own", "placebo" or ""); `comparisons` (`_compare`),
+      not of validation, on which epoch and alpha were chosen; `missing`, sentences on what could not be compared; and
+      `correlations` (`_correlations`).
 
     Raises:
       StudyError: no outcome, or outcomes that contradict each other: a run twice, two alphas of an arm and protocol,
@@ -112,7 +113,7 @@ def study_statistics(
     for arm, _ in alphas:
         named = next((name for name in STRATEGIES if f"{arm}_".startswith(f"{name}_")), arm)
         strategy = (strategies or {}).get(arm, named)
-        kind = "reconstruction" if strategy in RECONSTRUCTIONS else ""
+        kind = "reconstruction" if strategy in RECONSTRUCTIONS else "own" if strategy in OWN else ""
         kinds[arm] = {"strategy": strategy, "kind": "placebo" if arm in _controls(placebos) else kind}
     return [_statistics(_gather(own, resamples), reference, placebos, kinds) for own in sets.values()]
 
@@ -343,15 +344,22 @@ def _two_level(rows: Sequence[Float[np.ndarray, " resamples"]]) -> list[float] |
 
 
 def _correlations(arms: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Of `cc_true` and `cc_difference` with the AUROC: `runs`, and Pearson's r `within_arms` (each arm's mean taken
-    away) and `across_arms` (of the arms' means); None where fewer than three points or no spread.
+    """Of `cc_true`, `cc_false` and `cc_difference` with the AUROC: `runs`, and Pearson's r `by_arm` (over each arm's
+    seeds), `within_arms` (of all, each arm's mean taken away), `across_arms` (of the arms' means) and `over_all` (of
+    all runs as they are, where what differs by arm counts too); None where fewer than three points or no spread.
     """
     found = {}
-    for name in ("cc_true", "cc_difference"):
-        by_arm = [np.array(points) for points in (beside_auroc(arm, name) for arm in arms) if points]
-        inside = np.array([point for points in by_arm for point in points - points.mean(0)]).reshape(-1, 2)
-        means = np.array([points.mean(0) for points in by_arm]).reshape(-1, 2)
-        found[name] = {"runs": len(inside), "within_arms": _pearson(inside), "across_arms": _pearson(means)}
+    for name in ("cc_true", "cc_false", "cc_difference"):
+        by_arm = {arm["arm"]: np.array(points) for arm in arms if (points := beside_auroc(arm, name))}
+        join = lambda parts: np.array([point for part in parts for point in part]).reshape(-1, 2)
+        means = np.array([points.mean(0) for points in by_arm.values()]).reshape(-1, 2)
+        found[name] = {
+            "runs": sum(map(len, by_arm.values())),
+            "by_arm": {arm["arm"]: _pearson(by_arm[arm["arm"]]) if arm["arm"] in by_arm else None for arm in arms},
+            "within_arms": _pearson(join(points - points.mean(0) for points in by_arm.values())),
+            "across_arms": _pearson(means),
+            "over_all": _pearson(join(by_arm.values())),
+        }
     return found
 
 

@@ -11,13 +11,18 @@ from ..metrics.tables import Table, columns, decimal, interval, probability, tab
 from .statistics import METRICS
 from .verdicts import arm_label, heading, one_seed, outcome_word, place, runs_of_one_seed
 
-_OTHER_METRICS = {
-    "accuracy": "accuracy",
-    "cross_entropy": "cross-entropy",
-    "cc_true": "CC T",
-    "cc_false": "CC U",
-    "cc_difference": "CC D",
+_AGREEMENT = {"cc_true": "CC T", "cc_false": "CC U", "cc_difference": "CC D"}
+_OF_MAPS = {
+    **_AGREEMENT,
+    "positive_inside": "D inside > 0",
+    "above_outside": "D inside - outside",
     "fooling_gap": "fooling gap",
+    "shared_variance": "shared variance",
+}
+_ACROSS = {
+    "within_arms": "all, each arm's mean taken away",
+    "across_arms": "means of the arms",
+    "over_all": "all runs as they are",
 }
 _ALPHA = columns(partial(decimal, form="g"), {"alpha": "alpha"})
 _NUMBER_OF_SEEDS = columns(lambda seeds: str(len(seeds)), {"seeds": "seeds"})
@@ -97,8 +102,12 @@ def _with_deviation(area: dict[str, Any] | None) -> str:
 
 
 def set_tables(entry: dict[str, Any]) -> list[Table]:
-    """The tables of one protocol and set: of the arms, and of the comparisons where there are any."""
-    return [_arm_table(entry), *([_comparison_table(entry)] if entry["comparisons"] else [])]
+    """The tables of one protocol and set: of the arms and their maps, and where there are any of the comparisons, and
+    of how agreement goes with the AUROC.
+    """
+    tables = [_arm_table(entry), _maps_table(entry)]
+    tables += [_comparison_table(entry)] if entry["comparisons"] else []
+    return tables + [table for table in [_correlation_table(entry)] if table.rows]
 
 
 def _arm_table(entry: dict[str, Any]) -> Table:
@@ -107,11 +116,31 @@ def _arm_table(entry: dict[str, Any]) -> Table:
         *_NUMBER_OF_SEEDS,
         *columns(decimal, {"figures/auroc/mean": "AUROC", "figures/auroc/deviation": "deviation"}),
         *columns(interval, {"figures/auroc/interval": "95 % seeds", "figures/auroc/bootstrap": _both_levels(entry)}),
-        *columns(decimal, {f"figures/{name}/mean": head for name, head in _OTHER_METRICS.items()}),
+        *columns(decimal, {"figures/accuracy/mean": "accuracy", "figures/cross_entropy/mean": "cross-entropy"}),
     ]
     folds = f", {len(entry['folds'])} folds" if len(entry["folds"]) > 1 else ""
     title = f"{place(entry)}: {entry['images']} images, {entry['groups']} groups{folds}"
     return _without_empty(tabulate(title, "arm", _labelled(entry["arms"]), shown))
+
+
+def _maps_table(entry: dict[str, Any]) -> Table:
+    """Where the maps lie, which sign D has there, and how much of them is shared; means over seeds."""
+    shown = columns(partial(decimal, form="z.3f"), {f"figures/{name}/mean": head for name, head in _OF_MAPS.items()})
+    return _without_empty(tabulate(f"{place(entry)}: maps", "arm", _labelled(entry["arms"]), shown))
+
+
+def _correlation_table(entry: dict[str, Any]) -> Table:
+    """A row for each arm with seeds enough, and for all arms together; no row where nothing can be said."""
+    found, arms = entry["correlations"], entry["arms"]
+    of_arm = lambda arm: {name: own["by_arm"].get(arm["arm"]) for name, own in found.items()}
+    rows = [(label, of_arm(arm) | {"points": len(arm["seeds"])}) for label, arm in _labelled(arms)]
+    points = dict.fromkeys(_ACROSS, max(own["runs"] for own in found.values())) | {"across_arms": len(arms)}
+    of_all = lambda key: {name: own[key] for name, own in found.items()} | {"points": points[key]}
+    rows += [(label, of_all(key)) for key, label in _ACROSS.items()]
+    rows = [(label, row) for label, row in rows if any(row[name] is not None for name in found)]
+    shown = [*columns(str, {"points": "points"}), *columns(partial(decimal, form="+.2f"), _AGREEMENT)]
+    table = tabulate(f"{place(entry)}: correlation of AUROC with agreement", "arm", rows, shown)
+    return _without_empty(table) if rows else table
 
 
 def _both_levels(entry: dict[str, Any]) -> str:

@@ -4,27 +4,28 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import signal
+import functools
 import sys
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from multiprocessing import connection, get_context
 from pathlib import Path
 from typing import Any
 
+from absl import logging
 from tqdm import tqdm
 
 from ..data.checks.outcomes import Outcome
 from ..data.human_maps import process_maps
 from ..data.in_memory import bytes_in_memory, keep_in_memory
+from ..data.kept_features import keep_maps
 from ..data.source import Dataset
-from ..devices.compilation import available_cores
 from ..experiment import Experiment, Recipe, build_experiment, open_source, resolve
 from ..run.data_record import DataRecord, record_data
-from ..run.interruption import Interruption, StoppedError
+from ..run.interruption import Interruption, StoppedError, without_ctrl_c
 from ..run.workdir import CHECKS
 from ..training import train_recipe
-from .member import serve
+from .member import Ending, Share, serve
 from .plan import Run
 
 _SECONDS_BETWEEN_LOOKS = 0.1  # for a signal
@@ -43,6 +44,7 @@ class ExperimentCache:
         self._held_megabytes = held_megabytes
         self._checks = checks
         self._kept: dict[str, tuple[Any, Any]] = {}
+        self._told: set[str] = set()
         self.checked: dict[str, Outcome] = {}  # of all data that were opened
 
     def train(self, run: Run, workdir: Path) -> None:
@@ -58,7 +60,17 @@ class ExperimentCache:
         of_step = {name: data[name] for name in ("channels", "image_size", "mean", "std")}
         key = [{k: v for k, v in stored.items() if k not in ("seed", "data")}, of_step, len(dataset.class_names), steps]
         programs = self._keep("programs", key, lambda: build_experiment(recipe, dataset))
-        return build_experiment(recipe, dataset, programs)
+        if recipe.frozen:
+            self._tell_why_not_kept(recipe, dataset)
+        # The frozen part's features have a name of their own: arms and seeds share them.
+        return build_experiment(recipe, dataset, programs, functools.partial(self._keep, "features"))
+
+    def _tell_why_not_kept(self, recipe: Recipe, dataset: Dataset) -> None:
+        """Once for each reason, as runs of a study say nothing themselves."""
+        why_not = recipe.why_not_kept(dataset)
+        if why_not and why_not not in self._told:
+            self._told.add(why_not)
+            logging.warning("What comes before model.train_from=%s runs in each step: %s.", recipe.train_from, why_not)
 
     def source(self, recipe: Recipe) -> Dataset:
         """The data as their owner splits them, with the maps as they are."""
@@ -80,17 +92,20 @@ class ExperimentCache:
         plain = dataclasses.replace(recipe.data, placebo="none", seed=0)
         arrange = lambda: self._hold(plain.arrange(self.source(recipe)), recipe, ("val", "test"))
         sizes = (recipe.image_size, recipe.resize_through, recipe.map_size)
-        arranged = self._keep("arranged", (plain, sizes[:2]), arrange)
+        of_frozen = recipe.frozen and (recipe.frozen, recipe.needs_images)
+        arranged = self._keep("arranged", (plain, sizes[:2], of_frozen), arrange)
         placebo = recipe.data.placebo
         of_seed = recipe.seed if placebo == "other_image" else None
         # Blur and threshold are applied by then.
         controlled = lambda: process_maps(arranged, blur=0.0, threshold=0.0, placebo=placebo, seed=recipe.seed)
         held = () if recipe.augment.crop or recipe.map_size else ("train",)
-        key = (plain, placebo, of_seed, recipe.augment, sizes)
+        key = (plain, placebo, of_seed, recipe.augment, sizes, of_frozen)
         return self._keep("dataset", key, lambda: self._hold(controlled(), recipe, held))
 
     def _hold(self, dataset: Dataset, recipe: Recipe, splits: tuple[str, ...]) -> Dataset:
         size = recipe.image_size
+        if recipe.frozen and not recipe.why_not_kept(dataset):  # images are looked at once, for their features
+            return keep_maps(dataset, splits)
         fits = bytes_in_memory(dataset, size, recipe.data.channels) <= self._held_megabytes * 2**20
         # Grain's own processes would each have to decode everything all the same; stages start from the stored size.
         kept = fits and not recipe.num_workers and not recipe.resize_through
@@ -107,29 +122,31 @@ def train_here(cache: ExperimentCache, runs: Sequence[Run], workdir: Path, bar: 
     """Trains the runs one after the other; returns the error of each that failed, its traceback below, by folder."""
     failures = {}
     for run in runs:
-        if failure := _try(cache, run, workdir):
-            failures[run.entry.folder] = failure
-        _advance(bar, run, failure)
+        ending = attempt(cache, run, workdir)
+        if ending.state == "stopped":
+            raise StoppedError(ending.text, ending.exit_code)
+        if ending.text:
+            failures[run.entry.folder] = ending.text
+        advance(bar, run, ending.text)
     return failures
 
 
 def train_in_processes(
-    runs: Sequence[Run], workdir: Path, processes: int, held_megabytes: int, bar: tqdm
+    runs: Sequence[Run], workdir: Path, shares: Sequence[Share], held_megabytes: int, bar: tqdm
 ) -> dict[str, str]:
-    """The same in several processes; each takes the next run when it has done one.
+    """The same in several processes, one for each share of the host; each takes the next run when it has done one.
 
-    Each has its share of the CPU's cores where the system lets it choose. A process that dies loses its run alone.
+    A process that dies loses its run alone.
 
     Raises:
       StoppedError: after SIGTERM or SIGINT, once each process has saved its run; a second signal ends all at once.
     """
     waiting, failures, stopping = list(reversed(runs)), {}, False
-    numbers = range(min(processes, len(runs)))
     members: list[_Member] = []
     with Interruption(runs[0].config.grace_seconds + _SECONDS_TO_ANSWER) as stop:
         try:
-            for number in numbers:
-                members.append(_Member(_cores_of(number, processes), held_megabytes, workdir / CHECKS))
+            for share in shares[: len(runs)]:
+                members.append(_Member(share, held_megabytes, workdir / CHECKS))
                 members[-1].start(waiting.pop(), workdir)
             while busy := [(member, member.run) for member in members if member.run]:
                 ready = connection.wait([member.pipe for member, _ in busy], _SECONDS_BETWEEN_LOOKS)
@@ -143,7 +160,7 @@ def train_in_processes(
                         continue
                     if failure:
                         failures[run.entry.folder] = failure
-                    _advance(bar, run, failure)
+                    advance(bar, run, failure)
                     if waiting:
                         member.start(waiting.pop(), workdir)
             if stopping:
@@ -154,7 +171,7 @@ def train_in_processes(
     return failures
 
 
-def _advance(bar: tqdm, run: Run, failure: str) -> None:
+def advance(bar: tqdm, run: Run, failure: str) -> None:
     """Counts a run that ended: on the bar, or without a terminal, where none is shown, in a line of its own."""
     if bar.disable:
         bar.n += 1
@@ -165,8 +182,8 @@ def _advance(bar: tqdm, run: Run, failure: str) -> None:
 class _Member:
     """One of the processes, and the run that it is at."""
 
-    def __init__(self, cores: list[int], held_megabytes: int, checks: Path):
-        self._arguments = (cores, held_megabytes, checks)
+    def __init__(self, share: Share, held_megabytes: int, checks: Path):
+        self._arguments = (share, held_megabytes, checks)
         self.run: Run | None = None
         self._launch()
 
@@ -186,7 +203,7 @@ class _Member:
         """
         self.run = None
         try:
-            answer = self.pipe.recv()
+            ending: Ending = self.pipe.recv()
         except (EOFError, ConnectionError):
             self._process.join()
             if stopping:
@@ -194,11 +211,11 @@ class _Member:
             failure = f"its process ended with exit code {self._process.exitcode} (-9: killed, as for want of memory)"
             self._launch()
             return failure
-        if isinstance(answer, tuple):
-            if stopping:
-                return ""
-            raise StoppedError(*answer)
-        return answer
+        if ending.state != "stopped":
+            return ending.text
+        if stopping:
+            return ""
+        raise StoppedError(ending.text, ending.exit_code)
 
     def end(self) -> None:
         if self.run:
@@ -211,47 +228,25 @@ class _Member:
         context = get_context("spawn")
         self.pipe, other = context.Pipe()
         self._process = context.Process(target=serve, args=(other, *self._arguments))
-        with _without_ctrl_c():
+        with without_ctrl_c():
             self._process.start()
         other.close()
 
 
-@contextlib.contextmanager
-def _without_ctrl_c() -> Iterator[None]:
-    """Keeps Ctrl-C, which reaches all processes of a terminal, from one that starts here, from its beginning on."""
-    if not hasattr(signal, "pthread_sigmask"):
-        yield
-        return
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
-def answer(pipe: connection.Connection, cache: ExperimentCache, run: Run, workdir: Path) -> None:
-    """Trains a run and sends its failure, "" if it went well; message and exit code if a signal stopped it."""
-    try:
-        outcome: str | tuple[str, int] = _try(cache, run, workdir)
-    except StoppedError as error:
-        outcome = (str(error), error.exit_code)
+def attempt_and_send(pipe: connection.Connection, cache: ExperimentCache, run: Run, workdir: Path) -> None:
+    """Trains a run and sends how it ended."""
+    ending = attempt(cache, run, workdir)
     with contextlib.suppress(BrokenPipeError):  # the parent ended this process, and reads no more
-        pipe.send(outcome)
+        pipe.send(ending)
 
 
-def _cores_of(member: int, processes: int) -> list[int]:
-    """The share of one of the processes in the cores that this one may use; all, if there are not enough to share."""
-    cores = available_cores()
-    return cores[member::processes] if processes <= len(cores) else cores
-
-
-def _try(cache: ExperimentCache, run: Run, workdir: Path) -> str:
-    """Trains a run; if it failed the error in a line and its traceback, else ""; a signal is not caught."""
+def attempt(cache: ExperimentCache, run: Run, workdir: Path) -> Ending:
+    """Trains a run, or continues it: `done`, `failed` or `stopped`. Whatever fails, other runs can go on."""
     try:
         cache.train(run, workdir)
-    except StoppedError:
-        raise
+    except StoppedError as error:
+        return Ending("stopped", str(error), error.exit_code)
     except Exception as error:  # whatever it is, the other runs go on, and the end tells of it
         message = " ".join(str(error).split())
-        return f"{type(error).__name__}: {message}\n{traceback.format_exc()}"
-    return ""
+        return Ending("failed", f"{type(error).__name__}: {message}\n{traceback.format_exc()}")
+    return Ending("done")

@@ -57,9 +57,12 @@ class OrderedBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
             builder=self,
             description=read_text(f"{self.name}.md"),
             citation=self.CITATION,
-            features=features(self.CLASS_NAMES),
+            features=features(self._class_names()),
             disable_shuffling=True,
         )
+
+    def _class_names(self) -> tuple[str, ...]:
+        return self.CLASS_NAMES
 
     def _log_download_bytes(self) -> None:
         """Says nothing, nor does the next: TFDS would print of a download that there is not, past its own logging."""
@@ -174,7 +177,7 @@ def save_records(path: Path, records: Records) -> None:
 
 
 def _load_records(path: Path, encoded: Sequence) -> Records:
-    """The columns, if they are there; otherwise those of each record, as in a demo that an earlier version drew."""
+    """The columns, if they are there; otherwise those of each record, as in a set that an earlier version prepared."""
     if path.exists():
         columns: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     else:
