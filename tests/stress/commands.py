@@ -216,7 +216,8 @@ def _of_study(commands: Commands, study: Fresh, workdir: Path, whole: Path, numb
     ended = study.wait(70)
     if ended.status is None or study.left(_ORPHAN_SECONDS):
         return HUNG, f"{ended.status}: {_last(ended)}"
-    if ended.traceback or ended.status not in (0, 1, _STOPPED.get(signal.Signals(number), -number)):
+    # A second Ctrl-C ends at once, by the signal itself.
+    if ended.traceback or ended.status not in (0, 1, _STOPPED.get(signal.Signals(number), -number), -signal.SIGINT):
         return UNCLEAR, f"{ended.status}: {_last(ended)}"
     again = commands.study(workdir).wait(_STUDY_SECONDS)
     figures = lambda folder: {path.parent.name: path.read_bytes() for path in folder.glob("*/results.json")}
