@@ -343,8 +343,8 @@ def test_options_that_do_not_fit(tmp_path, options, message):
         resolve(tiny_config(""))
 
 
-@pytest.mark.parametrize("protocol", ["published", pytest.param("k_fold", marks=pytest.mark.slow)])
-@pytest.mark.parametrize("where", [pytest.param("squares", marks=pytest.mark.slow), "."])
+@pytest.mark.parametrize("protocol", slow_but(["published", "k_fold"], "published"))
+@pytest.mark.parametrize("where", slow_but(["squares", "."], "."))
 def test_a_written_manifest_opens_as_the_same_data(tmp_path, capsys, protocol, where):
     """Also where a folder's name holds what separates an annotator's name."""
     place = tmp_path / "run=3"

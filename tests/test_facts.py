@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from slow_params import slow_but
 
 from tfcam_jax import cams, losses
 from tfcam_jax.divergences import DIVERGENCES
@@ -59,7 +60,7 @@ def test_fact_1_the_difference_decomposes_the_margin(seed):
     np.testing.assert_allclose(difference.mean((1, 2)), margin - np.asarray(bias[labels] - bias[1 - labels]), atol=1e-5)
 
 
-@pytest.mark.parametrize("name", ["small_cnn", pytest.param("resnet18", marks=pytest.mark.slow)])  # all: test_backbones
+@pytest.mark.parametrize("name", slow_but(["small_cnn", "resnet18"], "small_cnn"))  # all: test_backbones
 def test_fact_1_on_every_model(name):
     """The features that a model returns are the ones it pools, in training mode and with a bias that is not 0."""
     model = MODELS[name](num_classes=2)

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from slow_params import slow_but
 from test_backbones import SMALL_MODELS, random_images, random_variables
 from test_normed_networks import TINY
 from test_steps import PREPROCESS, SIZE, make_batch
@@ -64,9 +65,7 @@ def _normed_variables(name):
     return {"params": jax.tree.map(noisy, variables["params"]), "batch_stats": {}}
 
 
-@pytest.mark.parametrize(
-    ("name", "cut"), [*QUICK, *(pytest.param(*each, marks=pytest.mark.slow) for each in EVERY if each not in QUICK)]
-)
+@pytest.mark.parametrize(("name", "cut"), slow_but(EVERY, *QUICK))
 def test_both_parts_one_after_the_other_are_the_network(name, cut):
     """Frozen as it is in evaluation, trained as it is in training; what is frozen is all that has no gradient."""
     variables, images = small_variables(name), random_images(4, 48)

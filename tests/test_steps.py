@@ -170,7 +170,7 @@ def test_batch_without_any_map_gives_alpha_times_cross_entropy(name):
     )
 
 
-@pytest.mark.parametrize("name", ["opposed", pytest.param("input_gradient", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("name", slow_but(["opposed", "input_gradient"], "opposed"))
 def test_padding_changes_nothing(name):
     batch = make_batch()
     garbage = {k: v.copy() for k, v in batch.items()}
@@ -186,7 +186,7 @@ def test_padding_changes_nothing(name):
             )
 
 
-@pytest.mark.parametrize("parts", [pytest.param(1, marks=pytest.mark.slow), 2])
+@pytest.mark.parametrize("parts", slow_but([1, 2], 2))
 def test_the_rest_of_an_epoch_is_a_smaller_batch(parts):
     """Of 11 examples in batches of 8 the last 3 are averaged over 3, and normalised among themselves: by hand."""
     batch, rest, alpha = make_batch(), 3, 0.5
@@ -323,7 +323,7 @@ def test_shared_losses_are_those_of_the_whole_batch(mode, parts):
     assert [float(total.count) for total in metrics.terms.values()] == [7, 5]
 
 
-@pytest.mark.parametrize("parts", [1, pytest.param(2, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("parts", slow_but([1, 2], 1))
 def test_a_schedule_is_the_number_of_the_step_and_compiles_once(parts):
     """Four steps of `linear_down` are four with an alpha of their own, each by a program of its own."""
     tx, batches = optax.sgd(0.1, momentum=0.9), [make_batch(seed) for seed in range(4)]
@@ -344,7 +344,7 @@ def test_a_schedule_needs_the_length_of_training():
         run_steps(make_strategy("difference", schedule="early"), [make_batch()])
 
 
-@pytest.mark.parametrize(("mode", "parts"), [("jit", 1), pytest.param("pmap", 2, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(("mode", "parts"), slow_but([("jit", 1), ("pmap", 2)], ("jit", 1)))
 def test_the_norms_of_terms_are_those_of_their_own_gradients(mode, parts):
     """Each term alone, with its weight, gives a gradient of that norm; the update is that of all together."""
     where, tx, start = make_placement(mode), optax.sgd(1.0), jax.device_get(make_state(optax.sgd(1.0)))
@@ -394,11 +394,7 @@ def test_accumulation_looks_twice_only_where_it_must():
 
 @pytest.mark.parametrize(
     "name",
-    [
-        "cross_entropy",
-        "opposed",
-        *(pytest.param(n, marks=pytest.mark.slow) for n in ("contrast", "entropy", "input_gradient")),
-    ],
+    slow_but(["cross_entropy", "opposed", "contrast", "entropy", "input_gradient"], "cross_entropy", "opposed"),
 )
 def test_two_devices_equal_one(name):
     """pmap with an axis name, maps and padding spread unevenly: means are over all devices, not means of means."""

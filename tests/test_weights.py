@@ -130,10 +130,7 @@ KNOWN = {
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "name",
-    [pytest.param(name, marks=pytest.mark.slow if name in ("inception_v3", "densenet121") else []) for name in KNOWN],
-)
+@pytest.mark.parametrize("name", KNOWN)
 def test_every_array_of_the_published_names_finds_its_place(name):
     variables = variables_of(MODELS[name], 1000)
     state_dict = torch_state_dict(variables, name)

@@ -576,9 +576,9 @@ def build_experiment(
     """Builds everything that a recipe describes.
 
     `dataset` is what `open_dataset` gives for it, where it is open already. `programs` is an experiment whose recipe
-    differs in the seed alone and which has as many steps in an epoch: its compiled functions serve here too, if the
-    classes are the same. `keep` is what the features of a frozen part are kept by. `strategy` takes the place of the
-    recipe's own.
+    differs in the seed alone, and which has the same classes and as many steps in an epoch: its compiled functions
+    serve here too. `keep` is what the features of a frozen part are kept by. `strategy` takes the place of the recipe's
+    own.
     """
     dataset = dataset or open_dataset(recipe)
     trained_on = len(dataset.splits["train"]) if "train" in dataset.splits else 1  # schedules want a length
@@ -594,7 +594,7 @@ def build_experiment(
             f"at most {MOST_STEPS // steps_per_epoch}."
         )
     tx, placement, num_classes = recipe.make_optimizer(steps_per_epoch), recipe.placement, len(dataset.class_names)
-    if programs and tuple(programs.dataset.class_names) == tuple(dataset.class_names):
+    if programs:
         initialize, on_features = programs.initialize, programs.on_features
         train_step, eval_step = programs.train_step, programs.eval_step
     else:

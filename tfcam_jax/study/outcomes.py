@@ -66,7 +66,7 @@ def write_entries(workdir: Path, entries: Sequence[Entry], select_by: str) -> No
             "%s: %d runs of before are not asked for now, and are left out of all tables (%s); their folders stay.",
             *(workdir, len(gone), ", ".join(shorten(gone, 3))),
         )
-    write_json(workdir / "runs.json", {"select_by": select_by, "runs": [entry._asdict() for entry in entries]})
+    write_json(path, {"select_by": select_by, "runs": [entry._asdict() for entry in entries]})
 
 
 def read_outcomes(workdir: str | Path) -> list[Outcome]:

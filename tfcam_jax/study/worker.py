@@ -58,7 +58,8 @@ class ExperimentCache:
         steps = -(-len(dataset.splits["train"]) // recipe.batch_size)
         stored, data = recipe.stored, recipe.stored["data"]
         of_step = {name: data[name] for name in ("channels", "image_size", "mean", "std")}
-        key = [{k: v for k, v in stored.items() if k not in ("seed", "data")}, of_step, len(dataset.class_names), steps]
+        of_recipe = {k: v for k, v in stored.items() if k not in ("seed", "data")}
+        key = [of_recipe, of_step, tuple(dataset.class_names), steps]
         programs = self._keep("programs", key, lambda: build_experiment(recipe, dataset))
         if recipe.frozen:
             self._tell_why_not_kept(recipe, dataset)
