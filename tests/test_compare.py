@@ -17,6 +17,7 @@ from multiprocessing import Pipe
 import jax
 import numpy as np
 import pytest
+from absl import logging
 from ml_collections import ConfigDict
 from PIL import Image
 from sklearn.metrics import roc_auc_score
@@ -269,6 +270,20 @@ def test_arms_of_another_image_size_hold_their_own_images(manifest):
         config.data.image_size = size
         splits = cache.dataset(resolve(config)).splits
         assert {splits[name][0].image.shape for name in ("train", "val")} == {(size, size, 3)}
+
+
+def test_notes_on_the_data_that_another_process_told_are_not_told_again(tmp_path, caplog):
+    logging.get_absl_logger().propagate = True
+    manifest = write_manifest(tmp_path)
+    Image.new("L", (32, 32), 255).save(tmp_path / "maps/train0.png")
+    recipe, note = resolve(make_config(manifest)), "1 maps of train are empty or constant"
+    first = ExperimentCache(0)
+    first.source(recipe)
+    assert caplog.text.count(note) == 1
+    ExperimentCache(0, told=first.told).source(recipe)
+    assert caplog.text.count(note) == 1
+    ExperimentCache(0).source(recipe)
+    assert caplog.text.count(note) == 2
 
 
 def test_a_failing_run_does_not_lose_the_others(manifest, tmp_path, monkeypatch):

@@ -267,16 +267,17 @@ def test_a_group_in_two_splits(folder):
     assert "keep a group in one split" in found
 
 
-def test_constant_maps_count_as_absent_and_are_logged(folder, caplog):
+def test_constant_maps_count_as_absent_and_are_told(folder, caplog):
     logging.set_verbosity(logging.INFO)
     logging.get_absl_logger().propagate = True
     Image.new("L", (6, 4), 255).save(folder / "maps/train0.png")
     Image.new("L", (6, 4), 0).save(folder / "maps/train1.png")
-    source = open_manifest(str(folder / "manifest.csv")).splits["train"]
+    dataset = open_manifest(str(folder / "manifest.csv"))
+    source = dataset.splits["train"]
     assert not source.records.has_map.any()
     assert source[0].saliency is None
     assert "train has 4 images, 0 with a human map" in caplog.text
-    assert "2 maps of train are empty or constant; they count as absent" in caplog.text
+    assert "2 maps of train are empty or constant; they count as absent" in dataset.notes
     assert "val has 4 images, 2 with a human map" in caplog.text
 
 

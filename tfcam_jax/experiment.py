@@ -9,7 +9,7 @@ import dataclasses
 import functools
 import json
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -479,16 +479,22 @@ def open_dataset(recipe: Recipe, checks: Path | None = None) -> Dataset:
     return recipe.data.arrange(open_source(recipe, checks))
 
 
-def open_source(recipe: Recipe, checks: Path | None = None) -> Dataset:
+def open_source(recipe: Recipe, checks: Path | None = None, told: Collection[str] = ()) -> Dataset:
     """Opens and validates the recipe's data, as their owner splits them, with the maps as they are.
 
     The file `checks` says which files were found sound before; without it all are looked at. Raises DataError for
-    images, maps or lists that can't be used; what was guessed, drawn or left out is logged.
+    images, maps or lists that can't be used; what was guessed, drawn or left out is logged, unless it is among `told`.
     """
     dataset = recipe.data.open(load_outcomes(checks) if checks else None)
-    for note in dataset.notes if is_first() else ():
-        logging.warning("%s: %s", dataset.name, note)
+    for note in named_notes(dataset) if is_first() else ():
+        if note not in told:
+            logging.warning("%s", note)
     return dataset
+
+
+def named_notes(dataset: Dataset) -> list[str]:
+    """What a user should know of how the data were taken, each line under their name."""
+    return [f"{dataset.name}: {note}" for note in dataset.notes]
 
 
 def keep_checks(checks: Path, checked: Mapping[str, Outcome]) -> None:

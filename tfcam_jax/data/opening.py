@@ -21,7 +21,7 @@ def open_listing(
     skip_unreadable: bool = False,
     known: Outcomes | None = None,
 ) -> Dataset:
-    """Opens and checks every file of a listing. A map that is constant counts as absent; how many is logged.
+    """Opens and checks every file of a listing. A map that is constant counts as absent; the notes say how many.
 
     Args:
       listing: what to open.
@@ -36,10 +36,10 @@ def open_listing(
     """
     check_channels(channels)
     usable, skipped = usable_rows(inspect(listing, known, progress), skip_unreadable)
-    _log_maps(usable)
+    notes = (*usable.remarks, *_note_maps(usable))
     sources = listed_sources(usable.listing, usable.outcomes, channels)
     drawn = listing.draw is not None
-    return Dataset(listing.name, listing.class_names, sources, skipped, usable.remarks, drawn, usable.checked)
+    return Dataset(listing.name, listing.class_names, sources, skipped, notes, drawn, usable.checked)
 
 
 def check_labels(labels: Sequence[str]) -> None:
@@ -48,10 +48,13 @@ def check_labels(labels: Sequence[str]) -> None:
         raise ConfigError(f"labels names a class twice: {', '.join(labels)}")
 
 
-def _log_maps(opened: Inspection) -> None:
+def _note_maps(opened: Inspection) -> list[str]:
+    """Logs how many images and maps each split has; returns a line for each whose maps are not all of use."""
+    notes = []
     place = opened.listing.rows[0].list
     for split, _, found in by_split(opened.listing.rows, opened.outcomes):
         usable = sum(outcome.map == USABLE for outcome in found)
         logging.info("%s: %s has %d images, %d with a human map", place, split, len(found), usable)
         if useless := sum(outcome.map in (EMPTY, CONSTANT) for outcome in found):
-            logging.warning("%s: %d maps of %s are empty or constant; they count as absent", place, useless, split)
+            notes.append(f"{useless} maps of {split} are empty or constant; they count as absent")
+    return notes

@@ -169,7 +169,7 @@ def choose_trainer(config: ConfigDict, cache: ExperimentCache, workdir: Path) ->
         # A single run too gets its share alone, where there is one: it is to be as the others.
         if len(shares) == 1 or (len(runs) < 2 and not shares[0].environment):
             return train_here(cache, runs, workdir, bar)
-        return train_in_processes(runs, workdir, shares, held_megabytes, bar)
+        return train_in_processes(runs, workdir, shares, held_megabytes, bar, cache.told)
 
     return train
 

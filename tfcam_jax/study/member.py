@@ -68,15 +68,18 @@ class Ending:
     exit_code: int = 0
 
 
-def serve(pipe: connection.Connection, share: Share, held_megabytes: int, checks: Path) -> None:
-    """What a process of this host does: trains the runs that it is sent, until the pipe closes or its parent ends."""
+def serve(pipe: connection.Connection, share: Share, held_megabytes: int, checks: Path, told: frozenset[str]) -> None:
+    """What a process of this host does: trains the runs that it is sent, until the pipe closes or its parent ends.
+
+    Notes on the data that its parent has `told` are not told again.
+    """
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the parent too, which ends this one
     _end_with_creator()
     threading.Thread(target=_end_with_parent, args=(parent_process(),), daemon=True).start()
     share.take()
     from .worker import ExperimentCache, attempt_and_send  # jax
 
-    cache = ExperimentCache(held_megabytes, checks)
+    cache = ExperimentCache(held_megabytes, checks, told)
     while True:
         try:
             run, workdir = pipe.recv()

@@ -7,7 +7,7 @@ import dataclasses
 import functools
 import sys
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from multiprocessing import connection, get_context
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from ..data.human_maps import process_maps
 from ..data.in_memory import bytes_in_memory, keep_in_memory
 from ..data.kept_features import keep_maps
 from ..data.source import Dataset
-from ..experiment import Experiment, Recipe, build_experiment, open_source, resolve
+from ..experiment import Experiment, Recipe, build_experiment, named_notes, open_source, resolve
 from ..run.data_record import DataRecord, record_data
 from ..run.interruption import Interruption, StoppedError, without_ctrl_c
 from ..run.workdir import CHECKS
@@ -37,14 +37,15 @@ class ExperimentCache:
 
     What the last run had is kept and nothing older, so that memory is bounded; in a plan, runs that share much are
     neighbours. Data sets whose decoded images take no more than `held_megabytes` are kept decoded. `checks` is the
-    study's file that tells which files were found sound before; without one every file is looked at.
+    study's file that tells which files were found sound before; without one every file is looked at. Notes on the data
+    that are among `told` are not logged again.
     """
 
-    def __init__(self, held_megabytes: int, checks: Path | None = None):
+    def __init__(self, held_megabytes: int, checks: Path | None = None, told: Collection[str] = ()):
         self._held_megabytes = held_megabytes
         self._checks = checks
         self._kept: dict[str, tuple[Any, Any]] = {}
-        self._told: set[str] = set()
+        self.told = set(told)
         self.checked: dict[str, Outcome] = {}  # of all data that were opened
 
     def train(self, run: Run, workdir: Path) -> None:
@@ -69,8 +70,8 @@ class ExperimentCache:
     def _tell_why_not_kept(self, recipe: Recipe, dataset: Dataset) -> None:
         """Once for each reason, as runs of a study say nothing themselves."""
         why_not = recipe.why_not_kept(dataset)
-        if why_not and why_not not in self._told:
-            self._told.add(why_not)
+        if why_not and why_not not in self.told:
+            self.told.add(why_not)
             logging.warning("What comes before model.train_from=%s runs in each step: %s.", recipe.train_from, why_not)
 
     def source(self, recipe: Recipe) -> Dataset:
@@ -79,7 +80,8 @@ class ExperimentCache:
         return self._keep("source", key, lambda: self._open(recipe))
 
     def _open(self, recipe: Recipe) -> Dataset:
-        dataset = open_source(recipe, self._checks)
+        dataset = open_source(recipe, self._checks, self.told)
+        self.told.update(named_notes(dataset))
         self.checked |= dataset.checked
         return dataset
 
@@ -133,11 +135,16 @@ def train_here(cache: ExperimentCache, runs: Sequence[Run], workdir: Path, bar: 
 
 
 def train_in_processes(
-    runs: Sequence[Run], workdir: Path, shares: Sequence[Share], held_megabytes: int, bar: tqdm
+    runs: Sequence[Run],
+    workdir: Path,
+    shares: Sequence[Share],
+    held_megabytes: int,
+    bar: tqdm,
+    told: Collection[str] = (),
 ) -> dict[str, str]:
     """The same in several processes, one for each share of the host; each takes the next run when it has done one.
 
-    A process that dies loses its run alone.
+    A process that dies loses its run alone. `told` has the notes on the data that this process has logged.
 
     Raises:
       StoppedError: after SIGTERM or SIGINT, once each process has saved its run; a second signal ends all at once.
@@ -147,7 +154,7 @@ def train_in_processes(
     with Interruption(runs[0].config.grace_seconds + _SECONDS_TO_ANSWER) as stop:
         try:
             for share in shares[: len(runs)]:
-                members.append(_Member(share, held_megabytes, workdir / CHECKS))
+                members.append(_Member(share, held_megabytes, workdir / CHECKS, told))
                 members[-1].start(waiting.pop(), workdir)
             while busy := [(member, member.run) for member in members if member.run]:
                 ready = connection.wait([member.pipe for member, _ in busy], _SECONDS_BETWEEN_LOOKS)
@@ -183,8 +190,8 @@ def advance(bar: tqdm, run: Run, failure: str) -> None:
 class _Member:
     """One of the processes, and the run that it is at."""
 
-    def __init__(self, share: Share, held_megabytes: int, checks: Path):
-        self._arguments = (share, held_megabytes, checks)
+    def __init__(self, share: Share, held_megabytes: int, checks: Path, told: Collection[str]):
+        self._arguments = (share, held_megabytes, checks, frozenset(told))
         self.run: Run | None = None
         self._launch()
 
