@@ -26,6 +26,7 @@ _BOTH_DISTANCES = ("cyborg", "opposed", "difference")
 def get_config(unmarked: str = "") -> ConfigDict:
     config = imagenet_demo.get_config()
     config.model.train_from = "block6_0"
+    config.optimizer.learning_rate = 0.003  # chosen for cross_entropy on validation: see configs/README.md
     config.compare.strategies = ("cross_entropy", "cyborg", "opposed", "difference", "contrast")
     config.compare.strategies += ("unsigned_energy", "feature_energy", "feature_map")
     config.compare.strategies += ("aligned", "place_and_sign", "order")
