@@ -113,6 +113,8 @@ def test_figures_are_those_of_training_and_of_the_scores(workdir, evaluation):
         for kind, key in (("T", "true"), ("U", "false"), ("D", "difference")):
             cc = results["sets"][name]["map_agreement"][key]
             assert found["map_agreement"][name]["map"][kind]["cc"] == pytest.approx(cc, abs=1e-5)
+        for key in ("positive_inside", "above_outside", "fooling_gap", "shared_variance"):
+            assert found["map_agreement"][name][key] == pytest.approx(results["sets"][name][key], abs=1e-4), key
     assert found["thresholds"]["margin"] == pytest.approx(results["thresholds"]["margin"], abs=1e-4)
     scores, names = read_scores(out / "scores.csv")
     assert names == ("dark", "bright") and scores.splits == ("val",) * 8 + ("test",) * 12

@@ -52,6 +52,8 @@ from .steps import EvalOutput, TrainState
 
 # What may be replaced: an earlier evaluation, and nothing else.
 _OWN = only_of("an evaluation", "evaluation.json", "scores.csv", "tables.txt")
+_OF_D = ("positive_inside", "above_outside")  # of `agreement`, of D and the human map
+_OF_BOTH = ("fooling_gap", "shared_variance")  # of T and U
 _OWN_MERGED = only_of("a merged evaluation", "leave_one_domain_out.json", "leave_one_domain_out.txt")
 
 
@@ -115,7 +117,7 @@ def describe_set(output: Any) -> dict[str, Any]:
     human = output.saliency[output.usable]
     inside = lambda measure, values: float(measure(jnp.asarray(values[output.usable]), jnp.asarray(human)).mean())
     both = [jnp.asarray(each) for each in (output.true_map, output.false_map)]
-    sign = {name: getattr(agreement, name) for name in ("positive_inside", "above_outside")}
+    sign = {name: getattr(agreement, name) for name in _OF_D}
     return {
         "images": len(output.labels),
         "maps": int(output.usable.sum()),
@@ -124,8 +126,7 @@ def describe_set(output: Any) -> dict[str, Any]:
             name: inside(agreement.correlation, values) if len(human) else None for name, values in maps.items()
         },
         **{name: inside(measure, maps["difference"]) if len(human) else None for name, measure in sign.items()},
-        "fooling_gap": float(agreement.fooling_gap(*both).mean()),
-        "shared_variance": float(agreement.shared_variance(*both).mean()),
+        **{name: float(getattr(agreement, name)(*both).mean()) for name in _OF_BOTH},
     }
 
 
@@ -336,7 +337,8 @@ def open_sources(
 
 
 def score_source(trained: Trained, source: Source, split: str) -> tuple[Scores, dict[str, Any]]:
-    """Scores, and of each image `fooling_gap`, `map` and `image` (`agreement.measure_maps`), in constant memory."""
+    """Scores, and in constant memory of each image what `agreement` says of its maps: `map` and `image`
+    (`measure_maps`), `_OF_D`, NaN without a human map, and `_OF_BOTH`."""
     measure = jax.jit(_measure)
     logits, measured = [], []
     with tqdm(total=len(source), desc=f"scoring {split}", unit="image", disable=None if is_first() else True) as bar:
@@ -370,7 +372,14 @@ def _measure(output: EvalOutput, image_saliency: jax.Array) -> dict[str, Any]:
     flat = jnp.where(noise, difference.mean((1, 2), keepdims=True), difference)
     maps = {"T": output.true_map, "U": output.false_map, "D": flat}
     measured = agreement.measure_maps(maps, output.saliency, image_saliency, output.usable)
-    return {"fooling_gap": agreement.fooling_gap(output.true_map, output.false_map), **measured}
+    of_human = lambda measure: jnp.where(
+        output.usable, measure(flat, jnp.where(output.usable[:, None, None], output.saliency, 1)), jnp.nan
+    )
+    return {
+        **{name: of_human(getattr(agreement, name)) for name in _OF_D},
+        **{name: getattr(agreement, name)(output.true_map, output.false_map) for name in _OF_BOTH},
+        **measured,
+    }
 
 
 def _faithfulness(trained: Trained, source: Source, split: str, images: int) -> dict[str, Any]:
@@ -388,7 +397,10 @@ def _faithfulness(trained: Trained, source: Source, split: str, images: int) -> 
 
 
 def agreement_of_sets(scores: Scores, measured: dict[str, Any]) -> dict[str, Any]:
-    """Means over the images with a human map, of all images and of the closed and the open set of a test."""
+    """Means of what `score_source` measured, of all images and of the closed and the open set of a test.
+
+    Those of human maps over the images that have one; None if none has.
+    """
     entries = {}
     for name, rows in protocol_sets(scores).items():
         part = jax.tree.map(lambda leaf, rows=rows: leaf[rows], measured)
@@ -396,7 +408,8 @@ def agreement_of_sets(scores: Scores, measured: dict[str, Any]) -> dict[str, Any
         mean = lambda leaf, usable=usable: float(leaf[usable].mean()) if usable.any() else None
         entries[name] = {
             "maps": int(usable.sum()),
-            "fooling_gap": float(part["fooling_gap"].mean()),
+            **{name: mean(part[name]) for name in _OF_D},
+            **{name: float(part[name].mean()) for name in _OF_BOTH},
             "map": jax.tree.map(mean, part["map"]),
             "image": jax.tree.map(mean, part["image"]),
         }

@@ -40,7 +40,7 @@ def format_evaluation(evaluation: Mapping[str, Any]) -> str:
         "attack_detection": evaluation["attack_detection"],
         "published": _published(evaluation),
         "agreement": _agreement(agreement),
-        "gaps": ", ".join(f"{name} {entry['fooling_gap']:.4f}" for name, entry in agreement.items()),
+        "maps": tabulate_maps(agreement).text(),
         "faithfulness": _faithfulness(evaluation["faithfulness"], _FAITHFULNESS),
     }
     return template("evaluation.txt", "tfcam_jax.metrics").render(shown).rstrip()
@@ -149,15 +149,15 @@ def _attacks_on_screen(evaluation: Mapping[str, Any]) -> str:
 
 
 def tabulate_maps(agreement: Mapping[str, Any]) -> Table:
-    """A row for each set of `evaluation.agreement_of_sets`: correlations with the human maps, and the fooling gap."""
-    items = [
-        (name, {"maps": entry["maps"], "fooling_gap": entry["fooling_gap"]} | entry["map"])
-        for name, entry in agreement.items()
-    ]
+    """A row for each set of `evaluation.agreement_of_sets`: correlations with human maps, D inside them, the fooling
+    gap, and the share of variance that T and U have in common."""
+    items = [(name, entry | entry["map"]) for name, entry in agreement.items()]
     human = columns(str, {"maps": "human maps"})
     if any(entry["maps"] for entry in agreement.values()):
         human += columns(decimal, {f"{kind}/cc": f"CC {kind}" for kind in ("T", "U", "D")})
-    return tabulate("Maps of the model", "set", items, human + columns(decimal, {"fooling_gap": "fooling gap"}))
+        human += columns(decimal, {"positive_inside": "D inside > 0", "above_outside": "D in - out"})
+    both = columns(decimal, {"fooling_gap": "fooling gap", "shared_variance": "shared var."})
+    return tabulate("Maps of the model", "set", items, human + both)
 
 
 def _classification(sets: Mapping[str, Any], class_names: Sequence[str]) -> Table:

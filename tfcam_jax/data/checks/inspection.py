@@ -283,7 +283,8 @@ def check_files(
     known = {} if closely else known or {}
     found = {i: known[key] for i, key in enumerate(keys) if key and key in known}
     waiting = [i for i in range(len(keys)) if i not in found]
-    bar = {"total": len(waiting), "desc": f"checking {visible(listing.name)}", "delay": 3, "disable": not progress}
+    bar = {"total": len(waiting), "desc": f"checking {visible(listing.name)}", "delay": 3}
+    bar["disable"] = None if progress else True  # None: shown in a terminal
     affinity = getattr(os, "sched_getaffinity", None)  # not on every system
     cores = len(affinity(0)) if affinity else os.cpu_count() or 1
     with ThreadPoolExecutor(min(_MOST_THREADS, cores)) as executor:
