@@ -6,9 +6,9 @@
 
 Parts: `guided` (every strategy's step beside the plain one), `reference` (train steps beside PyTorch's), `maps` (maps
 after training beside pytorch-grad-cam's), `start` (from a command to the first step, with and without the compilation
-cache), `memory`. Without the extra, what needs PyTorch is left out. It takes 9 to 13 minutes on two CPU cores; name
-parts and models for less. On a GPU the same command takes bfloat16, batch 128 and each backbone's own image size;
-`--batch_size=256` for more.
+cache), `memory`, `operations` (where a step's time goes, beside the device's measured peaks). Without the extra, what
+needs PyTorch is left out. It takes 10 to 15 minutes on two CPU cores; name parts and models for less. On a GPU the same
+command takes bfloat16, batch 128 and each backbone's own image size; `--batch_size=256` for more.
 """
 
 import os

@@ -1,4 +1,4 @@
-"""The benchmark's five parts. Each measures for a bounded time and returns a table."""
+"""The benchmark's parts. Each measures for a bounded time and returns a table."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from launch.benchmark import operations as profiled
 from launch.benchmark import startup
 from launch.benchmark.cases import Case, compile_step, lower_train_step, random_variables, running_step
 from launch.benchmark.reference_networks import REFERENCES
@@ -242,6 +243,29 @@ def memory(cases: Sequence[Case], contestants: Sequence[str]) -> Section:
     section.notes.append(
         "state: parameters, optimiser and batch; temporary: activations, gradients and scratch, both by the compiler. "
         "process: peak while it takes steps; added: less what it held once its libraries were imported."
+    )
+    return section
+
+
+def operations(cases: Sequence[Case], strategy: str, peak_flops: float, bandwidth: float) -> Section:
+    """A train step by kind of operation: the time it takes beside what it would at the device's measured peaks."""
+    heading = ("backbone", "operations", "calls", "ms", "GFLOP", "GB", "ms at peaks", "lost ms")
+    section = Section("6. A train step by operation", [heading], [], [])
+    for case in cases:
+        compiled = compile_step(lower_train_step(case, strategy))
+        step = running_step(compiled, case, random_variables(case))
+        step()
+        seconds, whole = profiled.time_operations(step)
+        shares = profiled.group(profiled.read_operations(compiled.as_text()), seconds, peak_flops, bandwidth)
+        for share in (*shares, profiled.remainder(shares, whole), profiled.total(shares, whole)):
+            cells = (1e3 * share.seconds, share.flops / 1e9, share.bytes / 1e9, 1e3 * share.least, 1e3 * share.lost)
+            texts = (f"{cell:.{digits}f}" for cell, digits in zip(cells, (1, 2, 3, 1, 1), strict=True))
+            section.rows.append((case.model, share.name, str(share.calls), *texts))
+            section.figures.append({**case._asdict(), **share._asdict()})
+        section.notes.append(f"{case}, {strategy}")
+    section.notes.append(
+        f"peaks: {peak_flops / 1e9:.0f} GFLOP/s in a matrix product, {bandwidth / 1e9:.1f} GB/s in a sum of large "
+        "arrays. GB: operands and results, as if no cache held any. not seen: what runs on threads of its own."
     )
     return section
 

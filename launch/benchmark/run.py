@@ -13,6 +13,7 @@ import jax
 
 from launch.benchmark import PARTS, jax_work, parts, torch_work
 from launch.benchmark.cases import Case
+from launch.benchmark.operations import measure_bandwidth
 from launch.benchmark.reference_networks import REFERENCES
 from tfcam_jax.data.outputs import resolve_file
 from tfcam_jax.devices.compilation import available_cores
@@ -126,6 +127,9 @@ def _section(name: str, settings: Settings, on_cpu: bool, peak: float) -> parts.
         return parts.guided(chosen, settings.seconds, peak)
     if name == "start":
         return parts.start(cases(STARTED))
+    if name == "operations":
+        strategy = (settings.strategies or ["cross_entropy"])[0]
+        return parts.operations(cases(COMPARED), strategy, peak, measure_bandwidth())
     if name == "memory":
         return parts.memory(cases(COMPARED), settings.steps or [step for step in steps if "," not in step])
     both = [case for case in cases(COMPARED) if case.model in REFERENCES]
