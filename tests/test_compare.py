@@ -286,6 +286,35 @@ def test_notes_on_the_data_that_another_process_told_are_not_told_again(tmp_path
     assert caplog.text.count(note) == 2
 
 
+def test_each_domain_of_a_test_is_told_from_the_images_that_the_scores_file_names(tmp_path):
+    """Kinds of one class against all images of the other, by pairs; the closed set here is one domain."""
+    folder = tmp_path / "cyborg-alpha0.5-published-seed0"
+    folder.mkdir()
+    rng, kinds = np.random.default_rng(0), ["new_a", "new_b", ""]
+    rows = [("val", name, "old") for name in ("dark", "bright")]
+    rows += [("test", name, "old") for name in ("dark", "bright") * 3]
+    rows += [("test", "bright", kinds[i % 3]) for i in range(9)]
+    margin = rng.normal(size=len(rows)).round(1)
+    head = "id,split,label,domain,group,seen,logit_dark,logit_bright,p,prediction,margin"
+    lines = [
+        f"{i},{split},{label},{domain},,{'yes' if domain == 'old' else 'no'},{-m / 2},{m / 2},0.5,dark,{m}"
+        for i, ((split, label, domain), m) in enumerate(zip(rows, margin, strict=True))
+    ]
+    (folder / "scores.csv").write_text("\n".join([head, *lines]) + "\n")
+    agreement = {"map_agreement": dict.fromkeys(("true", "false", "difference"), 0.1), "fooling_gap": 0.1}
+    own = {"auroc": 0.5, "accuracy": 0.5, "cross_entropy": 0.7, **agreement}
+    write_json(folder / "results.json", {"sets": dict.fromkeys(("val", "closed", "open"), own)})
+    write_entries(tmp_path, [Entry(folder.name, "cyborg", 0.5, "published", "", 0)], "auroc")
+    found = {outcome.set: outcome.by_domain for outcome in read_outcomes(tmp_path)}
+    assert found["val"] == {} and found["closed"] == {}
+    dark = [m for (split, label, _), m in zip(rows, margin, strict=True) if (split, label) == ("test", "dark")]
+    for kind in kinds[:2]:
+        bright = [m for (_, _, domain), m in zip(rows, margin, strict=True) if domain == kind]
+        won = np.mean([(b > d) + (b == d) / 2 for b in bright for d in dark])
+        assert found["open"][kind] == pytest.approx(won)
+    assert found["open"].keys() == {"new_a", "new_b"}
+
+
 def test_a_failing_run_does_not_lose_the_others(manifest, tmp_path, monkeypatch):
     config = make_config(manifest)
     original = study_worker.train_recipe

@@ -175,6 +175,22 @@ def test_reconstructions_are_called_so_everywhere(written, page):
     assert not re.search(r"<td>(opposed|difference|contrast)</td>", page)
 
 
+def test_domains_of_a_test_have_a_table_of_their_own(outcomes):
+    """Means over seeds by hand; nine domains make two tables, whatever their names are."""
+    names = [f"kind/{i}" for i in range(9)]
+    chosen = [each for each in outcomes if each.set == "open"]
+    value = lambda outcome, i: 0.5 + 0.01 * i + 0.001 * outcome.seed
+    told = [each._replace(by_domain={name: value(each, i) for i, name in enumerate(names)}) for each in chosen]
+    (entry,) = study_statistics(told, resamples=10)
+    tables = [table for table in set_tables(entry) if "by domain" in table.title]
+    assert [table.header for table in tables] == [("arm", *names[:8]), ("arm", names[8])]
+    seeds = [each.seed for each in chosen if each.arm == "cyborg"]
+    expected = f"{0.5 + 0.001 * np.mean(seeds):.3f} ± {np.std(np.multiply(seeds, 0.001), ddof=1):.3f}"
+    assert next(row for row in tables[0].rows if row[0] == "cyborg")[1] == expected
+    (plain,) = study_statistics(chosen, resamples=10)
+    assert not any("by domain" in table.title for table in set_tables(plain))
+
+
 def test_how_agreement_goes_with_the_auroc(written, outcomes):
     """Pearson's r over an arm's seeds, over all runs, and over all with each arm's mean taken away."""
     entry = next(entry for entry in written[1]["statistics"] if entry["set"] == "open")

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -11,10 +12,10 @@ from absl import logging
 from jaxtyping import Float, Int
 from scipy.special import softmax
 
-from ..data.protocol import split_by_protocol
+from ..data.protocol import split_by_domain, split_by_protocol
 from ..data.source import shorten
-from ..metrics.classification import BETTER
-from ..metrics.scores import read_scores
+from ..metrics.classification import BETTER, classification
+from ..metrics.scores import Scores, read_scores
 from ..run.files import read_json, write_json
 
 # What `evaluation.describe_set` did not measure in the first runs of this format.
@@ -39,6 +40,7 @@ class Outcome(NamedTuple):
     nothing. `metrics` are auroc, accuracy, cross_entropy; cc_true, cc_false, cc_difference (mean correlation of T, U
     and T - U with the human maps); positive_inside, above_outside, fooling_gap and shared_variance, means of what
     `agreement` has under these names: None where there is none, as without maps, or in runs of before it was measured.
+    `by_domain` has the AUROC of each of several domains of a test of two classes (`protocol.split_by_domain`).
     """
 
     arm: str
@@ -52,6 +54,7 @@ class Outcome(NamedTuple):
     labels: Int[np.ndarray, " n"]  # class index
     score: Float[np.ndarray, " n"]  # softmax probability of class 1, in [0, 1]
     metrics: dict[str, float | None]
+    by_domain: Mapping[str, float] = MappingProxyType({})
 
 
 def write_entries(workdir: Path, entries: Sequence[Entry], select_by: str) -> None:
@@ -153,6 +156,17 @@ def _run_outcomes(workdir: Path, entry: Entry, sets: dict[str, Any]) -> list[Out
             labels=scores.labels[own],
             score=probability[own],
             metrics=_metrics(sets[name]),
+            by_domain={} if name == "val" else _by_domain(scores[own]),
         )
         for name, own in rows.items()
     ]
+
+
+def _by_domain(scores: Scores) -> dict[str, float]:
+    if scores.logits.shape[-1] != 2:
+        return {}
+    parts = split_by_domain(scores.domains, scores.labels)
+    areas = {name: classification(scores.labels[rows], scores.logits[rows])["auroc"] for name, rows in parts.items()}
+    # One that makes up the whole set, as that of the only normal images does, would but repeat its figure.
+    found = {name: areas[name] for name, rows in parts.items() if areas[name] is not None and len(rows) < len(scores)}
+    return found if len(found) > 1 else {}

@@ -230,15 +230,25 @@ def _over_folds(cell: _Cell, metric: str, by_fold: Mapping[str, Outcome]) -> flo
 
 
 def _summarize(cell: _Cell, arm: str) -> dict[str, Any]:
-    """`arm`, `alpha`, `seeds`, `incomplete` (seeds that lack a fold and count nowhere) and `figures`.
+    """`arm`, `alpha`, `seeds`, `incomplete` (seeds that lack a fold and count nowhere), `figures` and `by_domain`.
 
-    Those are `_describe` of each metric, and of the AUROC also `bootstrap`, the 95 % interval over seeds and groups.
+    Figures are `_describe` of each metric, and of the AUROC also `bootstrap`, the 95 % interval over seeds and groups;
+    `by_domain` is `_describe` of the AUROC of each domain, a seed's value being the mean over its folds.
     """
     seeds = sorted(cell.runs[arm])
     alpha = next((run.alpha for by_fold in cell.runs[arm].values() for run in by_fold.values()), None)
     metrics = {name: _describe(_values(cell, arm, name, seeds)) for name in METRICS}
     metrics["auroc"]["bootstrap"] = _two_level([cell.drawn[arm, seed] for seed in seeds] if cell.drawn else [])
-    return {"arm": arm, "alpha": alpha, "seeds": seeds, "incomplete": cell.incomplete[arm], "figures": metrics}
+    found = {"arm": arm, "alpha": alpha, "seeds": seeds, "incomplete": cell.incomplete[arm], "figures": metrics}
+    domains = sorted(
+        {name for by_fold in cell.runs[arm].values() for run in by_fold.values() for name in run.by_domain}
+    )
+    return found | {"by_domain": {name: _describe(_of_domain(cell, arm, name, seeds)) for name in domains}}
+
+
+def _of_domain(cell: _Cell, arm: str, domain: str, seeds: Sequence[int]) -> list[float | None]:
+    by_seed = [[run.by_domain[domain] for run in cell.runs[arm][s].values() if domain in run.by_domain] for s in seeds]
+    return [float(np.mean(values)) if values else None for values in by_seed]
 
 
 def _describe(values: Sequence[float | None]) -> dict[str, Any]:

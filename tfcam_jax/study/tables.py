@@ -25,6 +25,7 @@ _ACROSS = {
     "over_all": "all runs as they are",
 }
 _ALPHA = columns(partial(decimal, form="g"), {"alpha": "alpha"})
+_DOMAINS_A_TABLE = 8
 _NUMBER_OF_SEEDS = columns(lambda seeds: str(len(seeds)), {"seeds": "seeds"})
 
 
@@ -102,10 +103,10 @@ def _with_deviation(area: dict[str, Any] | None) -> str:
 
 
 def set_tables(entry: dict[str, Any]) -> list[Table]:
-    """The tables of one protocol and set: of the arms and their maps, and where there are any of the comparisons, and
-    of how agreement goes with the AUROC.
+    """The tables of one protocol and set: of the arms, their AUROC by domain where there are several, and their maps,
+    and where there are any of the comparisons, and of how agreement goes with the AUROC.
     """
-    tables = [_arm_table(entry), _maps_table(entry)]
+    tables = [_arm_table(entry), *_domain_tables(entry), _maps_table(entry)]
     tables += [_comparison_table(entry)] if entry["comparisons"] else []
     return tables + [table for table in [_correlation_table(entry)] if table.rows]
 
@@ -121,6 +122,21 @@ def _arm_table(entry: dict[str, Any]) -> Table:
     folds = f", {len(entry['folds'])} folds" if len(entry["folds"]) > 1 else ""
     title = f"{place(entry)}: {entry['images']} images, {entry['groups']} groups{folds}"
     return _without_empty(tabulate(title, "arm", _labelled(entry["arms"]), shown))
+
+
+def _domain_tables(entry: dict[str, Any]) -> list[Table]:
+    """AUROC of each domain of the test, against all images of a class that the domain lacks; so many to a table."""
+    names = sorted({name for arm in entry["arms"] for name in arm.get("by_domain", {})})
+    return [
+        tabulate(
+            f"{place(entry)}: AUROC by domain",
+            "arm",
+            _labelled(entry["arms"]),
+            # Not by path: a domain's name may hold anything.
+            [(name, lambda arm, name=name: _with_deviation(arm["by_domain"].get(name))) for name in some],
+        )
+        for some in (names[i : i + _DOMAINS_A_TABLE] for i in range(0, len(names), _DOMAINS_A_TABLE))
+    ]
 
 
 def _maps_table(entry: dict[str, Any]) -> Table:
