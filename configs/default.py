@@ -175,6 +175,7 @@ def get_config() -> ConfigDict:
     config.model.batch_norm_momentum = 0.9  # share of the running statistics that a step keeps
     config.model.freeze_batch_norm = False  # keep the batch statistics of the weights, for few images
     config.model.pool = placeholder(str)  # ViTs: token (the class token) or mean (of the patches); unset: token
+    config.model.output_stride = 32  # ResNets, mobilenet_v2, efficientnet_lite0: pixels for a place of the CAM: 16, 8
     config.model.rematerialize = False  # less memory, about a third more time
 
     config.optimizer = ConfigDict()

@@ -12,6 +12,7 @@ from compiled_program import find_collectives
 from flax import traverse_util
 from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import TypeCheckError
+from slow_params import slow_but
 
 from tfcam_jax import losses
 from tfcam_jax.cams import class_activation_maps, split_true_false
@@ -442,11 +443,9 @@ def test_convolution_is_the_usual_one(size, strides, padding):
     np.testing.assert_allclose(ours.apply(variables, x), usual.apply(variables, x), atol=1e-5)
 
 
-def grouped_conv(x, kernel, strides=(1, 1), padding="SAME"):
-    names = ("NHWC", "HWIO", "NHWC")
-    return jax.lax.conv_general_dilated(
-        x, kernel, strides, padding, dimension_numbers=names, feature_group_count=x.shape[-1]
-    )
+def grouped_conv(x, kernel, strides=(1, 1), padding="SAME", dilation=(1, 1)):
+    options = {"dimension_numbers": ("NHWC", "HWIO", "NHWC"), "feature_group_count": x.shape[-1]}
+    return jax.lax.conv_general_dilated(x, kernel, strides, padding, rhs_dilation=dilation, **options)
 
 
 def channelwise(size, kernel_size):
@@ -455,24 +454,28 @@ def channelwise(size, kernel_size):
     return jnp.asarray(normal((2, *size, 3)), jnp.float32), jnp.asarray(normal((*kernel_size, 1, 3)), jnp.float32)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("size", "kernel_size", "strides", "padding"),
-    [
-        ((6, 7), (3, 3), (1, 1), "SAME"),
-        ((1, 2), (3, 3), (1, 1), "SAME"),
-        ((4, 4), (1, 1), (1, 1), "SAME"),
-        ((6, 7), (3, 3), (2, 2), ((1, 1), (1, 1))),
-        ((6, 7), (5, 5), (2, 2), "SAME"),
-        ((9, 8), (2, 3), (2, 3), ((0, 2), (3, 1))),
-        ((7, 5), (1, 2), (3, 1), "VALID"),  # some rows are read by none
-    ],
-)
+DEPTHWISE = [
+    ((6, 7), (3, 3), (1, 1), "SAME", (1, 1)),
+    ((1, 2), (3, 3), (1, 1), "SAME", (1, 1)),
+    ((4, 4), (1, 1), (1, 1), "SAME", (1, 1)),
+    ((6, 7), (3, 3), (2, 2), ((1, 1), (1, 1)), (1, 1)),
+    ((6, 7), (5, 5), (2, 2), "SAME", (1, 1)),
+    ((9, 8), (2, 3), (2, 3), ((0, 2), (3, 1)), (1, 1)),
+    ((7, 5), (1, 2), (3, 1), "VALID", (1, 1)),  # some rows are read by none
+    ((6, 7), (3, 3), (1, 1), "SAME", (2, 2)),
+    ((2, 9), (5, 3), (1, 1), ((4, 4), (4, 4)), (2, 4)),  # higher than the image
+    ((9, 8), (3, 3), (2, 2), "SAME", (2, 2)),  # half of the rows are read by none
+    ((9, 8), (2, 3), (2, 3), ((0, 2), (3, 1)), (3, 2)),
+]
+
+
+@pytest.mark.parametrize(("size", "kernel_size", "strides", "padding", "dilation"), slow_but(DEPTHWISE, DEPTHWISE[-1]))
 def test_a_depthwise_convolution_and_its_first_and_second_gradients_are_the_usual_ones(
-    size, kernel_size, strides, padding
+    size, kernel_size, strides, padding, dilation
 ):
     x, kernel = channelwise(size, kernel_size)
-    ours, usual = (partial(conv, strides=strides, padding=padding) for conv in (depthwise_conv, grouped_conv))
+    options = {"strides": strides, "padding": padding, "dilation": dilation}
+    ours, usual = (partial(conv, **options) for conv in (depthwise_conv, grouped_conv))
 
     def penalty(conv):
         """A function of the gradients by both arguments, as losses on input gradients are."""
@@ -504,7 +507,9 @@ def test_a_depthwise_convolution_of_smaller_dtypes_sums_in_float32():
         ({"padding": "VALID"}, True),
         ({"padding": 1, "strides": 2}, True),
         ({"padding": "SAME", "strides": 2}, True),
-        ({"padding": 2, "kernel_dilation": 2}, False),
+        ({"padding": 2, "kernel_dilation": 2}, True),
+        ({"padding": "SAME", "kernel_dilation": 2, "strides": 2}, True),
+        ({"padding": 2, "input_dilation": 2}, False),
         ({"padding": 1, "features": 12}, False),
         ({"padding": 1, "feature_group_count": 2}, False),
     ],

@@ -14,7 +14,7 @@ from scipy import stats
 from slow_params import slow_but
 
 from tfcam_jax import cams
-from tfcam_jax.models import MODEL_CARDS, MODELS, ModelOutput, PooledLinearHead, cam_size
+from tfcam_jax.models import MODELS, OUTPUT_STRIDES, ModelOutput, PooledLinearHead, cam_size
 from tfcam_jax.models.head import dropout_factors
 from tfcam_jax.models.norm import BatchNorm
 from tfcam_jax.models.resolution import describe_cam
@@ -364,14 +364,18 @@ def test_batch_norm_agrees_with_flax_but_for_the_running_variance():
 @over_models
 @pytest.mark.parametrize("image_size", slow_but([32, 64, 100, 224, 300], 100))
 def test_a_cam_is_described_and_what_would_make_it_finer_does(name, image_size):
-    side = cam_size(MODELS[name](num_classes=2), image_size)[0]
-    text = describe_cam(name, image_size, side)
-    assert text.startswith(f"CAM {side}x{side}, ") and ("coarse" in text) == (2 <= side < 4)
-    assert f"{side * side} places" in text or side == 1
-    suggested = re.findall(r"--config\.(data\.image_size|model\.name)=(\w+) \((about )?(\d+)x", text)
-    assert ("small_cnn" in text) == (name != "small_cnn" and side < MODEL_CARDS[name].cam_size)
-    for key, value, about, places in suggested:
-        finer = (name, int(value)) if key == "data.image_size" else (value, image_size)
-        then = cam_size(MODELS[finer[0]](num_classes=2), finer[1])[0]
-        assert then > side and abs(then - int(places)) <= (1 if about else 0)
-    assert suggested
+    settings = [{"output_stride": stride} for stride in OUTPUT_STRIDES] if name == "resnet18" else [{}]
+    for fields in settings:
+        side = cam_size(MODELS[name](num_classes=2, **fields), image_size)[0]
+        text = describe_cam(name, image_size, side, **fields)
+        assert text.startswith(f"CAM {side}x{side}, ") and ("coarse" in text) == (2 <= side < 4)
+        assert f"{side * side} places" in text or side == 1
+        suggested = re.findall(r"--config\.\w+\.(image_size|name|output_stride)=(\w+) \((about )?(\d+)x", text)
+        assert ("small_cnn" in text) == (name != "small_cnn" and image_size < 224 and side < -(-image_size // 8))
+        assert ("output_stride" in text) == (fields.get("output_stride", 8) > 8)
+        for key, value, about, places in suggested:
+            other, size = (value if key == "name" else name), (int(value) if key == "image_size" else image_size)
+            then = {} if key == "name" else {**fields, key: int(value)} if key == "output_stride" else fields
+            there = cam_size(MODELS[other](num_classes=2, **then), size)[0]
+            assert there > side and abs(there - int(places)) <= (1 if about else 0)
+        assert suggested

@@ -32,7 +32,7 @@ from .devices.distributed import is_first
 from .devices.memory import device_memory, host_memory
 from .devices.placement import Placement, make_placement
 from .errors import ConfigError, check_known
-from .models import Model
+from .models import Model, models_with
 from .models.contract_check import check_contract
 from .models.frozen import Frozen, TrainedPart, apply_frozen
 from .models.lookup import NamedNetwork, find_network, is_foreign
@@ -62,7 +62,7 @@ _LOOP = ("seed", "epochs", "batch_size", "accumulate_steps")
 _LOOP += ("log_every_steps", "log_gradient_norms", "checkpoint_every_steps", "grace_seconds")
 _OF_MODEL = ("head_init", "dropout", "rematerialize")
 # What only some networks have, and the value that asks for nothing.
-_OF_SOME_MODELS = {"freeze_batch_norm": False, "batch_norm_momentum": 0.9, "pool": None}
+_OF_SOME_MODELS = {"freeze_batch_norm": False, "batch_norm_momentum": 0.9, "pool": None, "output_stride": 32}
 _OF_SCHEDULE = ("learning_rate", "step_epochs", "step_factor", "warmup_epochs")
 _OF_OPTIMIZER = ("name", "momentum", "weight_decay", "clip_norm")
 
@@ -169,7 +169,8 @@ class Recipe:
         """What decides the frozen part's features beside its weights and the choice of images."""
         data = self.data.source, dict(self.data.options), self.data.channels
         sizes = self.image_size, self.resize_through, self.preprocess.keywords
-        return self.model_name, self.train_from, self.stored["model"]["dtype"], data, sizes, self.eval_batch_size
+        of_model = self.model_name, self.train_from, *(self.stored["model"][key] for key in ("dtype", "output_stride"))
+        return of_model, data, sizes, self.eval_batch_size
 
     def bytes_kept(self, dataset: Dataset) -> int:
         """Memory of the frozen part's features of a data set, and of its human maps."""
@@ -182,7 +183,7 @@ class Recipe:
 
     def describe_cam(self) -> str:
         """How fine the CAM is, and what would make it finer, in a line."""
-        return describe_cam(self.model_name, self.image_size, self.cam_side)
+        return describe_cam(self.model_name, self.image_size, self.cam_side, self.stored["model"]["output_stride"])
 
     @property
     def unmarked_classes(self) -> tuple[str, ...]:
@@ -357,7 +358,10 @@ def _of_some_models(config: ConfigDict, network: NamedNetwork) -> dict[str, Any]
         return given
     for key, value in given.items():
         if key not in known:
-            why = "it pools by the mean alone" if key == "pool" else "it has no BatchNorm"
+            why = {
+                "pool": "it pools by the mean alone",
+                "output_stride": f"its strides are fixed, those of {', '.join(models_with(key))} are not",
+            }.get(key, "it has no BatchNorm")
             unset = "leave it unset" if key == "pool" else f"leave it at {_OF_SOME_MODELS[key]}"
             raise ConfigError(f"config.model.{key} is {value}, which does nothing for {network.name}: {why}; {unset}.")
     if config.parallel.batch_norm == "local" and "batch_norm_groups" not in known:
@@ -407,7 +411,7 @@ def _check_places(config: ConfigDict, image_size: int, cam_side: int, alpha: flo
     try:
         check_places(config.strategy, alpha, cam_side**2)
     except ConfigError as error:
-        remedy = finer(config.model.name, image_size, cam_side)
+        remedy = finer(config.model.name, image_size, cam_side, config.model.output_stride)
         raise ConfigError(f"config.data.image_size is {image_size}: {error} Take {remedy}.") from error
 
 

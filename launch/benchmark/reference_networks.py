@@ -97,14 +97,16 @@ def import_torch() -> ModuleType:
     return torch
 
 
-def build_reference(name: str, seed: int, num_classes: int = 1000) -> Any:
-    """The PyTorch network with random weights, random BatchNorm statistics and no dropout."""
+def build_reference(name: str, seed: int, num_classes: int = 1000, **options: Any) -> Any:
+    """The PyTorch network with random weights, random BatchNorm statistics and no dropout.
+
+    `options` are further ones of its constructor.
+    """
     torch = import_torch()
     entry = REFERENCES[name]
     torch.manual_seed(seed)  # the constructor draws the head
-    network = getattr(importlib.import_module(entry.module), entry.constructor)(
-        num_classes=num_classes, **entry.options
-    )
+    build = getattr(importlib.import_module(entry.module), entry.constructor)
+    network = build(num_classes=num_classes, **entry.options, **options)
     draw_parameters(network, linear=not entry.has_relu)
     return network.eval()
 

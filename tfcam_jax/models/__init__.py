@@ -17,6 +17,7 @@ from .contract import ModelOutput as ModelOutput
 from .contract_check import check_contract as check_contract
 from .convnext import ConvNeXt as ConvNeXt
 from .densenet import DenseNet
+from .dilation import OUTPUT_STRIDES as OUTPUT_STRIDES
 from .efficientnet import EfficientNetLite
 from .head import HEAD_INITS as HEAD_INITS
 from .head import PooledLinearHead as PooledLinearHead
@@ -53,6 +54,11 @@ def settings_of(name: str) -> frozenset[str]:
     """What can be set of a model of `MODELS`: the fields of its class."""
     build: Any = MODELS[name]
     return frozenset(field.name for field in dataclasses.fields(getattr(build, "func", build)))
+
+
+def models_with(setting: str) -> list[str]:
+    """Those of `MODELS` that have it."""
+    return [name for name in MODELS if setting in settings_of(name)]
 
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)

@@ -42,9 +42,9 @@ def conv_general_dilated(
         places = x.reshape(math.prod(x.shape[:-1]), x.shape[-1])
         y = jnp.dot(places, kernel[0, 0], precision=options.get("precision"))
         return y.reshape(*x.shape[:-1], kernel.shape[-1])
-    is_dilated = any(set(options.get(key) or (1,)) != {1} for key in ("lhs_dilation", "rhs_dilation"))
-    if groups == x.shape[-1] == kernel.shape[-1] and not is_dilated:
-        return depthwise_conv(x, kernel, strides, padding)
+    is_woven = set(options.get("lhs_dilation") or (1,)) != {1}
+    if groups == x.shape[-1] == kernel.shape[-1] and not is_woven:
+        return depthwise_conv(x, kernel, strides, padding, options.get("rhs_dilation") or (1, 1))
     return lax.conv_general_dilated(x, kernel, strides, padding, **options)
 
 
@@ -56,18 +56,25 @@ class Geometry(NamedTuple):
       kernel: height and width of its kernel.
       strides: from one place of the output to the next, in rows and in columns.
       padding: zeros before and after the rows, and the columns.
+      dilation: from one place of the kernel to the next.
     """
 
     size: tuple[int, ...]
     kernel: tuple[int, ...]
     strides: tuple[int, ...]
     padding: tuple[tuple[int, int], ...]
+    dilation: tuple[int, ...] = (1, 1)
 
     @property
     def out(self) -> tuple[int, ...]:
         """Height and width of the output; 0 where the padded input is smaller than the kernel."""
-        axes = zip(self.size, self.kernel, self.strides, self.padding, strict=True)
-        return tuple(max(size + sum(pads) - kernel + stride, 0) // stride for size, kernel, stride, pads in axes)
+        axes = zip(self.size, _extent(self.kernel, self.dilation), self.strides, self.padding, strict=True)
+        return tuple(max(size + sum(pads) - extent + stride, 0) // stride for size, extent, stride, pads in axes)
+
+
+def _extent(kernel: Sequence[int], dilation: Sequence[int]) -> tuple[int, ...]:
+    """Sides of the window that a dilated kernel reads from."""
+    return tuple((size - 1) * step + 1 for size, step in zip(kernel, dilation, strict=True))
 
 
 def depthwise_conv(
@@ -75,17 +82,19 @@ def depthwise_conv(
     kernel: Float[Array, "size_h size_w 1 channels"],
     strides: Sequence[int] = (1, 1),
     padding: str | Sequence[Sequence[int]] = "SAME",
+    dilation: Sequence[int] = (1, 1),
 ) -> Float[Array, "batch h_out w_out channels"]:
-    """Convolution of each channel with a kernel of its own; strides and padding are those of `jax.lax`.
+    """Convolution of each channel with a kernel of its own; strides and padding are those of `jax.lax`, and dilation
+    its `rhs_dilation`.
 
     A sum of shifted copies, which becomes one vectorised loop. Sums are float32 for smaller dtypes; the result has x's
     dtype. It is linear in x and in the kernel, so that it and the two functions of its gradients are each other's
     gradients, of any order.
     """
     if isinstance(padding, str):
-        padding = lax.padtype_to_pads(x.shape[1:3], kernel.shape[:2], strides, padding.upper())
+        padding = lax.padtype_to_pads(x.shape[1:3], _extent(kernel.shape[:2], dilation), strides, padding.upper())
     pairs = tuple((int(before), int(after)) for before, after in padding)
-    return _convolve(Geometry(x.shape[1:3], kernel.shape[:2], tuple(strides), pairs), x, kernel)
+    return _convolve(Geometry(x.shape[1:3], kernel.shape[:2], tuple(strides), pairs, tuple(dilation)), x, kernel)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
@@ -136,8 +145,8 @@ def _shifts(geometry: Geometry, x: Array) -> list[Array]:
     padded = jnp.pad(x, ((0, 0), *geometry.padding, (0, 0)))
     (height, width), (step_h, step_w) = geometry.out, geometry.strides
     under = lambda start, count, step: slice(start, max(start + step * (count - 1) + 1, 0), step)
-    places = itertools.product(*map(range, geometry.kernel))
-    return [padded[:, under(i, height, step_h), under(j, width, step_w)] for i, j in places]
+    starts = (range(0, size * step, step) for size, step in zip(geometry.kernel, geometry.dilation, strict=True))
+    return [padded[:, under(i, height, step_h), under(j, width, step_w)] for i, j in itertools.product(*starts)]
 
 
 def _readers(geometry: Geometry, axis: int) -> tuple[list[list[tuple[int, int]]], int, tuple[int, int]]:
@@ -147,14 +156,12 @@ def _readers(geometry: Geometry, axis: int) -> tuple[list[list[tuple[int, int]]]
       for each part the places in the kernel that meet it, and from which place of the padded output's gradient on;
       the size of the parts; and the padding.
     """
-    size, kernel, stride, out = (
-        each[axis] for each in (geometry.size, geometry.kernel, geometry.strides, geometry.out)
+    size, kernel, stride, dilation, out = (
+        each[axis] for each in (geometry.size, geometry.kernel, geometry.strides, geometry.dilation, geometry.out)
     )
     low, count = geometry.padding[axis][0], -(-size // stride)
-    starts = [
-        [(i, (part + low - i) // stride) for i in range((part + low) % stride, kernel, stride)]
-        for part in range(stride)
-    ]
+    start = lambda part, i: divmod(part + low - i * dilation, stride)
+    starts = [[(i, start(part, i)[0]) for i in range(kernel) if start(part, i)[1] == 0] for part in range(stride)]
     flat = [start for part in starts for _, start in part]
     before, after = max(0, -min(flat)), max(0, max(flat) + count - out)
     return [[(i, start + before) for i, start in part] for part in starts], count, (before, after)

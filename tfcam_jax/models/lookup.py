@@ -34,10 +34,15 @@ from .wheels import digest_file
 _FOREIGN = ":"
 # Fields of a model, and the key of the config that sets each.
 _OF_CONFIG = ("dtype", "head_init", "dropout", "rematerialize", "batch_norm_momentum", "freeze_batch_norm", "pool")
+_OF_CONFIG += ("output_stride",)
+# Those that change shapes, which is all that a look sees of a network of ours.
+_OF_SHAPES = ("output_stride",)
 _KEYS = {name: f"config.model.{name}" for name in _OF_CONFIG}
 _OF_DEVICES = ("axis_name", "batch_norm_groups")
 _DEFAULTS = {each.name: each.default for each in dataclasses.fields(Backbone) if each.name in {*_KEYS, *_OF_DEVICES}}
-_DEFAULTS |= {"pool": None}  # of vision transformers alone
+_DEFAULTS |= {
+    "pool": None
+}  # of vision transformers alone; a foreign function's own output_stride stays unless one is set
 
 
 class Seen(NamedTuple):
@@ -105,12 +110,12 @@ class NamedNetwork:
         """
         if self.card is None:
             return _look_at_foreign(self.make, self.name, image_size, **fields)
-        return _look(self.make, image_size)
+        return _look(self.make, image_size, **{key: fields[key] for key in _OF_SHAPES if key in fields})
 
 
 @functools.cache  # a deep network is traced for seconds, and a study resolves hundreds of configs
-def _look(make: Callable[..., Any], image_size: int) -> Seen:
-    return _seen(*trace(make(num_classes=2), image_size))
+def _look(make: Callable[..., Any], image_size: int, **fields: Any) -> Seen:
+    return _seen(*trace(make(num_classes=2, **fields), image_size))
 
 
 @functools.cache
@@ -228,7 +233,7 @@ def _options(name: str, parameters: dict[str, inspect.Parameter], fields: dict[s
     if not takes("batch_norm_groups"):
         fields = _without_groups(name, fields, takes("axis_name"))
     for field, value in fields.items():
-        if field in _KEYS and not takes(field) and value != _DEFAULTS[field]:
+        if field in _KEYS and not takes(field) and value != _DEFAULTS.get(field):
             shown = jnp.dtype(value).name if field == "dtype" else value
             listed = ", ".join(parameters) or "none"
             raise ConfigError(

@@ -8,6 +8,7 @@ import flax.linen as nn
 from jaxtyping import Array
 
 from .backbone import Backbone, Block, Part
+from .dilation import steps_of_stages
 
 
 class Stage(NamedTuple):
@@ -94,6 +95,7 @@ class InvertedResidual(Block):
         convolution out.
       same_padding: TensorFlow's at stride 2, one row and column more at the end than at the start; else PyTorch's,
         the same on all sides.
+      dilation: of the convolution of each channel by itself.
     """
 
     features: int
@@ -101,6 +103,7 @@ class InvertedResidual(Block):
     stride: int
     expansion: int
     same_padding: bool = False
+    dilation: int = 1
 
     @nn.compact
     def __call__(self, x: Array, train: bool, mask: Array | None) -> Array:
@@ -108,8 +111,9 @@ class InvertedResidual(Block):
         if self.expansion != 1:
             y = self.conv(wide, (1, 1), name="expand")(y)
             y = nn.relu6(self.norm(name="expand_bn")(y, train, mask))
-        padding = "SAME" if self.same_padding else self.size // 2
+        padding = "SAME" if self.same_padding else self.dilation * (self.size // 2)
         sizes = {"kernel_size": (self.size, self.size), "strides": self.stride, "padding": padding}
+        sizes["kernel_dilation"] = self.dilation
         y = self.conv(wide, **sizes, feature_group_count=wide, name="depthwise")(y)
         y = nn.relu6(self.norm(name="depthwise_bn")(y, train, mask))
         y = self.conv(self.features, (1, 1), name="project")(y)
@@ -126,11 +130,13 @@ class MobileNetV2(Backbone):
     Attributes:
       same_padding: as in `InvertedResidual`, of the stem too.
       last_features: channels of the last convolution.
+      output_stride: pixels of the input for a place of the CAM, see `dilation`.
     """
 
     stages: tuple[Stage, ...] = STAGES
     same_padding: bool = False
     last_features: int = 1280
+    output_stride: int = 32
 
     def parts(self, mask: Array | None) -> list[Part]:
         def stem(x: Array, train: bool) -> Array:
@@ -143,9 +149,11 @@ class MobileNetV2(Backbone):
             return nn.relu6(self.norm(name="last_bn")(x, train, mask)), x
 
         blocks = []
-        for i, (depth, features, size, stride, expansion) in enumerate(self.stages):
-            for j in range(depth):
-                shape = {"features": features, "size": size, "stride": stride if j == 0 else 1, "expansion": expansion}
+        steps = steps_of_stages([stage.stride for stage in self.stages], 2, self.output_stride)
+        for i, (stage, (stride, first_dilation, dilation)) in enumerate(zip(self.stages, steps, strict=True)):
+            for j in range(stage.depth):
+                shape = {"features": stage.features, "size": stage.size, "expansion": stage.expansion}
+                shape |= {"stride": stride if j == 0 else 1, "dilation": first_dilation if j == 0 else dilation}
                 shape["same_padding"] = self.same_padding
                 blocks.append(self.block_part(InvertedResidual, mask, f"block{i}_{j}", **shape))
         return [Part("stem", stem), *blocks, Part("last", last)]

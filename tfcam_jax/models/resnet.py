@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import flax.linen as nn
 from jaxtyping import Array
 
 from .backbone import Backbone, Block, Part
 from .cpu_ops import max_pool_3x3
+from .dilation import steps_of_stages
 
 # Module names in torchvision's state dicts -> names here (see weights.py).
 TORCH_NAMES = (
@@ -17,26 +20,36 @@ TORCH_NAMES = (
 )
 
 
+class Layer(NamedTuple):
+    """A convolution: its output channels, the side of its kernel, its stride and its dilation."""
+
+    features: int
+    size: int
+    stride: int = 1
+    dilation: int = 1
+
+
 class ResidualBlock(Block):
     """Convolutions, each before BatchNorm, around a shortcut: x itself, or a 1x1 convolution where the shape changes.
 
     Returns the block's output and that of its last convolution.
 
     Attributes:
-      layers: output channels, size and stride of each convolution.
+      layers: the convolutions.
     """
 
-    layers: tuple[tuple[int, int, int], ...]
+    layers: tuple[Layer, ...]
 
     @nn.compact
     def __call__(self, x: Array, train: bool, mask: Array | None) -> tuple[Array, Array]:
         y = convolved = x
-        for i, (features, size, stride) in enumerate(self.layers, start=1):
+        for i, (features, size, stride, dilation) in enumerate(self.layers, start=1):
             y = y if i == 1 else nn.relu(y)
-            convolved = self.conv(features, (size, size), strides=stride, padding=size // 2, name=f"conv{i}")(y)
+            sizes = {"strides": stride, "kernel_dilation": dilation, "padding": dilation * (size // 2)}
+            convolved = self.conv(features, (size, size), **sizes, name=f"conv{i}")(y)
             y = self.norm(name=f"bn{i}")(convolved, train, mask)
         if x.shape != y.shape:
-            stride = max(stride for *_, stride in self.layers)
+            stride = max(layer.stride for layer in self.layers)
             x = self.conv(y.shape[-1], (1, 1), strides=stride, name="downsample_conv")(x)
             x = self.norm(name="downsample_bn")(x, train, mask)
         return nn.relu(y + x), convolved
@@ -50,10 +63,12 @@ class ResNet(Backbone):
 
     Attributes:
       bottleneck: of three convolutions instead: 1x1, 3x3, and 1x1 to four times as many channels.
+      output_stride: pixels of the input for a place of the CAM, see `dilation`.
     """
 
     depths: tuple[int, ...] = (2, 2, 2, 2)
     bottleneck: bool = False
+    output_stride: int = 32
 
     def parts(self, mask: Array | None) -> list[Part]:
         def stem(x: Array, train: bool) -> Array:
@@ -61,12 +76,14 @@ class ResNet(Backbone):
             return max_pool_3x3(nn.relu(self.norm(name="bn1")(x, train, mask)), padding=1)
 
         blocks = []
-        for stage, depth in enumerate(self.depths):
+        strides = [1 if stage == 0 else 2 for stage in range(len(self.depths))]
+        for stage, (stride, first_dilation, dilation) in enumerate(steps_of_stages(strides, 4, self.output_stride)):
             width = 64 * 2**stage
-            for i in range(depth):
-                stride = 2 if stage > 0 and i == 0 else 1
-                basic = (width, 3, stride), (width, 3, 1)
-                bottleneck = (width, 1, 1), (width, 3, stride), (4 * width, 1, 1)
+            for i in range(self.depths[stage]):
+                strided = (stride, first_dilation) if i == 0 else (1, dilation)
+                # Behind the stride of a basic block comes another convolution, which the stage's dilation is for.
+                basic = Layer(width, 3, *strided), Layer(width, 3, dilation=dilation)
+                bottleneck = Layer(width, 1), Layer(width, 3, *strided), Layer(4 * width, 1)
                 layers = bottleneck if self.bottleneck else basic
                 blocks.append(self.block_part(ResidualBlock, mask, f"layer{stage + 1}_{i}", layers=layers))
         first = [Part(part.name, lambda x, train, run=part.run: run(x, train)[0]) for part in blocks[:-1]]

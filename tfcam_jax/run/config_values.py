@@ -22,7 +22,7 @@ from ..divergences import DIVERGENCES
 from ..errors import ConfigError, check_known, did_you_mean
 from ..metrics.attacks import MODES as ATTACK_DETECTION
 from ..metrics.classification import BETTER
-from ..models import HEAD_INITS, POOLS
+from ..models import HEAD_INITS, OUTPUT_STRIDES, POOLS
 from ..optimizers import OPTIMIZERS, SCHEDULES
 from ..strategies import (
     ATTRIBUTIONS,
@@ -281,6 +281,7 @@ VALUES: dict[str, Any] = {
         "dropout": _SHARE_BELOW_1,
         "batch_norm_momentum": _SHARE_BELOW_1,
         "pool": Unset(OneOf(POOLS)),
+        "output_stride": OneOf(OUTPUT_STRIDES),
     },
     "optimizer": {
         "name": OneOf(OPTIMIZERS),

@@ -57,6 +57,7 @@ ADDED = {
     "data.maps.resize": "with_image",
     "data.bits": None,
     "model.pool": None,
+    "model.output_stride": 32,
     "data.maps.invert": False,
     "data.maps.page": None,
     "data.maps.categories": [],
