@@ -44,6 +44,10 @@ def get_config() -> ConfigDict:
     config.data.num_threads = 2  # that decode and augment
     config.data.num_workers = 0  # processes that decode and augment; 0: threads of this one
     config.data.kept_megabytes = 1024  # of what comes before model.train_from, computed once for each image; 0: never
+    # Of decoded images and maps, kept beside the manifest for the next epoch and the next start; 0: none. See
+    # tfcam_jax/data/README.md.
+    config.data.cache_megabytes = 1024
+    config.data.cache_dir = ""  # another folder for them
     config.data.skip_unreadable = False  # True: leave out rows whose files can't be read, and count them in the results
     config.data.balance = "none"  # of classes in training: none, weights (of the cross-entropy) or sampling
 

@@ -19,6 +19,7 @@ from flax.traverse_util import flatten_dict
 from tfcam_jax import steps
 from tfcam_jax.devices import placement
 from tfcam_jax.models import SmallCNN
+from tfcam_jax.models.initialization import initialize
 from tfcam_jax.optimizers import make_optimizer
 from tfcam_jax.strategies import make_strategy
 
@@ -76,7 +77,7 @@ def run_case(mode, devices, shard_state):
         gather=where.gather,
         scatter=where.scatter,
     )
-    variables = steps.initialize(SmallCNN(num_classes=2, widths=WIDTHS), jax.random.key(0), SIZE)
+    variables = initialize(SmallCNN(num_classes=2, widths=WIDTHS), jax.random.key(0), SIZE)
     state = where.put_state(steps.create_train_state(variables, tx))
     placed = [where.put_train_batch(batch) for batch in make_batches()]
     compiled = where.compile_train_step(step, state).lower(state, placed[0]).compile()

@@ -38,8 +38,8 @@ from tfcam_jax.models.norm import BatchNorm
 
 # Per architecture a model that compiles fast and yet has every kind of block.
 INCEPTION_MODULES = (
-    ("reduce", ([Unit("a", 16, (3, 3), 2, "VALID")], [partial(max_pool_3x3, padding=0)])),
-    ("fork", ([Unit("a", 16, (1, 1)), (Unit("b", 16, (1, 3)), Unit("c", 16, (3, 1)))], [Unit("d", 16, (1, 1))])),
+    ("reduce", ((Unit("a", 16, (3, 3), 2, "VALID"),), (partial(max_pool_3x3, padding=0),))),
+    ("fork", ((Unit("a", 16, (1, 1)), (Unit("b", 16, (1, 3)), Unit("c", 16, (3, 1)))), (Unit("d", 16, (1, 1)),))),
 )
 INVERTED_STAGES = (Stage(1, 8, 3, 1, expansion=1), Stage(2, 12, 5, 2, expansion=2))
 SMALL_MODELS = {

@@ -249,7 +249,7 @@ def test_held_examples_are_those_of_the_source(manifest, augment):
 
 def test_what_does_not_fit_or_is_cropped_is_not_held(manifest):
     config = make_config(manifest)
-    config.data.image_size = 20
+    config.data.image_size, config.data.cache_megabytes = 20, 0
     name = lambda dataset, split: type(dataset.splits[split]).__name__
     assert name(ExperimentCache(0).dataset(resolve(config)), "train") == "ListedSource"
     assert name(ExperimentCache(1).dataset(resolve(config)), "train") == "InMemory"

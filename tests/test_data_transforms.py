@@ -1,5 +1,6 @@
 """The joint transform against Pillow and SciPy, and as a property: what the map marks stays marked."""
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -10,6 +11,7 @@ from scipy import ndimage
 from tfcam_jax.data import transforms
 from tfcam_jax.data.source import Example
 from tfcam_jax.data.transforms import Augment, Resize
+from tfcam_jax.saliency import to_cam_resolution
 
 AFFINE = Augment(rotate=25, translate=0.1, scale=0.2, shear=10)
 
@@ -355,3 +357,42 @@ def test_what_is_no_map_is_none_after_the_blur(human):
 def test_blur_takes_two_deviations(sigmas):
     with pytest.raises(ValueError, match=r"augment.map_blur must be empty or two numbers.*\(0.1, 2.0\)"):
         Augment(map_blur=sigmas)
+
+
+def spread(kind, seed):
+    """A map of 40 x 40 pixels: noise, a faint blob, a mask that leaves out or marks one pixel, or nothing."""
+    values = np.random.default_rng(seed).random((40, 40), np.float32)
+    near = lambda change: np.where(np.arange(1600).reshape(40, 40) == 57 * seed % 1600, 1 - change, change)
+    kinds = {"noise": values, "faint": 0.5 + 1e-3 * values, "nothing": 0 * values, "constant": 0 * values + 0.3}
+    kinds |= {"one pixel": near(0), "all but one": near(1), "dark": 1e-6 * values}
+    return kinds[kind].astype(np.float32)
+
+
+@pytest.mark.parametrize("kind", ["noise", "faint", "one pixel", "all but one", "dark", "nothing", "constant"])
+@pytest.mark.parametrize("places", [1, 4, 7, 24])
+def test_maps_travel_as_the_device_would_make_them(kind, places):
+    """Half of float16's last bit from what becomes of a map that travels at the image's size, and no other is none."""
+    for seed in range(3):
+        example = Example.from_arrays(np.zeros((40, 40, 3), np.uint8), spread(kind, seed))
+        augment, draws = Augment(flip=0.5, crop=0.3, rotate=20, map_blur=(0.1, 2.0)), np.random.default_rng
+        _, whole = transforms.apply(example, Resize(24), augment, draws(seed))
+        _, found = transforms.apply(example, Resize(24, places=places), augment, draws(seed))
+        assert whole.dtype == np.float32 and found.dtype == np.float16 and found.shape == (places, places)
+        wanted, usable = to_cam_resolution(jnp.asarray(whole)[None], (places, places))
+        again, still_usable = to_cam_resolution(jnp.asarray(found)[None], (places, places))
+        assert usable[0] == still_usable[0] == found.any()
+        # The range of a faint map is small beside float32's rounding of its values.
+        np.testing.assert_allclose(again[0], wanted[0], rtol=2**-11, atol=2e-3 if kind == "faint" else 2e-5)
+
+
+def test_maps_of_the_cyborg_codes_way_travel_unchanged():
+    example = noise(30, 20)
+    _, plain = transforms.apply(example, Resize(24, (), 7))
+    _, found = transforms.apply(example, Resize(24, (), 7, 7))
+    assert found.dtype == np.uint8 and plain.dtype == np.float32
+    np.testing.assert_array_equal(found, plain)
+    blurred = Augment(map_blur=(0.1, 2.0))
+    _, plain = transforms.apply(example, Resize(24, (), 7), blurred, np.random.default_rng(0))
+    _, found = transforms.apply(example, Resize(24, (), 7, 7), blurred, np.random.default_rng(0))
+    assert found.dtype == np.float32
+    np.testing.assert_array_equal(found, plain)

@@ -27,6 +27,7 @@ from tfcam_jax.export import export_model
 from tfcam_jax.metrics.faithfulness import _redraw
 from tfcam_jax.models import ModelOutput, adapters, check_contract
 from tfcam_jax.models.contract import ContractError, NetworkError
+from tfcam_jax.models.initialization import initialize
 from tfcam_jax.models.lookup import find_network
 from tfcam_jax.optimizers import make_optimizer
 from tfcam_jax.run.checkpoints import Checkpoints
@@ -53,7 +54,7 @@ def folder(tmp_path_factory):
 @functools.cache
 def made(kind, **fields):
     model = find_network(f"my_{kind}:cnn").make(num_classes=2, **fields)
-    return model, steps.initialize(model, jax.random.key(0), SIZE)
+    return model, initialize(model, jax.random.key(0), SIZE)
 
 
 def some_images(n, seed=0):
@@ -121,7 +122,7 @@ def test_padding_becomes_real_images_and_no_image_changes_nothing(kind):
 def test_a_seed_draws_the_weights_but_of_a_module_that_brings_them():
     for kind in KINDS:
         model, variables = made(kind)
-        other = steps.initialize(model, jax.random.key(1), SIZE)
+        other = initialize(model, jax.random.key(1), SIZE)
         assert not all(jax.tree.leaves(jax.tree.map(lambda a, b: (a == b).all(), variables["params"], other["params"])))
     layer = nnx.Conv(3, 2, (1, 1), rngs=nnx.Rngs(0))
     model = adapters.nnx(layer)
@@ -148,7 +149,7 @@ def take_steps(name, mode, devices, local=False, **fields):
     tx = make_optimizer("sgd", lambda step: 0.1, momentum=0.9, weight_decay=1e-3, clip_norm=0.5)
     prepare = functools.partial(steps.standardize, mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25))
     step = steps.make_train_step(model, tx, make_strategy("difference"), prepare, axis_name=where.axis_name)
-    variables = steps.initialize(find_network(name).make(num_classes=2, **fields), jax.random.key(0), SIZE)
+    variables = initialize(find_network(name).make(num_classes=2, **fields), jax.random.key(0), SIZE)
     state = where.put_state(steps.create_train_state(variables, tx))
     compiled, rng = where.compile_train_step(step, state), np.random.default_rng(0)
     for real in (8, 8, 1):
@@ -355,7 +356,7 @@ class Deep(nnx.Module):
 def test_a_head_of_another_kind_gives_maps_from_gradients():
     model = adapters.nnx(Deep, head="head")
     assert not check_contract(model, image_size=SIZE).linear
-    variables, images = steps.initialize(model, jax.random.key(0), SIZE), some_images(2)
+    variables, images = initialize(model, jax.random.key(0), SIZE), some_images(2)
     net = Deep(nnx.Rngs(jax.random.key(0)))
 
     @jax.jit

@@ -25,6 +25,7 @@ from tfcam_jax.inference import restore
 from tfcam_jax.metrics.scores import read_scores
 from tfcam_jax.models import MODELS, SmallCNN
 from tfcam_jax.models.frozen import TrainedPart, apply_frozen, find_frozen
+from tfcam_jax.models.initialization import Initialization
 from tfcam_jax.optimizers import make_optimizer
 from tfcam_jax.run.progress import Progress
 from tfcam_jax.strategies import make_strategy
@@ -122,9 +123,8 @@ def test_a_step_has_no_backward_pass_before_the_cut(cut):
     frozen, tx = find_frozen(model, "small_cnn", 64).modules, optax.sgd(0.1)
     strategy = make_strategy("cyborg")
     make = functools.partial(steps.make_train_step, tx=tx, strategy=strategy, frozen=frozen)
-    state = jax.eval_shape(
-        lambda: steps.create_train_state(steps.initialize(model, jax.random.key(0), SIZE), tx, frozen)
-    )
+    create = lambda variables: steps.create_train_state(variables, tx, frozen)
+    state = jax.eval_shape(create, Initialization(model, SIZE).abstract)
     batch = make_batch()
     program = jax.make_jaxpr(make(model, preprocess=PREPROCESS))(state, batch)
     backward = max(0, 2 * (LAYERS - cut) - 1)

@@ -25,6 +25,7 @@ from tfcam_jax.devices.placement import AXIS, Placement, fetch, make_placement
 from tfcam_jax.errors import ConfigError
 from tfcam_jax.inference import restore
 from tfcam_jax.models import SmallCNN
+from tfcam_jax.models.initialization import Initialization
 from tfcam_jax.strategies import make_strategy
 
 MANY = [name for name in CASES if name not in ("jit 1", "mesh 1", "pmap 1")]
@@ -107,8 +108,8 @@ def test_sharded_parameters_travel_rather_than_features():
     step = steps.make_train_step(
         model, tx, make_strategy("difference"), PREPROCESS, gather=where.gather, scatter=where.scatter
     )
-    create = lambda: steps.create_train_state(steps.initialize(model, jax.random.key(0), SIZE), tx)
-    state = where.abstract_state(jax.eval_shape(create))
+    create = lambda variables: steps.create_train_state(variables, tx)
+    state = where.abstract_state(jax.eval_shape(create, Initialization(model, SIZE).abstract))
     placed = where.put_batch({name: value[:rows] for name, value in make_batch().items()})
     text = where.compile_train_step(step, state).lower(state, placed).compile().as_text()
     squeezed = lambda shape: tuple(sorted(size for size in shape if size > 1))

@@ -131,7 +131,7 @@ class Watch:
             os._exit(0)
 sys.meta_path.insert(0, Watch())
 member.threading.Thread.start = lambda self: None
-member.serve(None, member.Share((CORE,), {"CUDA_VISIBLE_DEVICES": "3"}), 0, None)
+member.serve(None, member.Share((CORE,), {"CUDA_VISIBLE_DEVICES": "3"}), 0, None, frozenset())
 """
     code = code.replace("CORE", str(available_cores()[0]))
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}

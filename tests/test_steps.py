@@ -13,6 +13,7 @@ from slow_params import slow_but
 from tfcam_jax import steps
 from tfcam_jax.devices.placement import make_placement
 from tfcam_jax.models import SmallCNN
+from tfcam_jax.models.initialization import initialize
 from tfcam_jax.strategies import STRATEGIES, make_strategy
 from tfcam_jax.terms import Term
 
@@ -44,7 +45,7 @@ def make_batch(seed=0, batch=BATCH):
 
 @functools.cache
 def make_variables(seed):
-    return steps.initialize(make_model(), jax.random.key(seed), SIZE)
+    return initialize(make_model(), jax.random.key(seed), SIZE)
 
 
 def make_state(tx, seed=0):
@@ -461,7 +462,7 @@ def test_eval_step_gives_each_example_what_it_would_get_alone():
 def test_eval_step_weighs_the_false_classes_by_the_logits():
     model = SmallCNN(num_classes=3, widths=(4, 8))
     state, batch = (
-        steps.create_train_state(steps.initialize(model, jax.random.key(0), SIZE), optax.sgd(0.1)),
+        steps.create_train_state(initialize(model, jax.random.key(0), SIZE), optax.sgd(0.1)),
         make_batch(),
     )
     output = jax.jit(steps.make_eval_step(model, PREPROCESS))(state.params, state.batch_stats, batch)

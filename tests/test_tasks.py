@@ -14,6 +14,7 @@ from tfcam_jax import cams, losses, saliency, steps
 from tfcam_jax.divergences import DIVERGENCES
 from tfcam_jax.errors import ConfigError
 from tfcam_jax.models import ModelOutput, SmallCNN
+from tfcam_jax.models.initialization import initialize
 from tfcam_jax.models.tasks import MultiLabel, OneLogit, one_logit
 from tfcam_jax.strategies import STRATEGIES, make_strategy
 
@@ -36,13 +37,13 @@ def draw_batch(labels, saliency_shape):
 
 def train_once(model, strategy, batch):
     tx = optax.sgd(0.1)
-    state = steps.create_train_state(steps.initialize(model, jax.random.key(0), SIZE), tx)
+    state = steps.create_train_state(initialize(model, jax.random.key(0), SIZE), tx)
     state, metrics = jax.jit(steps.make_train_step(model, tx, strategy, PREPROCESS))(state, batch)
     return jax.device_get((state.params, metrics))
 
 
 def apply_in_training(model, batch):
-    variables = steps.initialize(model, jax.random.key(0), SIZE)
+    variables = initialize(model, jax.random.key(0), SIZE)
     batch = jax.tree.map(jnp.asarray, batch)
     rest = {"mask": batch["mask"], "draw": batch["draw"], "mutable": ["batch_stats"]}
     return model.apply(variables, PREPROCESS(batch["image"]), train=True, **rest)[0]
@@ -148,7 +149,7 @@ def test_what_a_masked_row_holds_plays_no_part_and_a_label_that_is_no_class_is_r
     jax.tree.map(np.testing.assert_array_equal, train_once(model, strategy, odd), train_once(model, strategy, batch))
     batch["label"][1, 2] = 2
     step = steps.make_train_step(model, tx := optax.sgd(0.1), strategy, PREPROCESS)
-    state = steps.create_train_state(steps.initialize(model, jax.random.key(0), SIZE), tx)
+    state = steps.create_train_state(initialize(model, jax.random.key(0), SIZE), tx)
     batch = jax.tree.map(jnp.asarray, batch)
     begin = lambda: jnp.zeros(())
     with jax.disable_jit(), pytest.raises(ValueError, match=r"labels lie in 0\.\.1; got 2"):
@@ -162,7 +163,7 @@ def test_what_a_masked_row_holds_plays_no_part_and_a_label_that_is_no_class_is_r
 @pytest.mark.parametrize("strategy", sorted(set(STRATEGIES) - {"input_gradient"}))
 def test_every_strategy_takes_many_labels(strategy):
     batch = draw_batch(np.random.default_rng(1).integers(-1, 2, (BATCH, LABELS)), (BATCH, SIZE, SIZE))
-    before = steps.initialize(small(num_classes=LABELS), jax.random.key(0), SIZE)["params"]
+    before = initialize(small(num_classes=LABELS), jax.random.key(0), SIZE)["params"]
     params, _ = train_once(MultiLabel(small(num_classes=LABELS)), make_strategy(strategy), batch)
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(params))
     assert not np.allclose(params["head"]["kernel"], before["head"]["kernel"])
@@ -177,7 +178,7 @@ def test_the_input_gradient_of_many_labels_is_refused():
 def test_the_eval_step_decomposes_every_labels_margin():
     labels = np.random.default_rng(1).integers(-1, 2, (BATCH, LABELS))
     batch, model = draw_batch(labels, (BATCH, SIZE, SIZE)), MultiLabel(small(num_classes=LABELS))
-    variables = steps.initialize(model, jax.random.key(0), SIZE)
+    variables = initialize(model, jax.random.key(0), SIZE)
     variables["params"]["head"]["bias"] = jnp.arange(LABELS, dtype=jnp.float32)
     output = jax.jit(steps.make_eval_step(model, PREPROCESS))(variables["params"], variables["batch_stats"], batch)
     z = np.asarray(output.logits[..., 1] - output.logits[..., 0])

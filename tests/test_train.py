@@ -88,6 +88,21 @@ def test_run_leaves_config_provenance_metrics_and_results(finished, manifest):
     assert results["class_names"] == ["dark", "bright"]
 
 
+def test_images_kept_decoded_change_nothing(finished, manifest, tmp_path, capsys):
+    """`finished` decoded and kept them; one run reads them as they are kept, another decodes them in each epoch."""
+    workdir, config, _ = finished
+    (kept,) = (manifest.parent / ".tfcam_jax").glob("decoded-*")
+    written = kept.stat().st_ino
+    for megabytes in (1024, 0):
+        again = config.copy_and_resolve_references()
+        again.data.cache_megabytes = megabytes
+        train.train(again, tmp_path / str(megabytes))
+        assert "were spent waiting for data." in capsys.readouterr().out
+        for name in ("metrics.jsonl", "results.json", "scores.csv"):
+            assert (tmp_path / str(megabytes) / name).read_bytes() == (workdir / name).read_bytes()
+    assert kept.stat().st_ino == written
+
+
 def test_best_is_the_later_of_the_most_accurate(finished):
     workdir, config, results = finished
     accuracy = [line["val/accuracy"] for line in read_lines(workdir) if "epoch" in line]
@@ -184,7 +199,8 @@ def test_folder_that_is_no_run_is_refused(manifest, tmp_path):
         (
             {"model.name": "resnet18"},
             "data.image_size is 32: strategy 'opposed' compares the places of a CAM, and here it has one: .* "
-            r"Take --config.data.image_size=224 \(7x7\) or --config.model.name=small_cnn \(4x4, from scratch\)",
+            r"Take --config.data.image_size=224 \(7x7\) or --config.model.output_stride=16 \(2x2\) or "
+            r"--config.model.name=small_cnn \(4x4, from scratch\)",
         ),
     ],
 )

@@ -76,8 +76,7 @@ def evaluate_best(experiment: Experiment, checkpoints: Checkpoints) -> tuple[dic
     Raises:
       CheckpointError: there is none.
     """
-    state = experiment.random_state()
-    restored = checkpoints.restore_best(lambda record: state)
+    restored = checkpoints.restore_best(lambda record: experiment.abstract_state())
     if restored is None:
         raise CheckpointError("there is no best checkpoint: the run ended before its first validation")
     state, record = restored

@@ -21,13 +21,15 @@ from absl import logging
 
 from . import steps
 from .data.checks.outcomes import Outcome, load_outcomes, outcomes_json
+from .data.decoded import CHECKS, FOLDER, Kept, keep_decoded
 from .data.kept_features import bytes_of_maps
 from .data.listing import READING
+from .data.paths import local_path
 from .data.pipeline import Batch, eval_batches, train_batches, watch_workers
 from .data.protocol import ProtocolOptions
 from .data.recipe import DataRecipe
 from .data.source import Dataset, Source
-from .data.transforms import Augment, Resize
+from .data.transforms import IDENTITY, Augment, Resize
 from .devices.distributed import is_first
 from .devices.memory import device_memory, host_memory
 from .devices.placement import Placement, make_placement
@@ -35,6 +37,7 @@ from .errors import ConfigError, check_known
 from .models import Model, models_with
 from .models.contract_check import check_contract
 from .models.frozen import Frozen, TrainedPart, apply_frozen
+from .models.initialization import Initialization
 from .models.lookup import NamedNetwork, find_network, is_foreign
 from .models.resolution import describe_cam, finer
 from .models.tasks import one_logit
@@ -66,6 +69,8 @@ _OF_SOME_MODELS = {"freeze_batch_norm": False, "batch_norm_momentum": 0.9, "pool
 _OF_SCHEDULE = ("learning_rate", "step_epochs", "step_factor", "warmup_epochs")
 _OF_OPTIMIZER = ("name", "momentum", "weight_decay", "clip_norm")
 
+# Outcomes of a folder's lists, for each of the list that is opened.
+_MOST_OTHERS = 10
 # A batch of so many times the images of training has little in it.
 _MOST_PADDING = 16
 
@@ -91,6 +96,8 @@ class Recipe:
       local_batch_norm: batch statistics are those of each device's part.
       frozen: what `model.train_from` freezes; None: nothing.
       kept_megabytes: of its features at most, with the human maps, in memory.
+      cache_megabytes: of decoded images at most, on the disk.
+      cache_folder: where they are kept; None: the data are none of files, or nothing is kept.
     """
 
     stored: Mapping[str, Any]
@@ -131,6 +138,8 @@ class Recipe:
     train_from: str
     frozen: Frozen | None
     kept_megabytes: int
+    cache_megabytes: int
+    cache_folder: Path | None
 
     @property
     def frozen_modules(self) -> frozenset[str]:
@@ -175,15 +184,30 @@ class Recipe:
     def bytes_kept(self, dataset: Dataset) -> int:
         """Memory of the frozen part's features of a data set, and of its human maps."""
         of_image = self.frozen.bytes_of_image if self.frozen else 0
-        sides = {"train": self.map_size or self.image_size}
+        as_they_are = Resize(self.image_size, self.resize_through), IDENTITY
+        of_maps = lambda split: (self.training_resize, self.augment) if split == "train" else as_they_are
         return sum(
-            len(source) * self.views[split] * of_image + bytes_of_maps(source, sides.get(split, self.image_size))
+            len(source) * self.views[split] * of_image + bytes_of_maps(source, *of_maps(split))
             for split, source in dataset.splits.items()
         )
 
     def describe_cam(self) -> str:
         """How fine the CAM is, and what would make it finer, in a line."""
         return describe_cam(self.model_name, self.image_size, self.cam_side, self.stored["model"]["output_stride"])
+
+    @property
+    def training_resize(self) -> Resize:
+        """How training's images and maps come to their size: maps travel at the CAM's places where those will do."""
+        places = self.image_size if reads_images(self.strategy_name, self.alpha) else self.cam_side
+        return Resize(self.image_size, self.resize_through, self.map_size, places)
+
+    @property
+    def kept_decoded(self) -> Kept:
+        """What is the same of an image and its map whenever they are read, whatever is drawn."""
+        uncropped = None if self.augment.crop else self.image_size
+        first = self.resize_through[0] if self.resize_through else uncropped
+        changed = self.data.blur or self.data.threshold or self.data.placebo != "none"  # at the size of their files
+        return Kept(first, None if changed or self.map_size else first)
 
     @property
     def unmarked_classes(self) -> tuple[str, ...]:
@@ -211,9 +235,12 @@ class Recipe:
 
     def abstract_state(self, num_classes: int) -> steps.TrainState:
         """Shapes and dtypes of the state that a run saves; needs no data."""
-        model, tx = self.make_model(num_classes=num_classes), self.make_optimizer(1)
-        initialize = lambda: steps.initialize(model, jax.random.key(self.seed), self.image_size)
-        return jax.eval_shape(lambda: steps.create_train_state(initialize(), tx, self.frozen_modules))
+        variables, tx = self.initialization(num_classes).abstract, self.make_optimizer(1)
+        return jax.eval_shape(lambda given: steps.create_train_state(given, tx, self.frozen_modules), variables)
+
+    def initialization(self, num_classes: int) -> Initialization:
+        """The model's variables at first."""
+        return Initialization(self.make_model(num_classes=num_classes), self.image_size)
 
     def model_for_training(self, num_classes: int) -> Model:
         """The model as the devices need it. Raises ConfigError where a foreign one does not fit them."""
@@ -233,9 +260,12 @@ class Recipe:
         return map(self.placement.put_batch, watch_workers(batches))
 
     def read_for_training(self, source: Source, epoch: int, first_batch: int = 0) -> Iterator[Batch]:
-        """This process's part of the batches of one epoch, on the host, without the first ones."""
+        """This process's part of the batches of one epoch, on the host, without the first ones; read from now on."""
         options = {name: getattr(self, name) for name in ("seed", "batch_size", "map_size", "augment", "balance")}
-        return watch_workers(train_batches(source, epoch=epoch, first_batch=first_batch, **options, **self._reading()))
+        options["places"] = self.training_resize.places
+        batches = train_batches(source, epoch=epoch, first_batch=first_batch, **options, **self._reading())
+        batches.start_prefetch()
+        return watch_workers(batches)
 
     def _reading(self) -> dict[str, Any]:
         return {
@@ -323,6 +353,8 @@ def resolve(config: ConfigDict, placement: Placement | None = None, *, untrained
         train_from=config.model.train_from,
         frozen=frozen,
         kept_megabytes=config.data.kept_megabytes,
+        cache_megabytes=config.data.cache_megabytes,
+        cache_folder=_cache_folder(config),
     )
     if not untrained:
         _check_memory(recipe, seen.largest)
@@ -421,7 +453,8 @@ def _check_memory(recipe: Recipe, largest: int) -> None:
     What is needed besides depends on the network and on XLA, and is left to the try.
     """
     size, devices = recipe.image_size, recipe.placement.mesh.local_devices
-    stored = size**2 * recipe.data.channels + 4 * (recipe.map_size or size) ** 2
+    stored = size**2 * recipe.data.channels
+    of_map = {"batch_size": 2 * recipe.training_resize.map_side**2, "evaluation.batch_size": 4 * size**2}
     computed = 4 * 3 * size**2 + largest
     of_host, of_device = host_memory(), device_memory(devices)
     for key, rows, parts in (
@@ -429,8 +462,9 @@ def _check_memory(recipe: Recipe, largest: int) -> None:
         ("evaluation.batch_size", recipe.eval_batch_size, 1),
     ):
         on_device = -(-rows // recipe.placement.num_devices)
-        device = on_device * stored + -(-on_device // parts) * computed
-        host = -(-rows // jax.process_count()) * stored + (0 if of_device else len(devices) * device)
+        of_image = stored + of_map[key]
+        device = on_device * of_image + -(-on_device // parts) * computed
+        host = -(-rows // jax.process_count()) * of_image + (0 if of_device else len(devices) * device)
         for place, needed, there in (("the host", host, of_host), ("a device", device, of_device)):
             if there and needed > there:
                 parted = "" if parts > 1 or "." in key else ", or work it through in parts (config.accumulate_steps)"
@@ -478,27 +512,50 @@ def _data_recipe(config: ConfigDict) -> DataRecipe:
     )
 
 
-def open_dataset(recipe: Recipe, checks: Path | None = None) -> Dataset:
+def _cache_folder(config: ConfigDict) -> Path | None:
+    """Where decoded images are kept: in a folder of its own beside the manifest, or in the folder of images."""
+    data = config.data
+    beside = {"manifest": lambda: Path(data.manifest).parent, "folders": lambda: Path(data.folders.images)}
+    if not data.cache_megabytes or data.source not in beside:
+        return None
+    return local_path(data.cache_dir or beside[data.source]() / FOLDER, "config.data.cache_dir")
+
+
+def open_dataset(recipe: Recipe, checks: Path | None = None, keep: bool = False) -> Dataset:
     """`open_source`, split by the recipe's protocol, with the maps that it asks for."""
-    return recipe.data.arrange(open_source(recipe, checks))
+    return recipe.data.arrange(open_source(recipe, checks, keep))
 
 
-def open_source(recipe: Recipe, checks: Path | None = None, told: Collection[str] = ()) -> Dataset:
+def open_source(recipe: Recipe, checks: Path | None = None, keep: bool = False, told: Collection[str] = ()) -> Dataset:
     """Opens and validates the recipe's data, as their owner splits them, with the maps as they are.
 
-    The file `checks` says which files were found sound before; without it all are looked at. Raises DataError for
-    images, maps or lists that can't be used; what was guessed, drawn or left out is logged, unless it is among `told`.
+    The files `checks` and, of what is kept decoded, `CHECKS` say which files were found sound before; without them all
+    are looked at. `keep`: images are read as they were kept decoded, and kept so if they were not; they then have the
+    size that they are brought to first. Raises DataError for images, maps or lists that can't be used; what was
+    guessed, drawn or left out is logged, unless it is among `told`.
     """
-    dataset = recipe.data.open(load_outcomes(checks) if checks else None)
+    shared = recipe.cache_folder and recipe.cache_folder / CHECKS
+    earlier = load_outcomes(shared) if shared else {}
+    dataset = recipe.data.open(earlier | (load_outcomes(checks) if checks else {}))
     for note in named_notes(dataset) if is_first() else ():
         if note not in told:
             logging.warning("%s", note)
+    if keep and shared:
+        dataset = keep_decoded(dataset, recipe.kept_decoded, shared.parent, recipe.cache_megabytes, write=is_first())
+        if shared.parent.is_dir():
+            keep_checks(shared, _with_others(earlier, dataset.checked))
     return dataset
 
 
 def named_notes(dataset: Dataset) -> list[str]:
     """What a user should know of how the data were taken, each line under their name."""
     return [f"{dataset.name}: {note}" for note in dataset.notes]
+
+
+def _with_others(earlier: Mapping[str, Outcome], checked: Mapping[str, Outcome]) -> dict[str, Outcome]:
+    """Outcomes with those of other lists, while they are not many more: of files that changed nobody asks again."""
+    both = {**earlier, **checked}
+    return both if len(both) <= _MOST_OTHERS * len(checked) else dict(checked)
 
 
 def keep_checks(checks: Path, checked: Mapping[str, Outcome]) -> None:
@@ -540,7 +597,7 @@ class Experiment:
 
     Attributes:
       dataset: the splits, validated.
-      initialize: compiled; the model's random variables from a key.
+      initialize: the model's random variables from a key.
       create_state: makes the state of step 0 from the model's variables.
       train_step: compiled, like `eval_step`; its state argument is donated.
       eval_epoch: see `Recipe.read_for_evaluation`.
@@ -564,8 +621,12 @@ class Experiment:
         return self.initialize(jax.random.key(self.recipe.seed))
 
     def random_state(self) -> steps.TrainState:
-        """The state of step 0 from the seed alone; also what a checkpoint is restored like."""
+        """The state of step 0 from the seed alone."""
         return self.create_state(self.random_variables())
+
+    def abstract_state(self) -> steps.TrainState:
+        """What a checkpoint is restored like: shapes, dtypes and places of the state."""
+        return self.recipe.placement.abstract_state(self.recipe.abstract_state(len(self.dataset.class_names)))
 
     def train_epoch(self, epoch: int, first_batch: int = 0) -> Iterator[Batch]:
         """See `Recipe.read_for_training`."""
@@ -609,7 +670,7 @@ def build_experiment(
         train_step, eval_step = programs.train_step, programs.eval_step
     else:
         model = recipe.model_for_training(num_classes)
-        initialize = jax.jit(lambda key: steps.initialize(model, key, recipe.image_size))
+        initialize = recipe.initialization(num_classes)
         strategy, total_steps = strategy or recipe.strategy_for(dataset.class_names), recipe.epochs * steps_per_epoch
         compile_steps = functools.partial(_compile_steps, recipe, tx, num_classes, strategy, max(1, total_steps))
         train_step, eval_step = compile_steps(model, recipe.preprocess)

@@ -14,7 +14,7 @@ import numpy as np
 from .cams import at_least_float32, check_maps, finite_examples, is_constant, normalize
 
 if TYPE_CHECKING:
-    from jaxtyping import Array, Bool, Float
+    from jaxtyping import Array, Bool, Float, Real
 
 # Normalised distance from the centre beyond which a place belongs to the border ring. It is the value that yields
 # the 28 of 49 places at 7x7 of the control's description, and the plain ring of border places at 3x3 and 4x4.
@@ -22,7 +22,7 @@ RING_RADIUS = 0.65
 
 
 def to_cam_resolution(
-    human_maps: Float[Array, "*batch H W"], size: tuple[int, ...]
+    human_maps: Real[Array, "*batch H W"], size: tuple[int, ...]
 ) -> tuple[Float[Array, "*batch h w"], Bool[Array, "*batch"]]:
     """Resizes human maps to the CAM's `size = (h, w)` and normalises each to [0, 1].
 
@@ -30,7 +30,7 @@ def to_cam_resolution(
     floats: it agrees with Pillow's float resize to 1e-7, while Pillow on uint8 rounds faint maps away.
 
     Args:
-      human_maps: any non-negative range.
+      human_maps: any non-negative range, floats or integers.
       size: places of the CAM.
 
     Returns:
@@ -54,7 +54,7 @@ def volumes_to_cam_resolution(
     """
     resized = _resize(at_least_float32(human_maps), size[1:])
     if resized.shape[-3] != size[0]:
-        weights = _triangles(resized.shape[-3], size[0]).astype(resized.dtype)
+        weights = triangle_weights(resized.shape[-3], size[0]).astype(resized.dtype)
         resized = jnp.einsum("...dhw,de->...ehw", resized, weights, precision=jax.lax.Precision.HIGHEST)
     normalized, usable = _normalized(resized.reshape(*resized.shape[:-3], size[0] * size[1], size[2]))
     return normalized.reshape(resized.shape), usable
@@ -74,16 +74,16 @@ def _resize(maps: Float[Array, "*batch H W"], size: tuple[int, ...]) -> Float[Ar
     """
     height, width = maps.shape[-2:]
     if width != size[1]:
-        weights = _triangles(width, size[1]).astype(maps.dtype)
+        weights = triangle_weights(width, size[1]).astype(maps.dtype)
         maps = jnp.einsum("...w,wj->...j", maps, weights, precision=jax.lax.Precision.HIGHEST)
     if height != size[0]:
-        weights = _triangles(height, size[0]).astype(maps.dtype)
+        weights = triangle_weights(height, size[0]).astype(maps.dtype)
         # A sum that is fused with its factors; as a product of matrices it would copy the maps again.
         maps = (maps[..., None, :] * weights.reshape((1,) * (maps.ndim - 2) + (*weights.shape, 1))).sum(-3)
     return maps
 
 
-def _triangles(old: int, new: int) -> np.ndarray:
+def triangle_weights(old: int, new: int) -> np.ndarray:
     """Weight [old, new] of each old place in each new one: a triangle over it that is two places wide, new or old."""
     scale = old / new
     centres = (np.arange(new) + 0.5) * scale - 0.5

@@ -85,11 +85,6 @@ def standardize(
     return (images - per_channel(mean)) / per_channel(std)
 
 
-def initialize(model: Any, key: Array, image_size: int) -> dict[str, Any]:
-    """Variables of a model, `params` and `batch_stats`, from a random key."""
-    return jax.jit(lambda key: model.init(key, jnp.zeros((1, image_size, image_size, 3)), train=False))(key)
-
-
 def create_train_state(variables: dict[str, Any], tx: Any, frozen: frozenset[str] = frozenset()) -> TrainState:
     """The state of step 0: a model's variables and a new optimiser state, of the modules that are not frozen."""
     params = variables["params"]

@@ -274,6 +274,10 @@ STRATEGIES: dict[str, Callable[..., Terms]] = {
     "sham": sham,
 }
 
+# They take the gradient by the image, and human maps of the image's size; all others get maps at the CAM's places. One
+# of your own that does so adds its name here too.
+ON_IMAGES = {"input_gradient"}
+
 # They stand for the paper's methods, of which no equation could be read.
 RECONSTRUCTIONS = ("opposed", "difference", "contrast")
 
@@ -319,8 +323,8 @@ def reads_human_maps(name: str, alpha: float | None = None) -> bool:
 
 
 def reads_images(name: str, alpha: float | None = None) -> bool:
-    """Whether the loss of a strategy of the table asks for the gradient by the image, with this alpha."""
-    return name == "input_gradient" and alpha != 1
+    """Whether the loss of a strategy of the table asks for the gradient by the image (`ON_IMAGES`), with this alpha."""
+    return name in ON_IMAGES and alpha != 1
 
 
 def check_places(name: str, alpha: float | None, places: int) -> None:

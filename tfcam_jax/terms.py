@@ -10,7 +10,7 @@ from typing import NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, Real
 
 
 @runtime_checkable
@@ -43,7 +43,8 @@ class Evidence(NamedTuple):
       labels: true classes, 0..K-1; of many labels 0 or 1 each.
       mask: True for a decision that counts, False for padding and where the label is unknown (below 0).
       weight: of each example's cross-entropy; 1 where classes are not weighed.
-      human_maps: human saliency at the image's resolution, any non-negative range; all zero where nobody annotated.
+      human_maps: human saliency, any non-negative range, also of integers, and any size (in training here the CAM's,
+        the image's for `strategies.ON_IMAGES`); all zero where nobody annotated.
       input_gradient: computes the gradient of `sum_k log p_k` by the normalised image, `[batch, H, W, channels]`.
         A second pass through the model, so only strategies that need it call it.
       progress: gives the share of training's steps that are done, in [0, 1).
@@ -53,7 +54,7 @@ class Evidence(NamedTuple):
     labels: Int[Array, "*batch"]
     mask: Bool[Array, "*batch"]
     weight: Float[Array, "*batch"]
-    human_maps: Float[Array, "*batch H W"]
+    human_maps: Real[Array, "*batch H W"]
     input_gradient: Callable[[], Array]
     progress: Callable[[], Float[Array, ""]]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +15,9 @@ from absl import logging
 from .data.human_maps import check_maps, check_unmarked, describe_maps
 from .data.kept_features import KeptFeatures
 from .data.paths import local_path
-from .data.pipeline import WorkerError, prefetch_to_device
+from .data.pipeline import Batch, WorkerError, prefetch_to_device
 from .devices.distributed import is_first, wait_for_all
-from .devices.memory import explain_out_of_memory
+from .devices.memory import explain_out_of_memory, return_freed_memory
 from .evaluation import evaluate_best, evaluate_source, format_results, tabulate_scores
 from .experiment import ConfigDict, Experiment, Recipe, build_experiment, keep_checks, open_dataset, resolve
 from .inference import InitialState, describe_origin, initial_state, outputs_of
@@ -31,6 +31,7 @@ from .run.interruption import Interruption, StoppedError
 from .run.metric_window import MetricWindow
 from .run.metrics_log import START, MetricWriter, open_writer
 from .run.progress import Progress, next_steps
+from .run.waiting import Waiting
 from .run.workdir import CHECKS, check_workdir, hold_workdir, note_weights
 from .steps import TrainState
 
@@ -105,7 +106,7 @@ def train_recipe(
     wait_for_all("checked the workdir")  # before the first process writes into it
     progress = Progress(recipe.strategy_name, recipe.epochs, recipe.alpha, recipe.select_by, quiet)
     progress.say(recipe.describe_cam())
-    experiment = experiment or build_experiment(recipe, open_dataset(recipe, workdir / CHECKS))
+    experiment = experiment or build_experiment(recipe, open_dataset(recipe, workdir / CHECKS, keep=True))
     if recipe.reads_maps and recipe.epochs:
         check_maps(experiment.dataset)
     if (recipe.reads_maps or recipe.unmarked_classes) and recipe.epochs:
@@ -137,11 +138,16 @@ def train_recipe(
                 progress.start(step, experiment.steps_per_epoch, *done)
             elif not checkpoints.steps():
                 keep_imported(run, state)
+            read = lambda epoch, first=0: experiment.train_epoch(epoch, first) if epoch < recipe.epochs else iter(())
+            batches = read(record["epoch"], record["batch"])
             for epoch in range(record["epoch"], recipe.epochs):
                 first, pending = (record["batch"], record["pending"]) if epoch == record["epoch"] else (0, [])
-                state = train_one_epoch(run, state, epoch, first, pending)
+                state = train_one_epoch(run, state, epoch, first, pending, batches)
+                batches = read(epoch + 1)  # its first batches are made while this epoch is validated
                 validate(run, state, epoch)
         checkpoints.wait()
+        if told := run.waiting.describe():
+            progress.say(told)
         try:
             results, scores = evaluate_best(experiment, checkpoints)
         except StoppedError as error:
@@ -212,6 +218,7 @@ class _Run:
     writer: MetricWriter
     stop: Interruption
     progress: Progress
+    waiting: Waiting = dataclasses.field(default_factory=Waiting)
 
     def save(
         self,
@@ -264,7 +271,7 @@ def _start(
     if initial is None and checkpoints.steps():
         remedy = "train on these in another --workdir"
         check_same_data(workdir, experiment.recipe.data.place, data, checkpoints.newest_record, accept, remedy)
-        restored = checkpoints.restore_latest(experiment.random_state())
+        restored = checkpoints.restore_latest(experiment.abstract_state())
     if restored is None:
         state, origin = initial or initial_state(experiment)
         if origin and is_first():
@@ -273,10 +280,13 @@ def _start(
     return restored
 
 
-def train_one_epoch(run: _Run, state: TrainState, epoch: int, first_batch: int, pending: list[Any]) -> TrainState:
+def train_one_epoch(
+    run: _Run, state: TrainState, epoch: int, first_batch: int, pending: list[Any], host_batches: Iterator[Batch]
+) -> TrainState:
     """Runs one epoch from its batch `first_batch` on; metrics are fetched every few steps, so that no device waits.
 
-    `state` is donated; `pending` are metrics of the steps just before, in no line yet (`MetricWindow.as_json`).
+    `state` is donated; `pending` are metrics of the steps just before, in no line yet (`MetricWindow.as_json`), and
+    `host_batches` what `Experiment.train_epoch` gives for the epoch.
 
     Raises:
       NonFiniteError: names the first step and term that is not finite, and its images.
@@ -287,18 +297,21 @@ def train_one_epoch(run: _Run, state: TrainState, epoch: int, first_batch: int, 
     weights = {"loss_share": recipe.loss_share, "alpha_at": recipe.alpha_at(recipe.epochs * size)}
     window = MetricWindow(run.experiment.dataset.splits["train"].records.ids, step, pending, **weights)
     on_device = lambda batch: run.experiment.put_batch({k: v for k, v in batch.items() if k != "index"})
-    host_batches = run.experiment.train_epoch(epoch, first_batch)
     batches = prefetch_to_device(host_batches, lambda batch: (on_device(batch), batch["index"]))
+    run.waiting.resume()
     for number in range(first_batch + 1, size + 1):
         try:
-            batch, rows = next(batches)
+            batch, rows = run.waiting.next(batches)
         except WorkerError as error:
             # A signal goes to worker processes too, and the first sign of it may be their end.
             if run.stop.requested(step):
                 raise run.leave(state, step, epoch, number - 1, window) from error
             raise
         state, metrics = run.experiment.train_step(state, batch)
+        if number == first_batch + 1:
+            return_freed_memory()  # of compiling the step, or the evaluation before
         step += 1
+        run.waiting.note(metrics.grad_norm)
         window.add(metrics, rows)
         run.checkpoints.check()
         if len(window) == recipe.log_every_steps or number == size:
@@ -309,6 +322,8 @@ def train_one_epoch(run: _Run, state: TrainState, epoch: int, first_batch: int, 
             raise run.leave(state, step, epoch, number, window)
         if number < size and recipe.checkpoint_every_steps and step % recipe.checkpoint_every_steps == 0:
             run.save(state, step, epoch, number, window)
+    run.waiting.pause()
+    run.writer.write_timing(step, {"time/waiting_for_data": run.waiting.share})
     return state
 
 

@@ -14,6 +14,7 @@ import optax
 from tfcam_jax import steps
 from tfcam_jax.devices.compilation import compiler_options
 from tfcam_jax.models import MODEL_CARDS, MODELS
+from tfcam_jax.models.initialization import Initialization
 from tfcam_jax.optimizers import make_optimizer
 from tfcam_jax.strategies import make_strategy
 
@@ -73,8 +74,7 @@ def optimizer() -> optax.GradientTransformation:
 
 def abstract_variables(case: Case) -> Any:
     """Shapes and dtypes of the model's variables; computes nothing."""
-    images = jnp.zeros((1, case.image_size, case.image_size, 3))
-    return jax.eval_shape(lambda: build_model(case).init(jax.random.key(0), images, train=False))
+    return Initialization(build_model(case), case.image_size).abstract
 
 
 def abstract_state(case: Case) -> Any:

@@ -2,7 +2,9 @@
 
 Work: read an image file and its map (PNG), decode both, cut the same random 80 to 100 % of each side out of both,
 resize them with an antialiased triangle filter, flip both with probability 1/2, and stack batches of uint8 images and
-float32 maps. Each library runs in a process of its own, all on the same number of cores, several rounds in turn.
+float32 maps. Beside it this package as it trains: maps brought to the CAM's places (`in training`), and images read as
+they were kept decoded (`kept`). Each runs in a process of its own, all on the same number of cores, several rounds in
+turn.
 """
 
 from __future__ import annotations
@@ -23,14 +25,16 @@ import numpy as np
 from PIL import Image
 
 from launch.benchmark.fresh_process import call_afresh
+from tfcam_jax.data.decoded import FOLDER, Kept, keep_decoded
 from tfcam_jax.data.listing import ListedSource, MapReader, Row
 from tfcam_jax.data.pipeline import train_batches
-from tfcam_jax.data.source import Records, Subset
+from tfcam_jax.data.source import Dataset, Records, Subset
 from tfcam_jax.data.transforms import Augment
 from tfcam_jax.metrics.tables import align
 
 KINDS = ("jpeg", "png")
 STORED, SIZE, BATCH = 256, 224, 32  # pixels, pixels, images
+PLACES = 7  # of a CAM, a side
 SMALLEST = 0.8  # share of a side that is kept
 _SEED = 0
 _FILES = 256
@@ -64,16 +68,21 @@ def open_images(folder: Path) -> ListedSource:
     return ListedSource(rows, MapReader(folder), 3, records)
 
 
-def tfcam_jax_batches(folder: Path, cores: int) -> Iterator[object]:
-    """This package's batches without end."""
-    epoch = 0
+def tfcam_jax_batches(
+    folder: Path, cores: int, places: int | None = None, keep: bool = False
+) -> Iterator[dict[str, np.ndarray]]:
+    """This package's batches without end; `places` as of `train_batches`, and `keep` from images kept decoded."""
+    dataset, epoch = Dataset("drawn", ("any",), {"train": open_images(folder)}), 0
+    if keep:
+        dataset = keep_decoded(dataset, Kept(None, None), folder / FOLDER, megabytes=1024)
     while True:
         yield from train_batches(
-            open_images(folder),
+            dataset.splits["train"],
             epoch=epoch,
             seed=_SEED,
             batch_size=BATCH,
             image_size=SIZE,
+            places=places,
             augment=Augment(flip=0.5, crop=1 - SMALLEST),
             num_threads=cores,
         )
@@ -157,6 +166,8 @@ class PillowFiles:
 
 PIPELINES: dict[str, tuple[Callable[[Path, int], Iterator[object]], str]] = {
     "tfcam_jax": (tfcam_jax_batches, "tfcam_jax"),
+    "in training": (functools.partial(tfcam_jax_batches, places=PLACES), "tfcam_jax"),
+    "kept": (functools.partial(tfcam_jax_batches, places=PLACES, keep=True), "tfcam_jax"),
     "tf.data": (tf_data_batches, "tensorflow"),
     "DataLoader": (dataloader_batches, "torch"),
 }

@@ -26,6 +26,7 @@ from launch.benchmark.cases import (
 from launch.benchmark.reference_networks import build_reference, numpy_state_dict
 from tfcam_jax import cams
 from tfcam_jax.devices.compilation import compiler_options
+from tfcam_jax.devices.memory import return_freed_memory
 from tfcam_jax.models import MODEL_CARDS
 from tfcam_jax.models.weights import convert, merge
 from tfcam_jax.strategies import STRATEGIES
@@ -50,6 +51,7 @@ class TrainStep:
     def __init__(self, case: Case, variables: Any, strategy: str, default_options: bool = False) -> None:
         compiled = compile_step(lower_train_step(case, strategy), default_options)
         self.account = memory_account(compiled)
+        return_freed_memory()  # as training does
         self._step = running_step(compiled, case, variables)
 
     def __call__(self) -> dict[str, float]:

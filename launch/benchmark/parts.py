@@ -282,9 +282,9 @@ def at_once() -> int:
     return len(available_cores()) if jax.default_backend() == "cpu" else 1
 
 
-def measure_peak_flops(dtype: str, seconds: float = 2.0) -> float:
-    """FLOP/s of this device on a large square matrix product, the median over some seconds."""
-    size = 2048 if jax.default_backend() == "cpu" else 8192
+def measure_peak_flops(dtype: str, seconds: float = 2.0, size: int | None = None) -> float:
+    """FLOP/s of this device on a large square matrix product (`size` rows), the median over some seconds."""
+    size = size or (2048 if jax.default_backend() == "cpu" else 8192)
     matrix = jax.random.normal(jax.random.key(0), (size, size), jnp.dtype(dtype))
     product = jax.jit(jnp.matmul)
     work = lambda: product(matrix, matrix).block_until_ready()

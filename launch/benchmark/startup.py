@@ -12,6 +12,7 @@ import numpy as np
 from launch.benchmark.cases import Case, build_model, compile_step, device_batch, lower_train_step, optimizer
 from launch.benchmark.fresh_process import call_afresh
 from tfcam_jax import steps
+from tfcam_jax.models.initialization import initialize
 
 STAGES = ("import", "initialize", "trace", "compile", "first step")
 
@@ -39,7 +40,7 @@ def jax_stages(begin: float, fields: tuple[Any, ...], strategy: str) -> dict[str
     times = [begin, time.perf_counter()]
     clock = lambda: times.append(time.perf_counter())
     case = Case(*fields)
-    variables = steps.initialize(build_model(case), jax.random.key(0), case.image_size)
+    variables = initialize(build_model(case), jax.random.key(0), case.image_size)
     jax.block_until_ready(variables)
     clock()
     lowered = lower_train_step(case, strategy)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import numpy as np
-from jaxtyping import Float, Shaped
+from jaxtyping import Real, Shaped
 
 from .bounds import decoding
 from .source import Dataset, Example, Source, WithRecords
@@ -22,7 +22,7 @@ class MapsInMemory(WithRecords):
     def __getitem__(self, index: int) -> Example:
         return self._source[index]
 
-    def finished(self, index: int, resize: Resize) -> Float[np.ndarray, "map_size map_size"]:
+    def finished(self, index: int, resize: Resize) -> Real[np.ndarray, "map_size map_size"]:
         """The map of a row as `transforms.apply` gives it without augmentation: all zero where there is none."""
         found = self._maps.get((index, resize))
         if found is None:  # two threads may both make it, to the same end
@@ -31,7 +31,7 @@ class MapsInMemory(WithRecords):
             if not found.any():
                 found = np.zeros((), found.dtype)
             self._maps[index, resize] = found
-        side = resize.map_size or resize.size
+        side = resize.map_side
         return found if found.ndim else np.broadcast_to(found, (side, side))
 
 
@@ -52,9 +52,11 @@ class KeptFeatures(WithRecords):
 
     def read(
         self, index: int, resize: Resize, augment: Augment, rng: np.random.Generator | None
-    ) -> tuple[np.ndarray, Float[np.ndarray, "map_size map_size"]]:
+    ) -> tuple[np.ndarray, Real[np.ndarray, "map_size map_size"]]:
         """Features of the view that is drawn, and the map, mirrored with it."""
-        return vary_views(self.views[index], self._maps.finished(index, resize), augment, rng)
+        # A blur comes before the way to the CAM's places.
+        of_map = replace(resize, places=None) if augment.map_blur else resize
+        return vary_views(self.views[index], self._maps.finished(index, of_map), resize, augment, rng)
 
 
 def keep_maps(dataset: Dataset, splits: tuple[str, ...]) -> Dataset:
@@ -63,6 +65,9 @@ def keep_maps(dataset: Dataset, splits: tuple[str, ...]) -> Dataset:
     return replace(dataset, splits={**dataset.splits, **kept})
 
 
-def bytes_of_maps(source: Source, side: int) -> int:
-    """Memory that a split's maps take, float32."""
-    return 4 * int(source.records.has_map.sum()) * side**2
+def bytes_of_maps(source: Source, resize: Resize, augment: Augment) -> int:
+    """Memory that a split's maps take: as they travel, or where they are yet to be blurred as float32."""
+    travel = resize.places is not None and not augment.map_blur
+    side = resize.map_side if travel else resize.map_size or resize.size
+    of_place = 4 if not travel else 1 if resize.map_size else 2
+    return of_place * int(source.records.has_map.sum()) * side**2

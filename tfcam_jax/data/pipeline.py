@@ -18,10 +18,10 @@ from .kept_features import KeptFeatures
 from .source import Source
 from .transforms import IDENTITY, Augment, Resize, apply
 
-# image uint8 [B, S, S, channels], or of a `KeptFeatures` its features [B, ...]; saliency float32 [B, S, S], all zero =
-# no map, or [B, s, s] where maps have a size of their own; label int32 [B]; mask float32 [B], 1 for an example, 0 for
-# padding; weight float32 [B], of the example's cross-entropy, 0 for padding; draw uint32 [B], random, 0 in evaluation
-# and for padding; index int32 [B], the row in `source.records`, -1 for padding.
+# image uint8 [B, S, S, channels], or of a `KeptFeatures` its features [B, ...]; saliency [B, s, s], all zero = no map:
+# float32 of the image's size in evaluation, in training as its `Resize` says; label int32 [B]; mask float32 [B], 1 for
+# an example, 0 for padding; weight float32 [B], of the cross-entropy, 0 for padding; draw uint32 [B], random, 0
+# in evaluation and for padding; index int32 [B], the row in `source.records`, -1 for padding.
 Batch = dict[str, np.ndarray]
 
 BALANCES = ("none", "weights", "sampling")
@@ -63,13 +63,13 @@ class _LoadBatch:
             row = int(self.order[position])
             rng = None if self.seed is None else np.random.default_rng([*self.seed, position])
             image, saliency = self._read(row, rng)
-            batch = batch or self._padding(count, image)
+            batch = batch or self._padding(count, image, saliency)
             batch["image"][i], batch["saliency"][i] = image, saliency
             batch["label"][i] = self.source.records.labels[row]
             batch["mask"][i], batch["weight"][i], batch["index"][i] = 1, self.weights[row], row
             batch["draw"][i] = self.draws[position]
         # A host beyond the end of the last batch still needs to know how many channels its padding has.
-        return batch or self._padding(count, self._read(0, None)[0])
+        return batch or self._padding(count, *self._read(0, None))
 
     def _read(self, row: int, rng: np.random.Generator | None) -> tuple[np.ndarray, np.ndarray]:
         """Image, or its features, and map."""
@@ -78,11 +78,10 @@ class _LoadBatch:
         with decoding():  # until both have their final size
             return apply(self.source[row], self.resize, self.augment, rng)
 
-    def _padding(self, count: int, image: np.ndarray) -> Batch:
-        map_size = self.resize.map_size or self.resize.size
+    def _padding(self, count: int, image: np.ndarray, saliency: np.ndarray) -> Batch:
         return {
             "image": np.zeros((count, *image.shape), image.dtype),
-            "saliency": np.zeros((count, map_size, map_size), np.float32),
+            "saliency": np.zeros((count, *saliency.shape), saliency.dtype),
             "label": np.zeros(count, np.int32),
             "mask": np.zeros(count, np.float32),
             "weight": np.zeros(count, np.float32),
@@ -100,6 +99,7 @@ def train_batches(
     image_size: int,
     resize_through: tuple[int, ...] = (),
     map_size: int | None = None,
+    places: int | None = None,
     augment: Augment = IDENTITY,
     balance: str = "none",
     num_threads: int = 4,
@@ -120,6 +120,7 @@ def train_batches(
       image_size: side of the square images and maps.
       resize_through: sides that images are resized to before, see `Resize`.
       map_size: side of maps that are resized alone, see `Resize`; None: with the image.
+      places: side that maps are brought to last, to travel, see `Resize`; None: they stay as they are.
       augment: random geometry and colour.
       balance: "none" and "weights" give every example once; "weights" weighs it by n / (classes * n_class), so that
         each class counts alike and the mean weight is 1; "sampling" draws as many examples, each class as often
@@ -143,7 +144,7 @@ def train_batches(
     # A third number keeps the draws of order, augmentation and dropout apart.
     of_augment, shard = (seed, epoch, 1), (shard_index, shard_count)
     draws = np.random.default_rng([seed, epoch, 2]).integers(2**32, size=len(order), dtype=np.uint32)
-    resize = Resize(image_size, resize_through, map_size)
+    resize = Resize(image_size, resize_through, map_size, places)
     load = _LoadBatch(source, order, weights, draws, of_augment, batch_size, resize, augment, *shard)
     return _iterate(load, first_batch, num_threads, num_workers)
 

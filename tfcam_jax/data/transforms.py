@@ -5,15 +5,19 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
-from jaxtyping import Float, Shaped, UInt8
+from jaxtyping import Float, Real, Shaped, UInt8
 from PIL import Image, ImageEnhance
 
 from ..errors import ConfigError, check_ranges
+from ..saliency import triangle_weights
 from .source import Example, pixels
 
 _BILINEAR = Image.Resampling.BILINEAR
+# A smaller range, as a share of the largest value, says nothing: `cams.is_constant`, without jax.
+_LEAST_RANGE, _SMALLEST_RANGE = 1e-5, 1e-18
 # Beyond these no image is left to learn from, and what must be padded grows without bound.
 LIMITS = {"flip": 1, "crop": 0.9, "rotate": 180, "translate": 0.5, "scale": 0.5, "shear": 45}
 LIMITS |= {"brightness": 0.5, "contrast": 0.9, "saturation": 1}
@@ -82,6 +86,9 @@ class Resize:
       map_size: side of the map where it is resized alone, from its file to the CAM's places at once, rounded to 8 bits
         before and after as Pillow does with files, so 0 to 255: the CYBORG code's way. A faint map may round to a
         constant, which is no map. None: the map is resized with the image, on floats.
+      places: side that a map which was resized with its image is brought to last, after everything that varies or
+        blurs it, to travel to the device as float16 (`_to_travel`). None: it stays float32, of the image's size. Beside
+        `map_size` it does not change the size, and what is of 8 bits travels so.
 
     Raises:
       ConfigError: a side below 1.
@@ -90,11 +97,17 @@ class Resize:
     size: int
     through: tuple[int, ...] = ()
     map_size: int | None = None
+    places: int | None = None
 
     def __post_init__(self):
         for side in self.through:
             if not isinstance(side, int) or side < 1:
                 raise ConfigError(f"config.data.resize_through holds {side!r}; it must hold pixels, at least 1")
+
+    @property
+    def map_side(self) -> int:
+        """Of the maps that come out."""
+        return self.map_size or self.places or self.size
 
 
 @dataclass(frozen=True)
@@ -109,7 +122,7 @@ class _Geometry:
 
 def apply(
     example: Example, resize: Resize, augment: Augment = IDENTITY, rng: np.random.Generator | None = None
-) -> tuple[UInt8[np.ndarray, "size size channels"], Float[np.ndarray, "map_size map_size"]]:
+) -> tuple[UInt8[np.ndarray, "size size channels"], Real[np.ndarray, "map_size map_size"]]:
     """Brings image and map to the size that `resize` says, moving both alike.
 
     The aspect ratio is not kept (the CYBORG code squeezes too). Resizing is Pillow's antialiased triangle filter, on
@@ -119,34 +132,52 @@ def apply(
     a cue of its own; the map is 0 there, as nobody marked what does not exist.
 
     Without a source of draws, `rng`, nothing is varied. The saliency returned is all zero, which later stages read as
-    "no map", if there is none, if it is constant, or if the crop leaves a constant piece of it.
+    "no map", if there is none, if it is constant, or if the crop leaves a constant piece of it. It is float32 but
+    where `resize.places` says otherwise.
     """
     geometry, colours, blur = _draw_all(augment, rng)
     image = _move_picture(_in_stages(example.picture, resize.through), resize.size, geometry)
     if colours is not None and (augment.brightness or augment.contrast or augment.saturation):
         image = _recolour(image, augment, colours)
-    return image, _blur_as_drawn(_resize_map(example.saliency, resize, geometry), augment, blur)
+    return image, _finish_map(_resize_map(example.saliency, resize, geometry), resize, augment, blur)
 
 
-def resize_map(saliency: Float[np.ndarray, "h w"] | None, resize: Resize) -> Float[np.ndarray, "map_size map_size"]:
+def resize_first(example: Example, image_side: int | None, map_side: int | None) -> Example:
+    """The example with image and map brought to the side that `apply` brings them to first; None: left as they are.
+
+    `apply` then gives the same bits: in stages that is the first one, without them and without a crop the last.
+    """
+    picture, saliency = example.picture, example.saliency
+    if image_side is not None:
+        picture = picture.resize((image_side, image_side), _BILINEAR)
+    if map_side is not None and saliency is not None:
+        floats = Image.fromarray(np.asarray(saliency, np.float32))
+        saliency = np.asarray(floats.resize((map_side, map_side), _BILINEAR))
+    return Example(picture, saliency)
+
+
+def resize_map(saliency: Float[np.ndarray, "h w"] | None, resize: Resize) -> Real[np.ndarray, "map_size map_size"]:
     """The map that `apply` returns without a source of draws."""
-    return _resize_map(saliency, resize, _Geometry())
+    return _finish_map(_resize_map(saliency, resize, _Geometry()), resize, IDENTITY, None)
 
 
 def vary_views(
     views: Shaped[np.ndarray, "views ..."],
-    saliency: Float[np.ndarray, "h w"],
+    saliency: Real[np.ndarray, "h w"],
+    resize: Resize,
     augment: Augment,
     rng: np.random.Generator | None = None,
-) -> tuple[np.ndarray, Float[np.ndarray, "h w"]]:
+) -> tuple[np.ndarray, Real[np.ndarray, "map_size map_size"]]:
     """As `apply`, by the same draws, for an image of which there are finished views and a finished map (`resize_map`).
+
+    A map that is blurred must be finished but for its way to `resize.places`, which comes after the blur.
 
     `views` has what the image is seen as, and, if the augmentation flips, its mirror image; nothing else may vary it
     (`Augment.of_pixels`).
     """
     geometry, _, blur = _draw_all(augment, rng)
     moved = saliency[:, ::-1] if geometry.flip else saliency
-    return views[int(geometry.flip)], _blur_as_drawn(moved, augment, blur)
+    return views[int(geometry.flip)], _finish_map(moved, resize, augment, blur)
 
 
 def _resize_map(saliency: np.ndarray | None, resize: Resize, geometry: _Geometry) -> np.ndarray:
@@ -160,11 +191,38 @@ def _resize_map(saliency: np.ndarray | None, resize: Resize, geometry: _Geometry
     return _move_map(eight_bits, map_size, geometry).astype(np.float32)
 
 
-def _blur_as_drawn(saliency: np.ndarray, augment: Augment, draw: float | None) -> np.ndarray:
-    if draw is None or not augment.map_blur:
+def _finish_map(saliency: np.ndarray, resize: Resize, augment: Augment, draw: float | None) -> np.ndarray:
+    """Blurs a map as drawn, and then makes it what travels; one that is that already stays as it is."""
+    if draw is not None and augment.map_blur:
+        least, largest = augment.map_blur
+        saliency = _blur(saliency, least + (largest - least) * draw)
+    if resize.places is None or saliency.dtype != np.float32:
         return saliency
-    least, largest = augment.map_blur
-    return _blur(saliency, least + (largest - least) * draw)
+    if resize.map_size is not None:  # of 8 bits by now, but for what a blur made of it
+        return saliency if augment.map_blur else saliency.astype(np.uint8)
+    return _to_travel(saliency, resize.places)
+
+
+def _to_travel(saliency: Float[np.ndarray, "h w"], places: int) -> Float[np.ndarray, "places places"]:
+    """A map as `saliency.to_cam_resolution` makes it, brought to so many places a side and to [0, 1], as float16.
+
+    As the range is stretched before it is rounded, a faint map loses no more than another: 2^-12 of each value. That
+    function does nothing more to it. All zero: none, or constant at these places.
+    """
+    if saliency.shape != (places, places):
+        height, width = saliency.shape
+        saliency = _weights(height, places).T @ saliency @ _weights(width, places)
+    low, high = saliency.min(), saliency.max()
+    span = high - low
+    if not (np.isfinite(span) and span > _LEAST_RANGE * high + _SMALLEST_RANGE):
+        return np.zeros((places, places), np.float16)
+    return ((saliency - low) / span).astype(np.float16)
+
+
+@cache
+def _weights(old: int, new: int) -> Float[np.ndarray, "old new"]:
+    # An eighth of the time that Pillow takes on floats, to the same 1e-7.
+    return triangle_weights(old, new).astype(np.float32)
 
 
 def _draw_all(augment: Augment, rng: np.random.Generator | None) -> tuple[_Geometry, np.ndarray | None, float | None]:

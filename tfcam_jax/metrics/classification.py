@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Int
 from scipy.special import expit, log_softmax
-from sklearn.metrics import average_precision_score, brier_score_loss, recall_score, roc_auc_score, roc_curve
 
 CALIBRATION_BINS = 15
 # Of the metrics of `classification`: 1 where the largest is the best, -1 where the smallest is.
@@ -25,6 +24,8 @@ def classification(labels: Int[np.ndarray, " n"], logits: Float[np.ndarray, "n c
     AUROC is that of the last class's probability for two classes, the unweighted mean over one class against the
     rest for more; None where a class has no example.
     """
+    from sklearn.metrics import roc_auc_score  # 1.4 s that training's first step does not wait for
+
     log_p = log_softmax(np.asarray(logits, np.float64), axis=-1)
     auroc, classes = None, log_p.shape[-1]
     if len(np.unique(labels)) >= classes:
@@ -47,6 +48,8 @@ def probability_metrics(
     Also `balanced_accuracy` (mean recall of the classes that occur), `ece` (expected calibration error) and `brier`
     (scikit-learn's: mean squared error of p_1 for two classes, summed over the classes for more).
     """
+    from sklearn.metrics import brier_score_loss, recall_score
+
     log_p = log_softmax(np.asarray(logits, np.float64), axis=-1)
     p, classes = np.exp(log_p), logits.shape[-1]
     proba = p[:, 1] if classes == 2 else p / p.sum(-1, keepdims=True)
@@ -87,6 +90,8 @@ def ranking_metrics(labels: Int[np.ndarray, " n"], score: Float[np.ndarray, " n"
 
     Both classes must occur.
     """
+    from sklearn.metrics import average_precision_score, roc_auc_score
+
     return {
         "auroc": float(roc_auc_score(labels, score)),
         "average_precision": float(average_precision_score(labels, score)),
@@ -108,6 +113,8 @@ def equal_error(labels: Int[np.ndarray, " n"], score: Float[np.ndarray, " n"]) -
     The threshold is the one of the set with the smallest gap between both errors, halfway to the next lower score, so
     that new scores near it may fall to either side.
     """
+    from sklearn.metrics import roc_curve
+
     fpr, tpr, thresholds = roc_curve(labels, score, drop_intermediate=False)
     gap = fpr - (1 - tpr)
     after = int(np.argmax(gap >= 0))  # the first point beyond the crossing; the curve starts with gap -1

@@ -21,7 +21,7 @@ from ..data.pipeline import Batch
 from ..devices.compilation import compiler_options
 from ..devices.distributed import is_first
 from ..models import ModelOutput
-from ..steps import initialize
+from ..models.initialization import Initialization
 from .imputation import linear_imputation
 
 # Shares of the pixels that are replaced. ROAD needs some to impute from; its shares are those of pytorch-grad-cam.
@@ -115,7 +115,7 @@ def _compile(
 
 def _redraw(model: Any, key: jax.Array, size: int) -> dict[str, Any]:
     """Random variables; of a network that brings its values along, whatever the key, each array's own, shuffled."""
-    draw = jax.jit(lambda key: initialize(model, key, size))
+    draw = Initialization(model, size)
     drawn, others = draw(key), draw(jax.random.fold_in(key, 1))
     equal = lambda a, b: jax.tree.all(jax.tree.map(lambda x, y: bool((x == y).all()), a, b))
     if not equal(drawn["params"], others["params"]):

@@ -7,9 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
-from scipy.optimize import root_scalar
-from scipy.special import expit, logit
-from scipy.stats import norm, rankdata
+from scipy.special import expit, logit, ndtri
 
 LEVEL = 0.95
 RESAMPLES = 1000
@@ -24,6 +22,8 @@ def delong_variance(labels: Int[np.ndarray, " n"], score: Float[np.ndarray, " n"
 
     Ties count one half. Both classes need two images at least; else the variance is NaN.
     """
+    from scipy.stats import rankdata  # a second that training's first step does not wait for
+
     positive, negative = score[labels == 1], score[labels == 0]
     m, n = len(positive), len(negative)
     ranks = rankdata(np.concatenate([positive, negative]))
@@ -44,7 +44,7 @@ def delong_interval(labels: Int[np.ndarray, " n"], score: Float[np.ndarray, " n"
     area, variance = delong_variance(labels, score)
     if not variance > 0 or not 0 < area < 1:
         return None
-    half = norm.ppf((1 + LEVEL) / 2) * np.sqrt(variance) / (area * (1 - area))
+    half = ndtri((1 + LEVEL) / 2) * np.sqrt(variance) / (area * (1 - area))
     return float(expit(logit(area) - half)), float(expit(logit(area) + half))
 
 
@@ -54,7 +54,9 @@ def newcombe_interval(area: float, positives: int, negatives: int) -> tuple[floa
     All areas A from which the one found lies within 1.96 standard deviations, those that Hanley and McNeil's formula
     gives at A. `positives` and `negatives` (at least one each) are independent examples: groups, where there are any.
     """
-    z, mean = float(norm.ppf((1 + LEVEL) / 2)), (positives + negatives) / 2
+    from scipy.optimize import root_scalar
+
+    z, mean = float(ndtri((1 + LEVEL) / 2)), (positives + negatives) / 2
 
     def excess(a: float) -> float:
         shape = 1 + (mean - 1) * ((1 - a) / (2 - a) + a / (1 + a))

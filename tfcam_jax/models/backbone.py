@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -16,12 +16,11 @@ from ..errors import ConfigError
 from .contract import ModelOutput
 from .cpu_ops import conv_general_dilated
 from .head import PooledLinearHead
+from .initializers import describe, he_fan_out
 from .norm import BatchNorm
 
 # What a call computes: all; what comes before the cut; what comes behind it, from the tensor there.
 SPANS = ("whole", "frozen", "trained")
-
-he_fan_out = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
 
 
 class Block(nn.Module):
@@ -189,10 +188,17 @@ class Backbone(Network):
 
 
 class Traced(NamedTuple):
-    """Shapes of what a model gives for one image, and bytes of the largest output of its convolutions."""
+    """What shapes say of a model and one image.
+
+    Attributes:
+      output: what the model gives.
+      largest: bytes of the largest output of its convolutions.
+      variables: those that the model begins with, as `initializers.describe` has them.
+    """
 
     output: ModelOutput
     largest: int
+    variables: dict[str, Any]
 
 
 def trace(model: Network, image_size: int | tuple[int, int]) -> Traced:
@@ -200,11 +206,17 @@ def trace(model: Network, image_size: int | tuple[int, int]) -> Traced:
 
     Raises ConfigError for a size that the model can't take.
     """
-    height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
+    hashable: Any = model  # as all Flax modules, which type checkers do not know
+    return _trace(hashable, *((image_size, image_size) if isinstance(image_size, int) else image_size))
+
+
+@lru_cache(maxsize=32)  # a deep network is traced for a second, and asked for by its config and by its variables
+def _trace(model: Any, height: int, width: int) -> Traced:
     images = jax.ShapeDtypeStruct((1, height, width, 3), jnp.float32)
-    apply = lambda x: model.init_with_output(jax.random.key(0), x, train=False)[0]
-    program, output = jax.make_jaxpr(apply, return_shape=True)(images)
-    return Traced(output, _largest_convolution(program.jaxpr))
+    apply = lambda x: model.init_with_output(jax.random.key(0), x, train=False)
+    with describe():
+        program, (output, variables) = jax.make_jaxpr(apply, return_shape=True)(images)
+    return Traced(output, _largest_convolution(program.jaxpr), variables)
 
 
 def _largest_convolution(program: Any) -> int:

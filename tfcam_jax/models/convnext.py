@@ -15,7 +15,8 @@ from jaxtyping import Array, Float
 from .backbone import Part
 from .contract import ModelOutput
 from .cpu_ops import conv_general_dilated
-from .normed import LayerNorm, NormedNetwork, Perceptron, truncated_normal
+from .initializers import constant, zeros
+from .normed import LayerNorm, NormedNetwork, Perceptron, kernel_init
 
 # Module names in torchvision's state dicts, in the authors' and in timm's -> names here (see weights.py). In the first
 # stages and what lies between them are counted alike, and a block is a sequence.
@@ -71,13 +72,14 @@ class ConvNeXtBlock(nn.Module):
             padding=3,
             feature_group_count=channels,
             dtype=self.dtype,
-            kernel_init=truncated_normal,
+            kernel_init=kernel_init,
+            bias_init=zeros,
             conv_general_dilated=conv_general_dilated,
             name="conv_dw",
         )(x)
         y = LayerNorm(dtype=self.dtype, name="norm")(y)
         y = Perceptron(4 * channels, self.dtype, name="mlp")(y)
-        gamma = self.param("gamma", nn.initializers.constant(1e-6), (channels,))
+        gamma = self.param("gamma", constant(1e-6), (channels,))
         return x + y * gamma.astype(self.dtype).reshape(1, 1, 1, -1)
 
 
@@ -117,5 +119,12 @@ class ConvNeXt(NormedNetwork):
     def _shrink(self, x: Array, width: int, side: int, name: str) -> Array:
         """A convolution of `side` places a side, each place once."""
         return nn.Conv(
-            width, (side, side), side, padding="VALID", dtype=self.dtype, kernel_init=truncated_normal, name=name
+            width,
+            (side, side),
+            side,
+            padding="VALID",
+            dtype=self.dtype,
+            kernel_init=kernel_init,
+            bias_init=zeros,
+            name=name,
         )(x)

@@ -1,8 +1,10 @@
-"""Convolutions and poolings in forms that XLA for CPUs runs fast; on accelerators they are as good as its own.
+"""Convolutions and poolings in forms that XLA for CPUs runs fast; accelerators run them too.
 
 Convolution is as `jax.lax` has it, but with 1x1 kernels as one matrix product, and channel by channel as shifts.
 Poolings are made from slices: XLA for CPUs runs its own (`reduce_window`) as a scalar loop, and its gradient as a
 scatter, ten times slower than these, which become vectorised loops.
+
+Whether XLA's own are faster on a GPU, `launch/benchmark.py --preset=gpu` tells of that GPU.
 """
 
 from __future__ import annotations

@@ -10,6 +10,7 @@ from jaxtyping import Array
 
 from .backbone import Backbone, Block, Part
 from .cpu_ops import avg_pool_2x2, max_pool_3x3
+from .initializers import he_normal
 
 # Module names in torchvision's state dicts -> names here (see weights.py). Its own files still say norm.1 for norm1.
 TORCH_NAMES = (
@@ -70,7 +71,7 @@ class DenseNet(Backbone):
 
     depths: tuple[int, ...] = (6, 12, 24, 16)
     growth: int = 32
-    kernel_init: nn.initializers.Initializer = nn.initializers.he_normal()
+    kernel_init: nn.initializers.Initializer = he_normal
 
     def parts(self, mask: Array | None) -> list[Part]:
         def stem(x: Array, train: bool) -> Array:

@@ -11,18 +11,12 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, UInt32
 
 from .contract import ModelOutput
-
-
-def _uniform(channels: int) -> nn.initializers.Initializer:
-    """Uniform within 1 / sqrt(channels) of zero."""
-    bound = 1 / math.sqrt(channels)
-    return lambda key, shape, dtype=jnp.float32: jax.random.uniform(key, shape, dtype, -bound, bound)
-
+from .initializers import lecun_normal, uniform, zeros
 
 # Initialisers of kernel and bias, from the number of channels. "pytorch" is `torch.nn.Linear`'s own.
 HEAD_INITS: dict[str, Callable[[int], tuple[nn.initializers.Initializer, nn.initializers.Initializer]]] = {
-    "lecun": lambda channels: (nn.initializers.lecun_normal(), nn.initializers.zeros_init()),
-    "pytorch": lambda channels: (_uniform(channels), _uniform(channels)),
+    "lecun": lambda channels: (lecun_normal, zeros),
+    "pytorch": lambda channels: (uniform(1 / math.sqrt(channels)), uniform(1 / math.sqrt(channels))),
 }
 
 

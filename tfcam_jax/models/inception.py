@@ -16,6 +16,7 @@ from jaxtyping import Array
 
 from .backbone import Backbone, Block, Part
 from .cpu_ops import avg_pool_3x3, max_pool_3x3
+from .initializers import truncated_normal
 
 # Module names in torchvision's and timm's state dicts -> names here (see weights.py). The auxiliary head only helps
 # training from scratch; there is none here, so exactly its keys are left out.
@@ -35,9 +36,9 @@ class Unit(NamedTuple):
     padding: str = "SAME"
 
 
-def _chain(name: str, *layers: tuple) -> list[Unit]:
+def _chain(name: str, *layers: tuple) -> tuple[Unit, ...]:
     """Units one after the other, numbered from 1."""
-    return [Unit(f"{name}_{i}", *layer) for i, layer in enumerate(layers, start=1)]
+    return tuple(Unit(f"{name}_{i}", *layer) for i, layer in enumerate(layers, start=1))
 
 
 # A branch is a sequence of units and poolings; a tuple of units is a fork, whose outputs are concatenated.
@@ -47,10 +48,10 @@ _maximum = partial(max_pool_3x3, padding=0)
 def _mixed_35(pool_features: int) -> tuple:
     """Branches of the modules at 35x35 places (InceptionA in torchvision)."""
     return (
-        [Unit("branch1x1", 64, (1, 1))],
+        (Unit("branch1x1", 64, (1, 1)),),
         _chain("branch5x5", (48, (1, 1)), (64, (5, 5))),
         _chain("branch3x3dbl", (64, (1, 1)), (96, (3, 3)), (96, (3, 3))),
-        [avg_pool_3x3, Unit("branch_pool", pool_features, (1, 1))],
+        (avg_pool_3x3, Unit("branch_pool", pool_features, (1, 1))),
     )
 
 
@@ -58,34 +59,34 @@ def _mixed_17(width: int) -> tuple:
     """Branches of the modules at 17x17 places (InceptionC)."""
     point, row, column = (width, (1, 1)), (width, (1, 7)), (width, (7, 1))
     return (
-        [Unit("branch1x1", 192, (1, 1))],
+        (Unit("branch1x1", 192, (1, 1)),),
         _chain("branch7x7", point, row, (192, (7, 1))),
         _chain("branch7x7dbl", point, column, row, column, (192, (1, 7))),
-        [avg_pool_3x3, Unit("branch_pool", 192, (1, 1))],
+        (avg_pool_3x3, Unit("branch_pool", 192, (1, 1))),
     )
 
 
 # Branches of the modules at 8x8 places (InceptionE).
 _MIXED_8 = (
-    [Unit("branch1x1", 320, (1, 1))],
-    [Unit("branch3x3_1", 384, (1, 1)), (Unit("branch3x3_2a", 384, (1, 3)), Unit("branch3x3_2b", 384, (3, 1)))],
-    [
+    (Unit("branch1x1", 320, (1, 1)),),
+    (Unit("branch3x3_1", 384, (1, 1)), (Unit("branch3x3_2a", 384, (1, 3)), Unit("branch3x3_2b", 384, (3, 1)))),
+    (
         *_chain("branch3x3dbl", (448, (1, 1)), (384, (3, 3))),
         (Unit("branch3x3dbl_3a", 384, (1, 3)), Unit("branch3x3dbl_3b", 384, (3, 1))),
-    ],
-    [avg_pool_3x3, Unit("branch_pool", 192, (1, 1))],
+    ),
+    (avg_pool_3x3, Unit("branch_pool", 192, (1, 1))),
 )
 
 # From 35x35 to 17x17 places (InceptionB), and from 17x17 to 8x8 (InceptionD).
 _REDUCE_17 = (
-    [Unit("branch3x3", 384, (3, 3), 2, "VALID")],
+    (Unit("branch3x3", 384, (3, 3), 2, "VALID"),),
     _chain("branch3x3dbl", (64, (1, 1)), (96, (3, 3)), (96, (3, 3), 2, "VALID")),
-    [_maximum],
+    (_maximum,),
 )
 _REDUCE_8 = (
     _chain("branch3x3", (192, (1, 1)), (320, (3, 3), 2, "VALID")),
     _chain("branch7x7x3", (192, (1, 1)), (192, (1, 7)), (192, (7, 1)), (192, (3, 3), 2, "VALID")),
-    [_maximum],
+    (_maximum,),
 )
 
 _STEM = (
@@ -152,7 +153,7 @@ class InceptionV3(Backbone):
     """
 
     modules: tuple[tuple[str, tuple], ...] = _MODULES
-    kernel_init: nn.initializers.Initializer = nn.initializers.truncated_normal(0.1)
+    kernel_init: nn.initializers.Initializer = truncated_normal(0.1)
     epsilon: float = 1e-3
 
     def parts(self, mask: Array | None) -> list[Part]:

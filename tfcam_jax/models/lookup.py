@@ -35,8 +35,6 @@ _FOREIGN = ":"
 # Fields of a model, and the key of the config that sets each.
 _OF_CONFIG = ("dtype", "head_init", "dropout", "rematerialize", "batch_norm_momentum", "freeze_batch_norm", "pool")
 _OF_CONFIG += ("output_stride",)
-# Those that change shapes, which is all that a look sees of a network of ours.
-_OF_SHAPES = ("output_stride",)
 _KEYS = {name: f"config.model.{name}" for name in _OF_CONFIG}
 _OF_DEVICES = ("axis_name", "batch_norm_groups")
 _DEFAULTS = {each.name: each.default for each in dataclasses.fields(Backbone) if each.name in {*_KEYS, *_OF_DEVICES}}
@@ -110,12 +108,9 @@ class NamedNetwork:
         """
         if self.card is None:
             return _look_at_foreign(self.make, self.name, image_size, **fields)
-        return _look(self.make, image_size, **{key: fields[key] for key in _OF_SHAPES if key in fields})
-
-
-@functools.cache  # a deep network is traced for seconds, and a study resolves hundreds of configs
-def _look(make: Callable[..., Any], image_size: int, **fields: Any) -> Seen:
-    return _seen(*trace(make(num_classes=2, **fields), image_size))
+        network: Any = self.make(num_classes=2, **fields)
+        output, largest, _ = trace(network, image_size)
+        return _seen(output, largest)
 
 
 @functools.cache

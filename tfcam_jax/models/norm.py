@@ -10,6 +10,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from .initializers import ones, zeros
+
 
 class BatchNorm(nn.Module):
     """Batch normalisation over batch and places, as PyTorch computes it.
@@ -42,10 +44,10 @@ class BatchNorm(nn.Module):
         A group without any example that counts leaves the running statistics as they are.
         """
         channels = x.shape[-1:]
-        scale = self.param("scale", nn.initializers.ones_init(), channels)
-        bias = self.param("bias", nn.initializers.zeros_init(), channels)
-        running_mean = self.variable("batch_stats", "mean", jnp.zeros, channels)
-        running_var = self.variable("batch_stats", "var", jnp.ones, channels)
+        scale = self.param("scale", ones, channels)
+        bias = self.param("bias", zeros, channels)
+        running_mean = self.variable("batch_stats", "mean", zeros, None, channels)
+        running_var = self.variable("batch_stats", "var", ones, None, channels)
         if train and not self.frozen:
             mean, var, count = self._batch_statistics(x, mask)
             if not self.is_initializing():

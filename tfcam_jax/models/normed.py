@@ -26,9 +26,10 @@ from jaxtyping import Array, Float, UInt32
 from .backbone import Network
 from .contract import ModelOutput
 from .head import LinearParameters, drop_channels, linear
+from .initializers import ones, truncated_normal, zeros
 
 EPSILON = 1e-6
-truncated_normal = nn.initializers.truncated_normal(0.02)
+kernel_init = truncated_normal(0.02)
 
 
 class NormedNetwork(Network):
@@ -99,12 +100,12 @@ class NormParameters(nn.Module):
 
     @nn.compact
     def __call__(self, channels: int) -> tuple[Float[Array, " channels"], Float[Array, " channels"]]:
-        scale = self.param("scale", nn.initializers.ones_init(), (channels,))
-        return scale, self.param("bias", nn.initializers.zeros_init(), (channels,))
+        scale = self.param("scale", ones, (channels,))
+        return scale, self.param("bias", zeros, (channels,))
 
 
 # Moments and products are float32, the result has the input's dtype.
-LayerNorm = partial(nn.LayerNorm, epsilon=EPSILON)
+LayerNorm = partial(nn.LayerNorm, epsilon=EPSILON, scale_init=ones, bias_init=zeros)
 gelu = partial(jax.nn.gelu, approximate=False)
 
 
@@ -132,8 +133,8 @@ class Dense(nn.Module):
 
 
 def _declare(layer: DenseParameters | Dense, channels: int) -> tuple[Array, Array]:
-    kernel = layer.param("kernel", truncated_normal, (channels, layer.features))
-    return kernel, layer.param("bias", nn.initializers.zeros_init(), (layer.features,))
+    kernel = layer.param("kernel", kernel_init, (channels, layer.features))
+    return kernel, layer.param("bias", zeros, (layer.features,))
 
 
 class Perceptron(nn.Module):

@@ -8,6 +8,7 @@ import flax.linen as nn
 from jaxtyping import Array
 
 from .backbone import Backbone, Part
+from .initializers import lecun_normal
 
 
 class SmallCNN(Backbone):
@@ -17,7 +18,7 @@ class SmallCNN(Backbone):
     """
 
     widths: tuple[int, ...] = (16, 32, 64, 128)
-    kernel_init: nn.initializers.Initializer = nn.initializers.lecun_normal()
+    kernel_init: nn.initializers.Initializer = lecun_normal
 
     def parts(self, mask: Array | None) -> list[Part]:
         last = len(self.widths) - 1

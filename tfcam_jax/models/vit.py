@@ -28,6 +28,7 @@ from ..errors import ConfigError
 from .backbone import Part
 from .contract import ModelOutput
 from .head import drop_channels, linear
+from .initializers import normal, zeros
 from .normed import (
     Dense,
     DenseParameters,
@@ -36,8 +37,8 @@ from .normed import (
     NormParameters,
     Perceptron,
     gelu,
+    kernel_init,
     layer_norm,
-    truncated_normal,
 )
 
 POOLS = ("token", "mean")
@@ -93,13 +94,11 @@ class PatchEmbed(nn.Module):
     @nn.compact
     def __call__(self, images: Float[Array, "batch H W 3"]) -> Float[Array, "batch tokens width"]:
         side = (self.patch, self.patch)
-        conv = nn.Conv(
-            self.width, side, side, padding="VALID", dtype=self.dtype, kernel_init=truncated_normal, name="proj"
-        )
-        patches = conv(images)
+        conv = partial(nn.Conv, padding="VALID", dtype=self.dtype, kernel_init=kernel_init, bias_init=zeros)
+        patches = conv(self.width, side, side, name="proj")(images)
         patches = patches.reshape(patches.shape[0], patches.shape[1] * patches.shape[2], self.width)
-        token = self.param("cls_token", nn.initializers.normal(1e-6), (1, 1, self.width))
-        positions = self.param("pos_embed", truncated_normal, (1, 1 + patches.shape[1], self.width))
+        token = self.param("cls_token", normal(1e-6), (1, 1, self.width))
+        positions = self.param("pos_embed", kernel_init, (1, 1 + patches.shape[1], self.width))
         token = jnp.broadcast_to(token.astype(self.dtype), (patches.shape[0], 1, self.width))
         return jnp.concatenate([token, patches], axis=1) + positions.astype(self.dtype)
 

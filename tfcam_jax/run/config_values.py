@@ -253,6 +253,8 @@ VALUES: dict[str, Any] = {
         "num_threads": Whole(0, _MOST_THREADS),
         "num_workers": Whole(0, _MOST_THREADS),
         "kept_megabytes": Whole(0),
+        "cache_megabytes": Whole(0),
+        "cache_dir": _TEXT,
         "skip_unreadable": _TRUTH,
         "balance": OneOf(BALANCES),
         "maps": _MAPS,

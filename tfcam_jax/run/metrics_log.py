@@ -6,7 +6,7 @@ import json
 import os
 import time
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -69,6 +69,10 @@ class MetricWriter:
             rest = rest[self._told(lambda part=rest: self._lines.write(part)) :]
         self._position["bytes"] += len(line)
         self._position["crc32"] = zlib.crc32(line, self._position["crc32"])
+        self.write_timing(step, scalars)
+
+    def write_timing(self, step: int, scalars: Mapping[str, float | int | None]) -> None:
+        """Writes for TensorBoard alone: the lines of `metrics.jsonl` are the same however long anything took."""
         for name, value in scalars.items():
             if value is not None:
                 self._add(step=step, summary={"value": [{"tag": name, "simple_value": value}]})
@@ -111,6 +115,9 @@ class _SilentWriter(MetricWriter):
         self._position = position
 
     def write(self, step: int, scalars: dict[str, float | int | None]) -> None:
+        pass
+
+    def write_timing(self, step: int, scalars: Mapping[str, float | int | None]) -> None:
         pass
 
     def sync(self) -> Position:

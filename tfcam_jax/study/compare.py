@@ -205,7 +205,7 @@ def draw_comparison(cache: ExperimentCache, shown: dict[str, Run], workdir: Path
     for arm, run in shown.items():
         experiment = cache.experiment(resolve(run.config))
         source = _shown_images(experiment.dataset, num_images)
-        like = experiment.random_state()
+        like = experiment.abstract_state()
         with Checkpoints(workdir / run.entry.folder, read_only=True) as checkpoints:
             restored = checkpoints.restore_best(lambda record, like=like: like)
         assert restored, "a run that is finished has a best checkpoint"

@@ -166,7 +166,8 @@ def _by_domain(scores: Scores) -> dict[str, float]:
     if scores.logits.shape[-1] != 2:
         return {}
     parts = split_by_domain(scores.domains, scores.labels)
-    areas = {name: classification(scores.labels[rows], scores.logits[rows])["auroc"] for name, rows in parts.items()}
     # One that makes up the whole set, as that of the only normal images does, would but repeat its figure.
-    found = {name: areas[name] for name, rows in parts.items() if areas[name] is not None and len(rows) < len(scores)}
+    parts = {name: rows for name, rows in parts.items() if len(rows) < len(scores)}
+    areas = {name: classification(scores.labels[rows], scores.logits[rows])["auroc"] for name, rows in parts.items()}
+    found = {name: area for name, area in areas.items() if area is not None}
     return found if len(found) > 1 else {}

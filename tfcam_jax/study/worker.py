@@ -76,11 +76,12 @@ class ExperimentCache:
 
     def source(self, recipe: Recipe) -> Dataset:
         """The data as their owner splits them, with the maps as they are."""
-        key = (recipe.data.source, dict(recipe.data.options), recipe.data.channels)
+        kept = recipe.cache_folder, recipe.cache_megabytes, recipe.cache_folder and recipe.kept_decoded
+        key = (recipe.data.source, dict(recipe.data.options), recipe.data.channels, kept)
         return self._keep("source", key, lambda: self._open(recipe))
 
     def _open(self, recipe: Recipe) -> Dataset:
-        dataset = open_source(recipe, self._checks, self.told)
+        dataset = open_source(recipe, self._checks, keep=True, told=self.told)
         self.told.update(named_notes(dataset))
         self.checked |= dataset.checked
         return dataset

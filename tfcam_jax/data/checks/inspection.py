@@ -301,11 +301,15 @@ def row_keys(listing: Listing) -> list[str]:
     "" for a row that lacks a file. Of a table it is the row's own marks that count: what columns and categories made
     of them, and nothing of its other rows.
     """
-    reader = listing.reader
+    return keys_of(listing.reader, listing.rows)
+
+
+def keys_of(reader: MapReader, rows: Sequence[Row]) -> list[str]:
+    """`row_keys` of some rows that the reader reads."""
     options = (os.path.realpath(reader.folder), [getattr(reader, name) for name in OF_READER], reader.degrees)
     stat = cache(lambda path: _size_and_times(os.path.join(reader.folder, path)))
     keys = []
-    for row in listing.rows:
+    for row in rows:
         maps = [path for _, path in split_map_cell(row.map)]
         files = [(name, stat(name)) for name in (row.image, *(path for path in maps if path not in reader.tables))]
         marks = [reader.tables[path].get(row.image) for path in maps if path in reader.tables]
