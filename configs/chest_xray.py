@@ -12,6 +12,10 @@ Wang et al., CVPR 2017; Karargyris et al., Scientific Data 2021. What to expect:
 them in training; gaze maps exist for normal films too, boxes only for abnormal ones, where the placebo arms
 (data.maps.placebo) are needed to tell what a gain is owed to. rsna's and siim's films are among nih's: taking both is
 refused where they cross splits. This config has not been run on the real collections.
+
+Strategy and distance are the recipe's, `cyborg` by mean squared error: on four sets, from scratch and from ImageNet
+weights, nothing was significantly ahead of them. From scratch `--config.guidance.divergence=pearson` is worth a try,
+on attacks or findings that training lacks after ImageNet weights it was behind (configs/README.md).
 """
 
 from ml_collections import ConfigDict

@@ -13,7 +13,7 @@ from tiny_run import tiny_config
 
 from tfcam_jax import models
 from tfcam_jax.errors import ConfigError
-from tfcam_jax.experiment import resolve
+from tfcam_jax.experiment import open_dataset, resolve
 from tfcam_jax.export import export_model
 from tfcam_jax.inference import restore
 from tfcam_jax.models import EfficientNetLite, MobileNetV2, ResNet, cam_size, check_contract
