@@ -6,8 +6,6 @@ import time
 from collections.abc import Iterator
 from typing import Any, TypeVar
 
-import jax
-
 Batch = TypeVar("Batch")
 
 
@@ -21,7 +19,7 @@ class Waiting:
 
     def __init__(self):
         self.seconds = self.waited = 0.0
-        self._step: jax.Array | None = None
+        self._step: Any = None  # a jax.Array
         self._since: float | None = None
 
     @property
