@@ -10,6 +10,11 @@ of 2020 out), or from the Hugging Face Hub where it is not installed.
 The rate is the one that validation chose for cross-entropy on four sets; at 0.01 the network failed on photographs of
 persons. Maps are compared by mean squared error: Pearson's distance was a little ahead on two sets with maps in both
 classes, and more behind on kinds of defect never trained on; none of it is significant (configs/README.md).
+
+Magnetic tiles (665 images in training), one seed: AUROC 0.981 in the closed, 0.607 in the open set, against 0.883 and
+0.663 of the small CNN from scratch (ten seeds, configs/README.md); the correlation of T with the human maps is 0.65 and
+0.10. With a rate of 0.01 and Pearson's distance, from other first weights of the head: 0.963 and 0.669. It takes 272 s
+of processor time.
 """
 
 from ml_collections import ConfigDict
