@@ -36,6 +36,7 @@ from launch.benchmark.cases import (
     random_variables,
     running_step,
 )
+from launch.benchmark.operations import measure_bandwidth
 from launch.benchmark.parts import measure_peak_flops
 from launch.benchmark.timing import clocked, median, ratio, take_turns
 from tfcam_jax import steps
@@ -73,11 +74,7 @@ def peaks(dtype: str, size: int, copied: int, seconds: float) -> Iterator[Row]:
     device = jax.devices()[0]
     yield {"device": device.device_kind, "backend": device.platform, "jax": jax.__version__, "dtype": dtype}
     yield {"flops": measure_peak_flops(dtype, seconds, size)}
-    array = jnp.zeros(copied // 4, jnp.float32)
-    copy = jax.jit(lambda x: x + 1)
-    work = lambda: copy(array).block_until_ready()
-    work()
-    yield {"bytes": 2 * array.nbytes / median(take_turns({"copy": clocked(work)}, seconds)["copy"])}
+    yield {"bytes": measure_bandwidth(seconds, copied)}
     yield {"provenance": collect_provenance()}
 
 

@@ -163,14 +163,14 @@ def time_operations(step: Callable[[], object], steps: int = 3) -> tuple[dict[st
     return dict(seconds), median(whole)
 
 
-def measure_bandwidth(seconds: float = 2.0) -> float:
-    """Bytes per second that go through this device's memory in `a + b` of arrays far larger than its caches."""
-    size = 2**26 if jax.default_backend() == "cpu" else 2**28
-    first, second = jnp.ones(size), jnp.full(size, 2.0)
-    add = jax.jit(jnp.add)
-    work = lambda: add(first, second).block_until_ready()
+def measure_bandwidth(seconds: float = 2.0, size: int | None = None) -> float:
+    """Bytes per second of reading and writing an array of `size` bytes, far larger than this device's caches."""
+    size = size or (2**28 if jax.default_backend() == "cpu" else 2**31)
+    array = jnp.zeros(size // 4, jnp.float32)
+    copy = jax.jit(lambda x: x + 1)
+    work = lambda: copy(array).block_until_ready()
     work()
-    return 3 * 4 * size / median(take_turns({"add": clocked(work)}, seconds)["add"])
+    return 2 * array.nbytes / median(take_turns({"copy": clocked(work)}, seconds)["copy"])
 
 
 class Share(NamedTuple):

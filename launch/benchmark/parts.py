@@ -264,8 +264,9 @@ def operations(cases: Sequence[Case], strategy: str, peak_flops: float, bandwidt
             section.figures.append({**case._asdict(), **share._asdict()})
         section.notes.append(f"{case}, {strategy}")
     section.notes.append(
-        f"peaks: {peak_flops / 1e9:.0f} GFLOP/s in a matrix product, {bandwidth / 1e9:.1f} GB/s in a sum of large "
-        "arrays. GB: operands and results, as if no cache held any. not seen: what runs on threads of its own."
+        f"peaks: {peak_flops / 1e9:.0f} GFLOP/s in a matrix product, {bandwidth / 1e9:.1f} GB/s in reading and "
+        "writing a large array. GB: operands and results, as if no cache held any. not seen: what runs on threads of "
+        "its own."
     )
     return section
 

@@ -17,6 +17,7 @@ FORMATS = ("PNG", "JPEG", "TIFF", "BMP", "DIB", "GIF", "WEBP", "AVIF", "JPEG2000
 # Of a picture or an array, 8192 x 8192: decoding takes up to 20 bytes of memory for each, and 20 kB may claim more.
 LARGEST_PIXELS = 2**26
 _LARGEST_FILE = 2**30  # bytes
+_MOST_THREADS = 8
 
 
 class TooLargeError(ValueError):
@@ -118,3 +119,9 @@ def decoding() -> AbstractContextManager[None]:
     Threads in it decode no more than `LARGEST_PIXELS` together, and one picture: others wait. Each process has its own.
     """
     return _room.scope()
+
+
+def decoding_threads() -> int:
+    """How many threads decode files at once: one for each core that this process may use, up to 8."""
+    affinity = getattr(os, "sched_getaffinity", None)  # not on every system
+    return min(_MOST_THREADS, len(affinity(0)) if affinity else os.cpu_count() or 1)

@@ -33,7 +33,7 @@ from absl import logging
 from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
 from tqdm import tqdm
 
-from .bounds import decoding
+from .bounds import decoding, decoding_threads
 from .checks.inspection import keys_of
 from .listing import ListedSource
 from .source import Dataset, Example, WithRecords
@@ -277,14 +277,13 @@ def _aside(path: Path) -> Iterator[tuple[Path, Any]]:
 
 def _records(rows: _Rows, old: KeptFile | None, missing: set[str]) -> Iterator[tuple[str, bytes | None]]:
     """Each key's record, in order: of the old file, or decoded, in threads, a few ahead."""
-    affinity = getattr(os, "sched_getaffinity", None)  # not on every system
-    bar = tqdm(total=len(missing), desc="decoding", unit=" images", delay=3)
+    bar = tqdm(total=len(missing), desc="decoding", unit=" images", delay=3, disable=None)
 
     def record(key: str) -> tuple[str, bytes | None]:
         found = old.content(key) if old and key not in missing else None
         return key, rows.decode(key) if found is None and key in missing else found
 
-    with ThreadPoolExecutor(min(8, len(affinity(0)) if affinity else os.cpu_count() or 1)) as executor, bar:
+    with ThreadPoolExecutor(decoding_threads()) as executor, bar:
         keys = iter(rows)
         while chunk := list(islice(keys, _AT_A_TIME)):
             for key, content in executor.map(record, chunk):

@@ -38,9 +38,8 @@ _OF_CONFIG += ("output_stride",)
 _KEYS = {name: f"config.model.{name}" for name in _OF_CONFIG}
 _OF_DEVICES = ("axis_name", "batch_norm_groups")
 _DEFAULTS = {each.name: each.default for each in dataclasses.fields(Backbone) if each.name in {*_KEYS, *_OF_DEVICES}}
-_DEFAULTS |= {
-    "pool": None
-}  # of vision transformers alone; a foreign function's own output_stride stays unless one is set
+# The pool is of vision transformers alone; a foreign function's own output_stride stays unless one is set.
+_DEFAULTS |= {"pool": None}
 
 
 class Seen(NamedTuple):

@@ -22,7 +22,7 @@ from absl import logging
 from tqdm import tqdm
 
 from ...errors import did_you_mean, visible
-from ..bounds import decoding
+from ..bounds import decoding, decoding_threads
 from ..decode import decode_image, guessed_bits, turned_by
 from ..human_maps import agreement, is_usable, mostly_marked
 from ..listing import OF_READER, Listing, MapReader, MarksError, Row, reason
@@ -48,7 +48,6 @@ from .outcomes import (
     content_of,
 )
 
-_MOST_THREADS = 8
 _MOST_REMARKS = 20  # that are logged; a report has all
 _SHOWN = 3  # names of files after a note
 _BITS = {8: BITS_8, 12: BITS_12, 16: BITS_16}
@@ -285,9 +284,7 @@ def check_files(
     waiting = [i for i in range(len(keys)) if i not in found]
     bar = {"total": len(waiting), "desc": f"checking {visible(listing.name)}", "delay": 3}
     bar["disable"] = None if progress else True  # None: shown in a terminal
-    affinity = getattr(os, "sched_getaffinity", None)  # not on every system
-    cores = len(affinity(0)) if affinity else os.cpu_count() or 1
-    with ThreadPoolExecutor(min(_MOST_THREADS, cores)) as executor:
+    with ThreadPoolExecutor(decoding_threads()) as executor:
         checked = executor.map(lambda i: _check_in_turn(listing.reader, listing.rows[i], closely), waiting)
         found |= zip(waiting, list(tqdm(checked, unit=" images", **bar)), strict=True)
     outcomes = [found[i] for i in range(len(keys))]
