@@ -23,7 +23,8 @@ def get_config() -> ConfigDict:
     config.guidance.divergence = placeholder(str)  # mse, l1, bce, kl or pearson
     config.guidance.cam_class = placeholder(str)  # whose map is T, U being the others': "true" or "predicted"
     config.guidance.cam_features = placeholder(str)  # cyborg: "pooled", or "hooked" as in the CYBORG code
-    config.guidance.attribution = placeholder(str)  # energy, outside, order: "true" or "difference"
+    # energy, outside, order, place_and_consistency: "true" or "difference"
+    config.guidance.attribution = placeholder(str)
     config.guidance.schedule = placeholder(str)  # of 1 - alpha: fixed; linear_down, to 0; early, then 0
     config.guidance.schedule_share = placeholder(float)  # of training, until it is 0; unset: linear_down 1, early 0.5
     config.guidance.unmarked = placeholder(str)  # of D on images without a map, of the next key: flat or positive

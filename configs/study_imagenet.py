@@ -32,6 +32,7 @@ def get_config(unmarked: str = "") -> ConfigDict:
     config.compare.strategies = ("cross_entropy", "cyborg", "opposed", "difference", "contrast")
     config.compare.strategies += ("unsigned_energy", "feature_energy", "feature_map")
     config.compare.strategies += ("aligned", "place_and_sign", "order")
+    config.compare.strategies += ("consistency", "place_and_consistency")
     config.compare.variants = ConfigDict(_variants(tuple(filter(None, unmarked.split(",")))))
     config.compare.placebos = ("other_image", "mean_map", "inverted")
     config.compare.placebo_of = ("cyborg", "difference")
@@ -47,6 +48,10 @@ def _variants(unmarked: tuple[str, ...]) -> dict[str, Any]:
     for schedule in ("linear_down", "early"):
         variants[f"cyborg_{schedule}"] = {"strategy": "cyborg", "guidance": {"schedule": schedule}}
     variants["difference_energy"] = {"strategy": "energy", "guidance": {"attribution": "difference"}}
+    variants["difference_and_consistency"] = {
+        "strategy": "place_and_consistency",
+        "guidance": {"attribution": "difference"},
+    }
     for wanted in ("flat", "positive") if unmarked else ():
         there = {"unmarked": wanted, "unmarked_classes": unmarked}
         variants[f"cyborg_{wanted}"] = {"strategy": "cyborg", "guidance": there}

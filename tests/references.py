@@ -109,6 +109,11 @@ def order(a, s):
     return sum(more * max(0.5 - above, 0) for more, above in pairs if more > 0) / total if total else 0.0
 
 
+def consistency(t, u, other_t, other_u, d):
+    one, other = minmax(apart(t, u)), minmax(apart(other_t, other_u))
+    return (d(one, other) + d(other, one)) / 2
+
+
 def uneven(t, u):
     d = apart(t, u)
     return np.var(d / np.abs(d).max()) if d.any() else 0.0

@@ -192,6 +192,29 @@ def test_maps_are_mirrored_along_by_the_same_draws(manifest, map_size):
         assert jax.tree.map(lambda x: x.dtype, actual) == jax.tree.map(lambda x: x.dtype, expected)
 
 
+def test_the_other_view_comes_along_where_it_is_asked_for(manifest):
+    """Also without augmentation; of images as they are the step mirrors them itself."""
+    source = open_dataset(resolve(tiny_config(manifest))).splits["train"]
+    views = np.arange(2 * len(source), dtype=np.float32).reshape(len(source), 2, 1)
+    options = {"epoch": 1, "seed": 3, "batch_size": 5, "image_size": 32, "mirrored": True}
+    for augment, drawn in ((Augment(), {0}), (Augment(flip=0.5), {0, 1})):
+        batches = list(train_batches(KeptFeatures(source, views), augment=augment, **options))
+        image, mirrored = (np.concatenate([b[key][b["mask"] > 0] for b in batches]) for key in ("image", "mirrored"))
+        assert set((image % 2).ravel()) == drawn
+        np.testing.assert_array_equal(image // 2, mirrored // 2)
+        np.testing.assert_array_equal(image % 2 + mirrored % 2, 1)
+    assert "mirrored" not in next(iter(train_batches(source, **options)))
+
+
+def test_a_strategy_that_looks_at_mirror_images_keeps_both_views(manifest, trained_run):
+    """Without flips too, and a step on kept features is that on images but for rounding."""
+    overrides = {"strategy": "place_and_consistency", "augment.flip": 0.0}
+    experiment, kept, state = both_ways(cut_config(manifest, trained_run, **overrides))
+    assert kept.dataset.splits["train"].views.shape[1] == 2 and kept.dataset.splits["val"].views.shape[1] == 1
+    expected, actual = train_steps(experiment, state), train_steps(kept, state)
+    jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-3, atol=1e-5), actual, expected)
+
+
 def quiet(recipe):
     return Progress(recipe.strategy_name, recipe.epochs, recipe.alpha, recipe.select_by, quiet=True)
 

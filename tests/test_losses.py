@@ -1,5 +1,6 @@
 """Each loss against its equation in NumPy; under jit, vmap and grad; on half precision; on degenerate maps."""
 
+import inspect
 from functools import partial
 
 import jax
@@ -37,6 +38,7 @@ for distance in DIVERGENCES:
         "opposed": "true false saliency",
         "difference": "true false saliency",
         "sham": "true",
+        "consistency": "true false other_true other_false",
         **(dict.fromkeys(("aligned", "place_and_sign"), "true false saliency") if distance in FEW_DISTANCES else {}),
     }.items():
         LOSSES[f"{name}-{distance}"] = (
@@ -81,6 +83,7 @@ def draw_arguments(rng, shape):
     for value in (0, 1, 0.3):
         saliency = np.where(per_example(0, 1) < 0.1, value, saliency)
     drawn = {"true": raw_map(), "false": raw_map(), "saliency": saliency}
+    drawn |= {"other_true": raw_map(), "other_false": raw_map()}
     drawn["image"] = np.stack([raw_map() for _ in range(3)], axis=-1)
     return {key: jnp.asarray(value, jnp.float32) for key, value in drawn.items()}
 
@@ -137,6 +140,7 @@ def test_gradients_equal_finite_differences():
         levels = lambda: rng.permuted(np.tile((np.arange(12) + 0.5) / 12, (2, 1)), axis=-1).reshape(2, 3, 4)
         saliency = jnp.asarray(levels())
         raw = {"true": 4 * levels() - 1.9, "false": 3 * levels() ** 2 - 1, "image": rng.normal(size=(2, 3, 4, 3))}
+        raw |= {"other_true": 2 * levels() - 0.6, "other_false": levels() ** 3 - 0.2}
         raw = jax.tree.map(jnp.asarray, raw)
         peak = lambda maps, name: largest_magnitude(maps["true"] - maps["false"]) ** powers.get(name, 0)
         value = lambda maps, name: call(name, maps | {"saliency": saliency}) * peak(maps, name)
@@ -164,6 +168,7 @@ def degenerate_arguments(shape):
     saliency = np.stack([np.zeros(shape), np.ones(shape), np.full(shape, 0.4), (ramp + 1) / 3])
     i, j, k = np.indices([len(maps), len(maps), len(saliency)]).reshape(3, -1)
     arguments = {"true": maps[i], "false": maps[j], "saliency": saliency[k], "image": np.stack([maps[i]] * 3, -1)}
+    arguments |= {"other_true": maps[j], "other_false": maps[(i + 1) % len(maps)]}
     return {key: jnp.asarray(value, jnp.float32) for key, value in arguments.items()}
 
 
@@ -175,11 +180,11 @@ def test_degenerate_maps_give_finite_values_and_gradients(height, width):
     for name in LOSSES:
         assert np.isfinite(values[name]).all(), name
     for name in DIFFERENTIATED:
-        for key in ("true", "false", "image"):
+        for key in ("true", "false", "other_true", "other_false", "image"):
             assert np.isfinite(gradients[name][key]).all(), (name, key)
         # A constant map has no min-max form. Of those left out three take the raw map, the others T - U.
         of_raw_maps = ("energy", "outside", "hard_negative")
-        of_difference = ("difference", "unsigned_energy", "against", "place_and_sign", "uneven")
+        of_difference = ("difference", "unsigned_energy", "against", "place_and_sign", "uneven", "consistency")
         for key in level:
             if name.split("-")[0] not in (*of_raw_maps, *of_difference):
                 assert (np.asarray(gradients[name][key])[level[key]] == 0).all(), (name, key)
@@ -261,6 +266,22 @@ def test_uneven_leaves_the_margin_alone():
         np.testing.assert_array_equal(losses.uneven_loss(jnp.full((2, 3, 4), level), jnp.zeros((2, 3, 4))), 0)
 
 
+def test_consistency_asks_that_d_is_alike_whatever_both_views_share():
+    """A factor, an offset and a map added to T and U of one view change nothing; the other sign is as far as can be."""
+    rng = np.random.default_rng(8)
+    true_map, false_map, added = (jnp.asarray(rng.normal(size=(2, 3, 4)), jnp.float32) for _ in range(3))
+    alike = losses.consistency_loss(true_map, false_map, 3 * true_map + added + 5, 3 * false_map + added)
+    np.testing.assert_allclose(alike, 0, atol=1e-9)
+    pearson = partial(losses.consistency_loss, divergence=DIVERGENCES["pearson"])
+    np.testing.assert_allclose(pearson(true_map, false_map, false_map, true_map), 2, rtol=1e-5)
+    np.testing.assert_allclose(
+        pearson(true_map, false_map, added, false_map), pearson(added, false_map, true_map, false_map)
+    )
+    unchecked = inspect.unwrap(losses.consistency_loss)
+    with pytest.raises(ValueError, match="shape"):
+        unchecked(true_map, false_map, true_map[..., :1], false_map[..., :1])
+
+
 def test_contrast_weighs_both_regions_alike():
     """However small the human map: alike everywhere costs 1/2, apart everywhere costs 1/2, as people drew costs 0."""
     saliency = np.zeros((3, 4), np.float32)
@@ -279,8 +300,9 @@ def test_contrast_weighs_both_regions_alike():
 def test_a_wrong_shape_is_refused(name):
     function, _, names = LOSSES[name]
     shapes = {"true": (2, 3, 4), "false": (2, 3, 4), "saliency": (2, 2, 4), "image": (2, 3, 4, 3)}
+    shapes |= {"other_true": (2, 3, 4), "other_false": (2, 3, 1)}
     arguments = [jnp.zeros(shapes[key]) for key in names.split()]
-    if "saliency" not in names:
+    if "saliency" not in names and "other" not in names:
         arguments = [jnp.zeros(4)] * len(arguments)
     with pytest.raises(jaxtyping.TypeCheckError):
         function(*arguments)

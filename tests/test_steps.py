@@ -146,7 +146,7 @@ def test_every_strategy_learns_one_batch(name):
         return sum(total.sum / max(total.count, 1) for total in metrics.terms.values())
 
     assert loss(history[-1]) < loss(history[0])
-    guided = {"entropy": 7, "hard_negative": 7}.get(name, 5)
+    guided = {"entropy": 7, "hard_negative": 7, "consistency": 7}.get(name, 5)
     assert {key: total.count for key, total in history[0].terms.items()} == (
         {"cross_entropy": 7} | ({} if name == "cross_entropy" else {name: guided})
     )
@@ -445,6 +445,32 @@ def test_input_gradient_is_that_of_the_log_probabilities():
     h = 0.05
     slope = (total(images + h * direction) - total(images - h * direction)) / (2 * h)
     np.testing.assert_allclose(history[0].terms["slope"].sum, slope, rtol=2e-2)
+
+
+def test_mirrored_is_what_the_model_makes_of_the_mirror_image():
+    """In training, as of the images; of the batch's own mirrored images where it has them. Statistics know nothing."""
+    batch, state = make_batch(), make_state(optax.sgd(0.1))
+    seen = {}
+
+    def look(evidence):
+        features = evidence.mirrored().features
+        return {"seen": Term(1.0, features.reshape(BATCH, -1)[:, 0], jnp.ones_like(evidence.mask))}
+
+    def expected(images):
+        variables = {"params": state.params, "batch_stats": state.batch_stats}
+        options = {"train": True, "mask": jnp.asarray(batch["mask"]), "mutable": ["batch_stats"]}
+        output, _ = make_model().apply(variables, PREPROCESS(jnp.asarray(images)), **options)
+        return output.features.reshape(BATCH, -1)[:, 0].sum()
+
+    mirror, other = batch["image"][:, :, ::-1], make_batch(1)["image"]
+    for name, given, images in (("flipped", {}, mirror), ("given", {"mirrored": other}, other)):
+        seen[name], history = run_steps(look, [batch | given])
+        np.testing.assert_allclose(history[0].terms["seen"].sum, expected(images), rtol=1e-4, err_msg=name)
+    plain, _ = run_steps(make_strategy("cross_entropy"), [batch])
+    for ended in seen.values():
+        jax.tree.map(np.testing.assert_array_equal, ended.batch_stats, plain.batch_stats)
+    with pytest.raises(ValueError, match="images needs a row for each; got mirrored"):
+        run_steps(look, [batch | {"mirrored": other[:1]}])
 
 
 def test_eval_step_gives_each_example_what_it_would_get_alone():

@@ -14,7 +14,7 @@ from tfcam_jax.strategies import STRATEGIES, UNMARKED, make_strategy, strategy_o
 from tfcam_jax.terms import Evidence, Term, reduce_terms
 
 GUIDED = sorted(set(STRATEGIES) - {"cross_entropy"})
-WITHOUT_HUMAN_MAPS = {"entropy", "hard_negative"}
+WITHOUT_HUMAN_MAPS = {"entropy", "hard_negative", "consistency"}
 
 
 def make_evidence(classes=2, batch=6, seed=0, progress=0.0):
@@ -24,6 +24,8 @@ def make_evidence(classes=2, batch=6, seed=0, progress=0.0):
     kernel = jnp.asarray(rng.normal(0.7, size=(7, classes)), jnp.float32)  # some of every map is positive
     bias = jnp.asarray(rng.normal(size=classes), jnp.float32)
     human = rng.uniform(size=(batch, 16, 20)).astype(np.float32)
+    other = np.random.default_rng(seed + 2).gamma(1.0, size=features.shape)
+    mirrored = ModelOutput(jnp.zeros((batch, classes)), jnp.asarray(other, jnp.float32), kernel, bias)
     hooked = jnp.asarray(np.random.default_rng(seed + 1).normal(size=features.shape), jnp.float32)
     human[0] = 0
     return Evidence(
@@ -33,6 +35,7 @@ def make_evidence(classes=2, batch=6, seed=0, progress=0.0):
         weight=jnp.ones(batch),
         human_maps=jnp.asarray(human),
         input_gradient=lambda: jnp.asarray(rng.normal(size=(batch, 16, 20, 3)), jnp.float32),
+        mirrored=lambda: mirrored,
         progress=lambda: jnp.float32(progress),
     )
 
@@ -83,6 +86,29 @@ def test_cyborg_on_hooked_features_is_cyborg_on_them():
     expected, pooled = (make_strategy("cyborg")(each) for each in (evidence._replace(output=replaced), evidence))
     jax.tree.map(np.testing.assert_array_equal, terms, expected)
     assert (terms["cyborg"].per_example != pooled["cyborg"].per_example).all()
+
+
+@pytest.mark.parametrize("name", ["consistency", "place_and_consistency"])
+def test_a_network_that_moves_along_with_the_image_is_consistent(name):
+    """Features of the mirror image that are those of the image mirrored cost nothing; as they are, they do."""
+    evidence = make_evidence()
+    terms = lambda features: make_strategy(name)(
+        evidence._replace(mirrored=lambda: evidence.output.replace(features=features))
+    )[name]
+    along, stays = terms(evidence.output.features[:, :, ::-1]), terms(evidence.output.features)
+    cyborg = make_strategy("cyborg")(evidence)["cyborg"].per_example
+    expected = {"consistency": 0, "place_and_consistency": cyborg / 2}[name]
+    np.testing.assert_allclose(along.per_example, jnp.broadcast_to(expected, cyborg.shape), atol=1e-6)
+    assert (stays.per_example > along.per_example + 1e-3).all()
+    assert not terms(jnp.zeros_like(evidence.output.features)).mask.any()
+
+
+def test_the_place_may_be_that_of_the_difference():
+    evidence = make_evidence()
+    terms = make_strategy("place_and_consistency", attribution="difference", divergence="l1")(evidence)
+    parts = [make_strategy(name, divergence="l1")(evidence)[name] for name in ("difference", "consistency")]
+    half = sum(part.per_example for part in parts) / 2
+    np.testing.assert_allclose(terms["place_and_consistency"].per_example, half, rtol=1e-6)
 
 
 def test_options_reach_the_loss():

@@ -51,6 +51,7 @@ from .strategies import (
     make_strategy,
     reads_human_maps,
     reads_images,
+    reads_mirrored,
     remaining_guidance,
     strategy_options,
 )
@@ -149,7 +150,12 @@ class Recipe:
     @property
     def views(self) -> dict[str, int]:
         """How many views there are of each image of a split, where training only mirrors them."""
-        return {"train": 2 if self.augment.flip else 1, "val": 1, "test": 1}
+        return {"train": 2 if self.augment.flip or self.mirrored else 1, "val": 1, "test": 1}
+
+    @property
+    def mirrored(self) -> bool:
+        """Whether the loss looks at each image's mirror image too."""
+        return reads_mirrored(self.strategy_name, self.alpha)
 
     @property
     def needs_images(self) -> str:
@@ -261,7 +267,8 @@ class Recipe:
 
     def read_for_training(self, source: Source, epoch: int, first_batch: int = 0) -> Iterator[Batch]:
         """This process's part of the batches of one epoch, on the host, without the first ones; read from now on."""
-        options = {name: getattr(self, name) for name in ("seed", "batch_size", "map_size", "augment", "balance")}
+        of_batches = ("seed", "batch_size", "map_size", "augment", "balance", "mirrored")
+        options = {name: getattr(self, name) for name in of_batches}
         options["places"] = self.training_resize.places
         batches = train_batches(source, epoch=epoch, first_batch=first_batch, **options, **self._reading())
         batches.start_prefetch()

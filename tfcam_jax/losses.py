@@ -10,8 +10,8 @@ matter.
 
 `opposed_loss`, `difference_loss` and `contrast_loss` are **reconstructions** from the hypothesis stated in the
 abstract of "Divisive Decisions" (Piland, Sweet, Czajka, arXiv 2507.17000), not formulas printed there.
-`unsigned_energy_loss`, `aligned_loss`, `place_and_sign_loss`, `order_loss`, `against_loss` and `uneven_loss` are this
-project's **own**, made to test why guidance helps; neither the paper nor the literature has them.
+`unsigned_energy_loss`, `aligned_loss`, `place_and_sign_loss`, `order_loss`, `against_loss`, `uneven_loss` and
+`consistency_loss` are this project's **own**, made to test why guidance helps.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from .cams import (
     SMALLEST_DIVISOR,
     absolute,
     at_least_float32,
+    check_maps,
     difference_salience,
     finite_examples,
     is_constant,
@@ -236,6 +237,26 @@ def uneven_loss(true_map: Float[Array, "*batch h w"], false_map: Float[Array, "*
     taint, difference, _ = _difference(true_map, false_map, jnp.ones_like(at_least_float32(true_map)))
     relative = by_peak(difference)
     return jnp.square(relative - relative.mean(_PLACES, keepdims=True)).mean(_PLACES) + taint
+
+
+def consistency_loss(
+    true_map: Float[Array, "*batch h w"],
+    false_map: Float[Array, "*batch h w"],
+    other_true_map: Float[Array, "*batch h w"],
+    other_false_map: Float[Array, "*batch h w"],
+    divergence: Divergence = mse,
+) -> Float[Array, "*batch"]:
+    """`1/2 d(N(D), N(D')) + 1/2 d(N(D'), N(D))`, D = T - U of one view of an image and D' of another. Own.
+
+    The other view's maps are those at the same places of the image: moved back as the view was moved. Needs no human
+    map. The maps of one class alike in transformed views train segmentation from labels in SEAM (Wang et al., CVPR
+    2020); D is this project's choice. The gradient goes through both. 0 also where both D are equal for another reason:
+    it doesn't say where evidence is to lie. Where a D is constant up to rounding, its N is 0.
+    """
+    check_maps(true_map, false_map, other_true_map, other_false_map)
+    views = ((true_map, false_map), (other_true_map, other_false_map))
+    one, other = (normalize(difference_salience(*maps), largest_magnitude(*maps)) for maps in views)
+    return 0.5 * divergence(one, other) + 0.5 * divergence(other, one)
 
 
 def input_gradient_loss(

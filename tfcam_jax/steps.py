@@ -136,8 +136,10 @@ def make_train_step(
     Returns:
       `step(state, batch) -> (state, metrics)`, pure. The batch holds `image` uint8 [B, H, W, C], `saliency`
       [B, H, W] (all zero: no map; H and W need not be the image's), `label` int [B], `mask` [B] (0 for padding),
-      `weight` [B] of the cross-entropy and `draw` uint32 [B], the random numbers of dropout. B is a multiple of
-      `accumulate_steps` on every device. What label, weight and saliency of a row with mask 0 are plays no part.
+      `weight` [B] of the cross-entropy and `draw` uint32 [B], the random numbers of dropout. `mirrored`, like `image`,
+      is what a strategy that looks at mirror images sees; without it, the image mirrored, which of images that are
+      features already would be another thing. B is a multiple of `accumulate_steps` on every device. What label, weight
+      and saliency of a row with mask 0 are plays no part.
 
     The step raises ValueError for arrays of other shapes and, called outside jit where values can be seen, for a label
     that is no class; under jit such a label makes the loss NaN.
@@ -228,7 +230,10 @@ def _forward(
     cams.check_label_range(labels, 0, output.logits.shape[-1] - 1)
     log_probabilities = lambda logits: jnp.where(mask[..., None], jax.nn.log_softmax(logits), 0)
     input_gradient = lambda: jax.grad(lambda x: log_probabilities(apply(x)[0].logits).sum())(images)
-    evidence = Evidence(output, labels, mask, weight, batch["saliency"], input_gradient, progress)
+    # Statistics are updated by the images as they are.
+    seen_mirrored = lambda: preprocess(batch["mirrored"]) if "mirrored" in batch else jnp.flip(images, 2)
+    more = {"input_gradient": input_gradient, "mirrored": lambda: apply(seen_mirrored())[0], "progress": progress}
+    evidence = Evidence(output, labels, mask, weight, batch["saliency"], **more)
     correct = (output.logits.argmax(-1) == labels) & mask
     return strategy(evidence), updated.get("batch_stats", {}), Total(correct.sum(), mask.sum())
 
@@ -237,7 +242,8 @@ def _check_batch(batch: Batch) -> None:
     """Raises ValueError for arrays of other numbers of examples, which might broadcast by chance."""
     shapes = {name: x.shape for name, x in batch.items()}
     rows, labels = shapes["image"][:1], shapes["label"]
-    per_row = {name: shapes[name] for name in ("mask", "weight", "draw")} | {"label": labels[:1]}
+    per_row = {name: shapes[name] for name in ("mask", "weight", "draw")}
+    per_row |= {name: shapes[name][:1] for name in ("label", "mirrored") if name in shapes}
     wrong = {name: shape for name, shape in per_row.items() if shape != rows}
     if shapes["saliency"][:-2] not in (rows, labels):
         wrong["saliency"] = shapes["saliency"]

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int
 
 from . import cams, losses, saliency
 from .divergences import DIVERGENCES, mse
@@ -43,7 +43,7 @@ class View(NamedTuple):
     """The maps of a batch at the CAM's resolution; `usable` marks human maps that say something.
 
     `true_map` is T and `false_map` U for the labels, or for the predicted classes in their place (`guided`'s
-    `cam_class`). Leading dimensions are [batch], or [batch, labels] where each image has many
+    `cam_class`), `labels` here. Leading dimensions are [batch], or [batch, labels] where each image has many
     (`models.tasks.MultiLabel`).
     """
 
@@ -51,6 +51,7 @@ class View(NamedTuple):
     false_map: Float[Array, "*batch h w"]
     saliency: Float[Array, "*batch h w"]
     usable: Bool[Array, "*batch"]
+    labels: Int[Array, "*batch"]
 
 
 Guidance = Callable[[View], tuple[Float[Array, "*batch"], Bool[Array, "*batch"]]]
@@ -248,6 +249,42 @@ def order(evidence: Evidence, *, alpha: float = 0.5, attribution: str = "differe
     return guided(evidence, alpha, "order", guidance, cam_class)
 
 
+def consistency(
+    evidence: Evidence, *, alpha: float = 0.5, divergence: Divergence = mse, cam_class: str = "true"
+) -> Terms:
+    """D of an image like D of its mirror image (own). Uses no human map; asks for a second pass through the model.
+
+    For data whose classes don't change in a mirror.
+    """
+    guidance = lambda view: _consistency(evidence, view, divergence)
+    return guided(evidence, alpha, "consistency", guidance, cam_class)
+
+
+def place_and_consistency(
+    evidence: Evidence,
+    *,
+    alpha: float = 0.5,
+    divergence: Divergence = mse,
+    attribution: str = "true",
+    cam_class: str = "true",
+) -> Terms:
+    """T like the human's map, or D, and D consistent in the mirror: half `cyborg` or `difference`, half `consistency`.
+
+    Own. For the images that have a human map.
+    """
+
+    def guidance(view: View):
+        check_known("attribution", attribution, ATTRIBUTIONS)
+        if attribution == "true":
+            place, varies = losses.cyborg_loss(view.true_map, view.saliency, divergence), _vary(view.true_map)
+        else:  # where D varies is asked below
+            place, varies = losses.difference_loss(view.true_map, view.false_map, view.saliency, divergence), True
+        alike, usable = _consistency(evidence, view, divergence)
+        return 0.5 * place + 0.5 * alike, view.usable & varies & usable
+
+    return guided(evidence, alpha, "place_and_consistency", guidance, cam_class)
+
+
 def sham(evidence: Evidence, *, alpha: float = 0.5, divergence: Divergence = mse, cam_class: str = "true") -> Terms:
     """Adversarial control: `cyborg` towards the border ring, on the same examples that `cyborg` would use."""
     guidance = lambda view: (losses.sham_loss(view.true_map, divergence), view.usable & _vary(view.true_map))
@@ -271,6 +308,8 @@ STRATEGIES: dict[str, Callable[..., Terms]] = {
     "aligned": aligned,
     "place_and_sign": place_and_sign,
     "order": order,
+    "consistency": consistency,
+    "place_and_consistency": place_and_consistency,
     "sham": sham,
 }
 
@@ -278,11 +317,16 @@ STRATEGIES: dict[str, Callable[..., Terms]] = {
 # of your own that does so adds its name here too.
 ON_IMAGES = {"input_gradient"}
 
+# They look at each image's mirror image too. Where images are kept as features of a frozen part, batches bring those of
+# the mirror image for these alone; one of your own that asks for `evidence.mirrored()` adds its name here too.
+ON_MIRRORED = {"consistency", "place_and_consistency"}
+
 # They stand for the paper's methods, of which no equation could be read.
 RECONSTRUCTIONS = ("opposed", "difference", "contrast")
 
 # Neither the paper's nor of the literature: made here, to find out why guidance helps.
 OWN = ("unsigned_energy", "feature_energy", "feature_map", "aligned", "place_and_sign", "order")
+OWN += ("consistency", "place_and_consistency")
 
 # These need no second place in a map: the size of U alone counts, or the gradient by the image's own pixels.
 _ON_ONE_PLACE = frozenset({"cross_entropy", "hard_negative", "input_gradient"})
@@ -292,7 +336,7 @@ _ON_ONE_PLACE = frozenset({"cross_entropy", "hard_negative", "input_gradient"})
 _OF_GUIDANCE = ("weighting", "schedule", "schedule_share", "unmarked", "unmarked_classes")
 
 # No human map enters the guidance of these.
-_WITHOUT_HUMAN_MAPS = frozenset({"cross_entropy", "entropy", "hard_negative", "sham"})
+_WITHOUT_HUMAN_MAPS = frozenset({"cross_entropy", "entropy", "hard_negative", "consistency", "sham"})
 
 
 def strategy_options(name: str) -> list[str]:
@@ -325,6 +369,11 @@ def reads_human_maps(name: str, alpha: float | None = None) -> bool:
 def reads_images(name: str, alpha: float | None = None) -> bool:
     """Whether the loss of a strategy of the table asks for the gradient by the image (`ON_IMAGES`), with this alpha."""
     return name in ON_IMAGES and alpha != 1
+
+
+def reads_mirrored(name: str, alpha: float | None = None) -> bool:
+    """Whether a strategy of the table looks at mirror images too (`ON_MIRRORED`), with this alpha."""
+    return name in ON_MIRRORED and alpha != 1
 
 
 def check_places(name: str, alpha: float | None, places: int) -> None:
@@ -495,12 +544,20 @@ def _view(evidence: Evidence, labels: Array, features: Array | None) -> View:
     if human.ndim < true_map.ndim:  # one human map for all labels of an image
         human, usable = (jnp.expand_dims(each, 1) for each in (human, usable))
     human, usable = jnp.broadcast_to(human, true_map.shape), jnp.broadcast_to(usable, true_map.shape[:-2])
-    return View(true_map, false_map, human, usable)
+    return View(true_map, false_map, human, usable, labels)
 
 
 def _vary(*maps: Array) -> Array:
     """Where all of these maps say something."""
     return ~functools.reduce(jnp.logical_or, map(cams.is_constant, maps))
+
+
+def _consistency(evidence: Evidence, view: View, divergence: Divergence) -> tuple[Array, Array]:
+    """The loss of D in both views, and where both D say something."""
+    mirrored = evidence.mirrored().true_false_maps(view.labels)
+    views = ((view.true_map, view.false_map), tuple(jnp.flip(each, -1) for each in mirrored))
+    constant = [cams.is_constant(cams.difference_salience(*maps), cams.largest_magnitude(*maps)) for maps in views]
+    return losses.consistency_loss(*views[0], *views[1], divergence), ~(constant[0] | constant[1])
 
 
 def _activation(evidence: Evidence, view: View) -> Array:

@@ -47,6 +47,8 @@ class Evidence(NamedTuple):
         the image's for `strategies.ON_IMAGES`); all zero where nobody annotated.
       input_gradient: computes the gradient of `sum_k log p_k` by the normalised image, `[batch, H, W, channels]`.
         A second pass through the model, so only strategies that need it call it.
+      mirrored: gives the model's output for the images' mirror images, left and right exchanged, in training as
+        `output` is. A second pass through the model too.
       progress: gives the share of training's steps that are done, in [0, 1).
     """
 
@@ -56,6 +58,7 @@ class Evidence(NamedTuple):
     weight: Float[Array, "*batch"]
     human_maps: Real[Array, "*batch H W"]
     input_gradient: Callable[[], Array]
+    mirrored: Callable[[], Output]
     progress: Callable[[], Float[Array, ""]]
 
 

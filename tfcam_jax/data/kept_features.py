@@ -52,8 +52,11 @@ class KeptFeatures(WithRecords):
 
     def read(
         self, index: int, resize: Resize, augment: Augment, rng: np.random.Generator | None
-    ) -> tuple[np.ndarray, Real[np.ndarray, "map_size map_size"]]:
-        """Features of the view that is drawn, and the map, mirrored with it."""
+    ) -> tuple[np.ndarray, Real[np.ndarray, "map_size map_size"], np.ndarray]:
+        """Features of the view that is drawn, the map, mirrored with it, and features of the other view.
+
+        Of one view alone both are the same.
+        """
         # A blur comes before the way to the CAM's places.
         of_map = replace(resize, places=None) if augment.map_blur else resize
         return vary_views(self.views[index], self._maps.finished(index, of_map), resize, augment, rng)

@@ -18,10 +18,12 @@ from .kept_features import KeptFeatures
 from .source import Source
 from .transforms import IDENTITY, Augment, Resize, apply
 
-# image uint8 [B, S, S, channels], or of a `KeptFeatures` its features [B, ...]; saliency [B, s, s], all zero = no map:
-# float32 of the image's size in evaluation, in training as its `Resize` says; label int32 [B]; mask float32 [B], 1 for
-# an example, 0 for padding; weight float32 [B], of the cross-entropy, 0 for padding; draw uint32 [B], random, 0
-# in evaluation and for padding; index int32 [B], the row in `source.records`, -1 for padding.
+# image uint8 [B, S, S, channels], or of a `KeptFeatures` its features [B, ...]; mirrored, like image, of a
+# `KeptFeatures` alone and where it is asked for: features of the mirror image, which can't be made of the image's;
+# saliency [B, s, s], all zero = no map: float32 of the image's size in evaluation, in training as its `Resize` says;
+# label int32 [B]; mask float32 [B], 1 for an example, 0 for padding; weight float32 [B], of the cross-entropy, 0 for
+# padding; draw uint32 [B], random, 0 in evaluation and for padding; index int32 [B], the row in `source.records`, -1
+# for padding.
 Batch = dict[str, np.ndarray]
 
 BALANCES = ("none", "weights", "sampling")
@@ -40,6 +42,7 @@ class _LoadBatch:
       draws: of each position.
       seed: of the augmentation, joined by the position, so that neither hosts nor workers change a draw; None: none.
       resize: how images and maps come to their size.
+      mirrored: give kept features of the mirror images too.
     """
 
     source: Source
@@ -52,6 +55,7 @@ class _LoadBatch:
     augment: Augment
     shard_index: int
     shard_count: int
+    mirrored: bool = False
 
     def __call__(self, number: int) -> Batch:
         count = -(-self.batch_size // self.shard_count)
@@ -62,26 +66,28 @@ class _LoadBatch:
         for i, position in enumerate(positions):
             row = int(self.order[position])
             rng = None if self.seed is None else np.random.default_rng([*self.seed, position])
-            image, saliency = self._read(row, rng)
-            batch = batch or self._padding(count, image, saliency)
-            batch["image"][i], batch["saliency"][i] = image, saliency
+            read = self._read(row, rng)
+            batch = batch or self._padding(count, read)
+            for name, array in read.items():
+                batch[name][i] = array
             batch["label"][i] = self.source.records.labels[row]
             batch["mask"][i], batch["weight"][i], batch["index"][i] = 1, self.weights[row], row
             batch["draw"][i] = self.draws[position]
         # A host beyond the end of the last batch still needs to know how many channels its padding has.
-        return batch or self._padding(count, *self._read(0, None))
+        return batch or self._padding(count, self._read(0, None))
 
-    def _read(self, row: int, rng: np.random.Generator | None) -> tuple[np.ndarray, np.ndarray]:
-        """Image, or its features, and map."""
+    def _read(self, row: int, rng: np.random.Generator | None) -> Batch:
+        """Image, or its features, and map of one row."""
         if isinstance(self.source, KeptFeatures):
-            return self.source.read(row, self.resize, self.augment, rng)
+            image, saliency, mirrored = self.source.read(row, self.resize, self.augment, rng)
+            return {"image": image, "saliency": saliency} | ({"mirrored": mirrored} if self.mirrored else {})
         with decoding():  # until both have their final size
-            return apply(self.source[row], self.resize, self.augment, rng)
+            image, saliency = apply(self.source[row], self.resize, self.augment, rng)
+        return {"image": image, "saliency": saliency}
 
-    def _padding(self, count: int, image: np.ndarray, saliency: np.ndarray) -> Batch:
+    def _padding(self, count: int, read: Batch) -> Batch:
         return {
-            "image": np.zeros((count, *image.shape), image.dtype),
-            "saliency": np.zeros((count, *saliency.shape), saliency.dtype),
+            **{name: np.zeros((count, *array.shape), array.dtype) for name, array in read.items()},
             "label": np.zeros(count, np.int32),
             "mask": np.zeros(count, np.float32),
             "weight": np.zeros(count, np.float32),
@@ -102,6 +108,7 @@ def train_batches(
     places: int | None = None,
     augment: Augment = IDENTITY,
     balance: str = "none",
+    mirrored: bool = False,
     num_threads: int = 4,
     num_workers: int = 0,
     shard_index: int = 0,
@@ -125,6 +132,7 @@ def train_batches(
       balance: "none" and "weights" give every example once; "weights" weighs it by n / (classes * n_class), so that
         each class counts alike and the mean weight is 1; "sampling" draws as many examples, each class as often
         as any other (but for a remainder): a rare class's examples several times, a frequent class's some.
+      mirrored: of a source of kept features, give those of the mirror images too, of which it must have two views.
       num_threads: threads that read and transform, per process; 0 works in the caller's thread.
       num_workers: worker processes; 0 works in this one. Neither number changes what comes out. With workers,
         a script needs the usual `if __name__ == "__main__"` guard.
@@ -145,7 +153,7 @@ def train_batches(
     of_augment, shard = (seed, epoch, 1), (shard_index, shard_count)
     draws = np.random.default_rng([seed, epoch, 2]).integers(2**32, size=len(order), dtype=np.uint32)
     resize = Resize(image_size, resize_through, map_size, places)
-    load = _LoadBatch(source, order, weights, draws, of_augment, batch_size, resize, augment, *shard)
+    load = _LoadBatch(source, order, weights, draws, of_augment, batch_size, resize, augment, *shard, mirrored)
     return _iterate(load, first_batch, num_threads, num_workers)
 
 

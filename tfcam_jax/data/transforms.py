@@ -167,17 +167,18 @@ def vary_views(
     resize: Resize,
     augment: Augment,
     rng: np.random.Generator | None = None,
-) -> tuple[np.ndarray, Real[np.ndarray, "map_size map_size"]]:
+) -> tuple[np.ndarray, Real[np.ndarray, "map_size map_size"], np.ndarray]:
     """As `apply`, by the same draws, for an image of which there are finished views and a finished map (`resize_map`).
 
     A map that is blurred must be finished but for its way to `resize.places`, which comes after the blur.
 
     `views` has what the image is seen as, and, if the augmentation flips, its mirror image; nothing else may vary it
-    (`Augment.of_pixels`).
+    (`Augment.of_pixels`). Returns the view that is drawn, the map, and the other view, or the same where there is one.
     """
     geometry, _, blur = _draw_all(augment, rng)
     moved = saliency[:, ::-1] if geometry.flip else saliency
-    return views[int(geometry.flip)], _finish_map(moved, resize, augment, blur)
+    drawn = int(geometry.flip)
+    return views[drawn], _finish_map(moved, resize, augment, blur), views[(drawn + 1) % len(views)]
 
 
 def _resize_map(saliency: np.ndarray | None, resize: Resize, geometry: _Geometry) -> np.ndarray:

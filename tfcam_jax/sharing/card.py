@@ -40,6 +40,8 @@ _STRATEGIES = {
     "aligned": ("the maps of both classes like the human's.", ""),
     "place_and_sign": ("the true class's map like the human's, and no evidence against the label there.", ""),
     "order": ("more evidence inside the human map than outside, whatever its shape.", ""),
+    "consistency": ("the difference of both maps alike in an image and its mirror image; no maps guided it.", ""),
+    "place_and_consistency": ("a map like the human's, and the difference of both alike in the mirror image.", ""),
     "sham": ("an adversarial control: maps like a ring at the border.", ""),
 }
 
