@@ -554,10 +554,11 @@ def _vary(*maps: Array) -> Array:
 
 def _consistency(evidence: Evidence, view: View, divergence: Divergence) -> tuple[Array, Array]:
     """The loss of D in both views, and where both D say something."""
-    mirrored = evidence.mirrored().true_false_maps(view.labels)
-    views = ((view.true_map, view.false_map), tuple(jnp.flip(each, -1) for each in mirrored))
-    constant = [cams.is_constant(cams.difference_salience(*maps), cams.largest_magnitude(*maps)) for maps in views]
-    return losses.consistency_loss(*views[0], *views[1], divergence), ~(constant[0] | constant[1])
+    maps = view.true_map, view.false_map
+    other_true, other_false = (jnp.flip(each, -1) for each in evidence.mirrored().true_false_maps(view.labels))
+    flat = lambda t, u: cams.is_constant(cams.difference_salience(t, u), cams.largest_magnitude(t, u))
+    usable = ~(flat(*maps) | flat(other_true, other_false))
+    return losses.consistency_loss(*maps, other_true, other_false, divergence), usable
 
 
 def _activation(evidence: Evidence, view: View) -> Array:
