@@ -43,6 +43,8 @@ _ensure_home()
 # Compiled programs are kept between runs: a second start is fast. The variable's own value wins.
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path.home() / ".cache" / "tfcam_jax" / "compiled"))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
+# So are traced ones. An empty value keeps none.
+os.environ.setdefault("TFCAM_JAX_STEPS_DIR", str(Path.home() / ".cache" / "tfcam_jax" / "steps"))
 
 # What ml_collections says, among more, of a --config that is not there.
 _MISSING_CONFIG = re.compile(

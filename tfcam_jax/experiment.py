@@ -31,6 +31,7 @@ from .data.recipe import DataRecipe
 from .data.source import Dataset, Source
 from .data.transforms import IDENTITY, Augment, Resize
 from .devices.distributed import is_first
+from .devices.kept_step import step_file
 from .devices.memory import device_memory, host_memory
 from .devices.placement import Placement, make_placement
 from .errors import ConfigError, check_known
@@ -678,8 +679,12 @@ def build_experiment(
     else:
         model = recipe.model_for_training(num_classes)
         initialize = recipe.initialization(num_classes)
-        strategy, total_steps = strategy or recipe.strategy_for(dataset.class_names), recipe.epochs * steps_per_epoch
-        compile_steps = functools.partial(_compile_steps, recipe, tx, num_classes, strategy, max(1, total_steps))
+        total_steps, kept = max(1, recipe.epochs * steps_per_epoch), None
+        if strategy is None and not is_foreign(recipe.model_name):  # of those the code may change unseen
+            config = {**recipe.stored, "seed": None}
+            kept = {"config": config, "classes": list(dataset.class_names), "steps_per_epoch": steps_per_epoch}
+        strategy = strategy or recipe.strategy_for(dataset.class_names)
+        compile_steps = functools.partial(_compile_steps, recipe, tx, num_classes, strategy, total_steps, kept)
         train_step, eval_step = compile_steps(model, recipe.preprocess)
         on_features = _compile_on_features(recipe, model, num_classes, compile_steps) if recipe.frozen else None
     return Experiment(
@@ -704,16 +709,18 @@ def _compile_steps(
     num_classes: int,
     strategy: Strategy,
     total_steps: int,
+    kept: Mapping[str, Any] | None,
     model: Any,
     preprocess: Callable[[jax.Array], jax.Array],
 ) -> tuple[Any, Any]:
-    """The train step and the eval step of a model."""
+    """The train step and the eval step of a model. `kept` is what decides the former's trace, if it may be kept."""
     placement = recipe.placement
     options = {name: getattr(placement, name) for name in ("axis_name", "gather", "scatter")}
     options |= {"accumulate_steps": recipe.accumulate_steps, "frozen": recipe.frozen_modules}
     options |= {"total_steps": total_steps, "term_norms": recipe.log_gradient_norms}
     train_step = steps.make_train_step(model, tx, strategy, preprocess, **options)
-    train_step = placement.compile_train_step(train_step, recipe.abstract_state(num_classes))
+    file = step_file(**kept, of_features=isinstance(model, TrainedPart)) if kept else None
+    train_step = placement.compile_train_step(train_step, recipe.abstract_state(num_classes), file)
     return train_step, placement.compile_eval_step(steps.make_eval_step(model, preprocess))
 
 

@@ -104,9 +104,14 @@ def random_variables(case: Case) -> Any:
     return jax.tree_util.tree_map_with_path(fill, abstract_variables(case))
 
 
+def train_step(case: Case, strategy: str, **options: Any) -> Any:
+    """The train step of a strategy, not yet traced."""
+    return steps.make_train_step(build_model(case), optimizer(), make_strategy(strategy, **options), preprocess(case))
+
+
 def lower_train_step(case: Case, strategy: str, **options: Any) -> Any:
     """The train step of a strategy, traced and lowered for a case; its state argument is donated."""
-    step = steps.make_train_step(build_model(case), optimizer(), make_strategy(strategy, **options), preprocess(case))
+    step = train_step(case, strategy, **options)
     return jax.jit(step, donate_argnums=0).lower(abstract_state(case), abstract_batch(case))
 
 

@@ -4,14 +4,25 @@ from __future__ import annotations
 
 import importlib
 import time
+from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 
-from launch.benchmark.cases import Case, build_model, compile_step, device_batch, lower_train_step, optimizer
+from launch.benchmark.cases import (
+    Case,
+    abstract_batch,
+    abstract_state,
+    build_model,
+    device_batch,
+    optimizer,
+    train_step,
+)
 from launch.benchmark.fresh_process import call_afresh
 from tfcam_jax import steps
+from tfcam_jax.devices.compilation import compiler_options
+from tfcam_jax.devices.kept_step import trace_step
 from tfcam_jax.models.initialization import initialize
 
 STAGES = ("import", "initialize", "trace", "compile", "first step")
@@ -20,7 +31,7 @@ STAGES = ("import", "initialize", "trace", "compile", "first step")
 def measure_jax(case: Case, cache_dir: str, strategy: str = "opposed") -> dict[str, float]:
     """Seconds by stage of a process that uses the compilation cache in `cache_dir`."""
     environment = {"JAX_COMPILATION_CACHE_DIR": cache_dir, "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.3"}
-    return call_afresh(__name__, f"jax_stages(begin, {tuple(case)!r}, {strategy!r})", environment)
+    return call_afresh(__name__, f"jax_stages(begin, {tuple(case)!r}, {strategy!r}, {cache_dir!r})", environment)
 
 
 def measure_torch(case: Case) -> dict[str, float]:
@@ -28,13 +39,14 @@ def measure_torch(case: Case) -> dict[str, float]:
     return call_afresh(__name__, f"torch_stages({tuple(case)!r})", {})
 
 
-def jax_stages(begin: float, fields: tuple[Any, ...], strategy: str) -> dict[str, float]:
+def jax_stages(begin: float, fields: tuple[Any, ...], strategy: str, cache_dir: str) -> dict[str, float]:
     """Runs in the measured process: to a train step as `launch/train.py` gets there, but for reading data.
 
     Args:
       begin: `time.perf_counter()` before anything was imported.
       fields: of the case.
       strategy: of the step.
+      cache_dir: where its trace is kept.
     """
     importlib.import_module("tfcam_jax.training")
     times = [begin, time.perf_counter()]
@@ -43,9 +55,12 @@ def jax_stages(begin: float, fields: tuple[Any, ...], strategy: str) -> dict[str
     variables = initialize(build_model(case), jax.random.key(0), case.image_size)
     jax.block_until_ready(variables)
     clock()
-    lowered = lower_train_step(case, strategy)
+    shapes = abstract_state(case), abstract_batch(case)
+    file = Path(cache_dir) / "first.step"
+    kept = trace_step(train_step(case, strategy), *shapes, file, compiler_options=compiler_options())
+    lowered = kept.lower(*shapes)
     clock()
-    compiled = compile_step(lowered)
+    compiled = lowered.compile()
     clock()
     state = steps.create_train_state(variables, optimizer())
     jax.block_until_ready(compiled(state, device_batch(case)))

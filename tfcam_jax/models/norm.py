@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from functools import partial
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -11,6 +12,18 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from .initializers import ones, zeros
+
+
+class _Over(NamedTuple):
+    """What statistics are taken over.
+
+    Attributes:
+      groups: equal parts of the rows at hand, each with statistics of its own.
+      axis_name: of pmap, over which they are taken together; None: over these rows alone.
+    """
+
+    groups: int
+    axis_name: str | None
 
 
 class BatchNorm(nn.Module):
@@ -48,64 +61,101 @@ class BatchNorm(nn.Module):
         bias = self.param("bias", zeros, channels)
         running_mean = self.variable("batch_stats", "mean", zeros, None, channels)
         running_var = self.variable("batch_stats", "var", ones, None, channels)
-        if train and not self.frozen:
-            mean, var, count = self._batch_statistics(x, mask)
-            if not self.is_initializing():
-                unbiased = var * (count / jnp.maximum(count - 1, 1))
-                counted = count.sum() if self.groups == 1 else self._everywhere(count.sum())
-                kept = jnp.where(counted > 0, self.momentum, 1.0)
-                running_mean.value = kept * running_mean.value + (1 - kept) * self._mean_over_groups(mean, count)
-                running_var.value = kept * running_var.value + (1 - kept) * self._mean_over_groups(unbiased, count)
-        else:
+        if not train or self.frozen:
             mean, var = running_mean.value[None], running_var.value[None]
-        factor = scale[None] * jax.lax.rsqrt(var + self.epsilon)
-        shift = bias[None] - mean * factor
+            return _apply(x, *_line(scale, bias, mean, jax.lax.rsqrt(var + self.epsilon)))
+        over = self._over(x.shape[0])
+        weights = jnp.ones(x.shape[:1]) if mask is None else mask
+        y, *statistics = _normalize(over, self.epsilon, x, scale, bias, weights.astype(_widened(x)))
+        if not self.is_initializing():
+            everywhere = self.axis_name if self.groups > 1 else None  # of each device's statistics all keep the mean
+            running = running_mean.value, running_var.value
+            moved = _move_running(self.momentum, everywhere, running, jax.lax.stop_gradient(tuple(statistics)))
+            running_mean.value, running_var.value = moved
+        return y
 
-        def per_channel(values: Array) -> Array:
-            """Values [groups, channels], as they broadcast to x, whose first axis falls into the groups."""
-            groups = values.shape[0]
-            rows = values if groups == 1 else jnp.repeat(values, x.shape[0] // groups, axis=0)
-            return rows.reshape(rows.shape[0], *[1] * (x.ndim - 2), x.shape[-1])
-
-        return (x.astype(_widened(x)) * per_channel(factor) + per_channel(shift)).astype(x.dtype)
-
-    def _batch_statistics(self, x: Array, mask: Array | None) -> tuple[Array, Array, Array]:
-        """Mean and biased variance [groups here, channels] and number of values [groups here, 1]."""
-        groups = 1 if self.is_initializing() else self.groups
-        if self.axis_name is not None and not self.is_initializing():
-            groups, devices = 1, jax.lax.axis_size(self.axis_name)  # what this program sees is its device's part alone
+    def _over(self, rows: int) -> _Over:
+        """What statistics are taken over. Raises ValueError for rows that don't fall into the groups."""
+        if self.is_initializing():
+            return _Over(1, None)
+        if self.axis_name is not None:
+            devices = jax.lax.axis_size(self.axis_name)
             if self.groups not in (1, devices):
                 raise ValueError(
                     f"{self.groups} groups over {devices} devices: under pmap statistics are those of all devices (1) "
                     "or of each"
                 )
-        if x.shape[0] % groups:
-            raise ValueError(f"a batch of {x.shape[0]} examples does not fall into {groups} equal groups")
-        x = x.astype(_widened(x))
-        weights = jnp.ones(x.shape[:1], x.dtype) if mask is None else mask.astype(x.dtype)
-        places = tuple(range(1, x.ndim - 1))
-        # Over places first: weights that met every place would be spread over an array of x's size.
-        in_groups = lambda values: values.reshape(groups, -1, values.shape[-1])
-        weights = in_groups(weights[:, None])
-        count = weights.sum(1) * math.prod(x.shape[1:-1])
-        weighted = lambda values: (in_groups(values.sum(places)) * weights).sum(1)
-        sums = (weighted(x), weighted(jnp.square(x)), count)
-        if self.groups == 1:
-            sums = self._everywhere(sums)
-        total, total_square, count = sums
-        mean = total / jnp.maximum(count, 1)
-        return mean, jnp.maximum(total_square / jnp.maximum(count, 1) - jnp.square(mean), 0), count
+            # What this program sees is its device's part alone.
+            return _Over(1, self.axis_name if self.groups == 1 else None)
+        if rows % self.groups:
+            raise ValueError(f"a batch of {rows} examples does not fall into {self.groups} equal groups")
+        return _Over(self.groups, None)
 
-    def _mean_over_groups(self, values: Array, count: Array) -> Array:
-        if self.groups == 1:
-            return values[0]
-        total, count = self._everywhere(((values * count).sum(0), count.sum(0)))
-        return total / jnp.maximum(count, 1)
 
-    def _everywhere(self, sums: Any) -> Any:
-        if self.axis_name is None or self.is_initializing():
-            return sums
-        return jax.lax.psum(sums, self.axis_name)
+# Compiled by themselves, so that they are traced once for each shape, however many layers have it: most of a deep
+# network's operations are these. They end up in the step's own program all the same.
+
+
+@partial(jax.jit, static_argnums=(0, 1))
+def _normalize(
+    over: _Over,
+    epsilon: float,
+    x: Float[Array, "batch *places channels"],
+    scale: Float[Array, " channels"],
+    bias: Float[Array, " channels"],
+    weights: Float[Array, " batch"],
+) -> tuple[Array, Array, Array, Array]:
+    """x normalised by its own statistics; mean and biased variance [groups, channels]; number of values [groups, 1].
+
+    Statistics are those of the rows by their weights, 0 or 1; all rows are normalised.
+    """
+    wide = x.astype(_widened(x))
+    in_groups = lambda of_rows: of_rows.reshape(over.groups, -1, of_rows.shape[-1])
+    counts = in_groups(weights[:, None])
+    places = tuple(range(1, x.ndim - 1))
+    # Over places first: weights that met every place would be spread over an array of x's size.
+    weighted = lambda values: (in_groups(values.sum(places)) * counts).sum(1)
+    sums = weighted(wide), weighted(jnp.square(wide)), counts.sum(1) * math.prod(x.shape[1:-1])
+    total, total_square, count = _everywhere(over.axis_name, sums)
+    mean = total / jnp.maximum(count, 1)
+    var = jnp.maximum(total_square / jnp.maximum(count, 1) - jnp.square(mean), 0)
+    return _apply(x, *_line(scale, bias, mean, jax.lax.rsqrt(var + epsilon))), mean, var, count
+
+
+@partial(jax.jit, static_argnums=(0, 1))
+def _move_running(
+    momentum: float, axis_name: str | None, running: tuple[Array, Array], statistics: tuple[Array, Array, Array]
+) -> tuple[Array, Array]:
+    """The running mean and variance after a step; of several groups by the mean over them, by their numbers."""
+    mean, var, count = statistics
+    unbiased = var * (count / jnp.maximum(count - 1, 1))
+    counted, *totals = _everywhere(axis_name, tuple(x.sum(0) for x in (count, mean * count, unbiased * count)))
+    kept = jnp.where(counted > 0, momentum, 1.0)
+    means = (total / jnp.maximum(counted, 1) for total in totals)
+    new_mean, new_var = (kept * old + (1 - kept) * new for old, new in zip(running, means, strict=True))
+    return new_mean, new_var
+
+
+def _line(scale: Array, bias: Array, mean: Array, inverse: Array) -> tuple[Array, Array]:
+    """Normalising as `x * factor + shift`, [groups, channels] each."""
+    factor = scale[None] * inverse
+    return factor, bias[None] - mean * factor
+
+
+def _apply(x: Array, factor: Array, shift: Array) -> Array:
+    rows = partial(_per_row, x.shape)
+    return (x.astype(_widened(x)) * rows(factor) + rows(shift)).astype(x.dtype)
+
+
+def _per_row(shape: tuple[int, ...], values: Array) -> Array:
+    """Values [groups, channels], as they broadcast to an array of this shape, whose rows fall into the groups."""
+    groups = values.shape[0]
+    rows = values if groups == 1 else jnp.repeat(values, shape[0] // groups, axis=0)
+    return rows.reshape(rows.shape[0], *[1] * (len(shape) - 2), shape[-1])
+
+
+def _everywhere(axis_name: str | None, sums: Any) -> Any:
+    return sums if axis_name is None else jax.lax.psum(sums, axis_name)
 
 
 def _widened(x: Array) -> jnp.dtype:
