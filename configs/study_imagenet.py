@@ -13,7 +13,8 @@ Arms: the reconstructions and this project's own strategies by Pearson's distanc
 end in `_mse`; guidance that fades (`linear_down`) or ends early; energy of D's positive part; three placebos of two
 strategies. Every guided arm has the same alpha, which nobody tuned.
 
-Tables of five seeds and what they say: configs/README.md. A run of 690 images takes 15 to 20 s of processor time.
+Tables of five seeds and what they say: configs/README.md; fewer arms with ten seeds:
+configs/study_consistency.py. A run of 690 images takes 15 to 20 s of processor time.
 """
 
 from typing import Any

@@ -78,3 +78,10 @@ def test_a_manifest_needs_neither_tfds_nor_grain_nor_scikit_learn(tmp_path):
         " & set(sys.modules)))\n"
     )
     assert run(code, tmp_path) == "12\n[]\n"
+
+
+def test_training_starts_without_what_it_needs_after_the_first_epoch(tmp_path):
+    """Seconds of every start."""
+    late = "{'sklearn', 'scipy.special', 'scipy.stats', 'scipy.io', 'matplotlib', 'tensorflow_datasets', 'pandas'}"
+    code = f"import sys, tfcam_jax.training, tfcam_jax.experiment\nprint(sorted({late} & set(sys.modules)))"
+    assert run(code, tmp_path) == "[]\n"

@@ -10,10 +10,10 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+import scipy
 from absl import logging
 from jaxtyping import Float
 from ml_collections import ConfigDict
-from scipy.special import softmax
 
 from . import steps
 from .data.checks.outcomes import load_outcomes
@@ -120,7 +120,7 @@ class Trained:
         """
         source = open_images(images, self.recipe.data.channels, labels, len(self.class_names), self.recipe.data.bits)
         output = join_outputs(output for output, _ in self.outputs(source))
-        probabilities = softmax(output.logits, axis=-1)
+        probabilities = scipy.special.softmax(output.logits, axis=-1)
         return Prediction(output.logits, probabilities, output.true_map, output.false_map, output.difference)
 
     def outputs(self, source: Source, also: Also = lambda output, batch: ()) -> Iterator[tuple[Any, Any]]:

@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import scipy  # its parts load when they are first used, after training's first step
 from jaxtyping import Float, Int
-from scipy.special import expit, log_softmax
 
 CALIBRATION_BINS = 15
 # Of the metrics of `classification`: 1 where the largest is the best, -1 where the smallest is.
@@ -26,7 +26,7 @@ def classification(labels: Int[np.ndarray, " n"], logits: Float[np.ndarray, "n c
     """
     from sklearn.metrics import roc_auc_score  # 1.4 s that training's first step does not wait for
 
-    log_p = log_softmax(np.asarray(logits, np.float64), axis=-1)
+    log_p = scipy.special.log_softmax(np.asarray(logits, np.float64), axis=-1)
     auroc, classes = None, log_p.shape[-1]
     if len(np.unique(labels)) >= classes:
         p = np.exp(log_p)
@@ -50,7 +50,7 @@ def probability_metrics(
     """
     from sklearn.metrics import brier_score_loss, recall_score
 
-    log_p = log_softmax(np.asarray(logits, np.float64), axis=-1)
+    log_p = scipy.special.log_softmax(np.asarray(logits, np.float64), axis=-1)
     p, classes = np.exp(log_p), logits.shape[-1]
     proba = p[:, 1] if classes == 2 else p / p.sum(-1, keepdims=True)
     options: dict[str, Any] = {"pos_label": 1} if classes == 2 else {"labels": range(classes)}
@@ -82,7 +82,7 @@ def binary_scores(logits: Float[np.ndarray, "n 2"]) -> dict[str, Float[np.ndarra
     score of the CYBORG scripts, which a shift common to both logits changes.
     """
     logits = np.asarray(logits, np.float64)
-    return {"margin": logits[:, 1] - logits[:, 0], "sigmoid_logit_1": expit(logits[:, 1])}
+    return {"margin": logits[:, 1] - logits[:, 0], "sigmoid_logit_1": scipy.special.expit(logits[:, 1])}
 
 
 def ranking_metrics(labels: Int[np.ndarray, " n"], score: Float[np.ndarray, " n"]) -> dict[str, float | None]:

@@ -6,8 +6,8 @@ from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
+import scipy
 from jaxtyping import Bool, Float, Int
-from scipy.special import expit, logit, ndtri
 
 LEVEL = 0.95
 RESAMPLES = 1000
@@ -44,8 +44,9 @@ def delong_interval(labels: Int[np.ndarray, " n"], score: Float[np.ndarray, " n"
     area, variance = delong_variance(labels, score)
     if not variance > 0 or not 0 < area < 1:
         return None
-    half = ndtri((1 + LEVEL) / 2) * np.sqrt(variance) / (area * (1 - area))
-    return float(expit(logit(area) - half)), float(expit(logit(area) + half))
+    half = scipy.special.ndtri((1 + LEVEL) / 2) * np.sqrt(variance) / (area * (1 - area))
+    shifted = lambda by: float(scipy.special.expit(scipy.special.logit(area) + by))
+    return shifted(-half), shifted(half)
 
 
 def newcombe_interval(area: float, positives: int, negatives: int) -> tuple[float, float]:
@@ -56,7 +57,7 @@ def newcombe_interval(area: float, positives: int, negatives: int) -> tuple[floa
     """
     from scipy.optimize import root_scalar
 
-    z, mean = float(ndtri((1 + LEVEL) / 2)), (positives + negatives) / 2
+    z, mean = float(scipy.special.ndtri((1 + LEVEL) / 2)), (positives + negatives) / 2
 
     def excess(a: float) -> float:
         shape = 1 + (mean - 1) * ((1 - a) / (2 - a) + a / (1 + a))

@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import scipy
 from jaxtyping import Int
-from scipy.special import softmax
 
 from ..data.protocol import split_by_domain, split_by_protocol
 from .classification import attack_detection, binary_scores, probability_metrics, ranking_metrics, rates_at
@@ -62,7 +62,7 @@ def set_metrics(scores: Scores, thresholds: Thresholds) -> dict[str, Any]:
             name: _score_metrics(scores, score, thresholds.get(name, {}))
             for name, score in binary_scores(scores.logits).items()
         }
-        attack = softmax(np.asarray(scores.logits, np.float64), axis=-1)[:, 1]
+        attack = scipy.special.softmax(np.asarray(scores.logits, np.float64), axis=-1)[:, 1]
         metrics["published"] = published_protocol(scores.labels, attack, scores.domains, scores.groups)
     return metrics
 

@@ -7,8 +7,8 @@ import dataclasses
 from pathlib import Path
 
 import numpy as np
+import scipy
 from jaxtyping import Float, Int
-from scipy.special import softmax
 
 from ..data.csv_cells import csv_text, from_cell
 from ..errors import UserError
@@ -69,7 +69,7 @@ def write_scores(path: Path, scores: Scores, class_names: tuple[str, ...]) -> No
     (softmax probability of class 1 for two classes, else of the predicted class), prediction; for two classes also
     those of `binary_scores`. Floats are written so that they read back exactly, names as `data.csv_cells.to_cell` says.
     """
-    proba = softmax(np.asarray(scores.logits, np.float64), axis=-1)
+    proba = scipy.special.softmax(np.asarray(scores.logits, np.float64), axis=-1)
     binary = binary_scores(scores.logits) if len(class_names) == 2 else {}
     named = lambda classes: [class_names[index] for index in classes]
     exact = lambda column: list(map(repr, np.asarray(column, np.float64).tolist()))  # the shortest that reads back
