@@ -27,7 +27,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # config files imp
 sys.path.append(str(Path.cwd()))  # for a network of one's own, model.name=my_net:build; last, so that it hides nothing
 
 from tfcam_jax.errors import UserError
+from tfcam_jax.run.garbage import collect_rarely
 from tfcam_jax.run.terminal import escape_streams
+
+collect_rarely()
 
 
 def _ensure_home() -> None:

@@ -24,6 +24,7 @@ from tfcam_jax import steps
 from tfcam_jax.devices.compilation import compiler_options
 from tfcam_jax.devices.kept_step import trace_step
 from tfcam_jax.models.initialization import initialize
+from tfcam_jax.run.garbage import collect_rarely
 
 STAGES = ("import", "initialize", "trace", "compile", "first step")
 
@@ -48,6 +49,7 @@ def jax_stages(begin: float, fields: tuple[Any, ...], strategy: str, cache_dir: 
       strategy: of the step.
       cache_dir: where its trace is kept.
     """
+    collect_rarely()
     importlib.import_module("tfcam_jax.training")
     times = [begin, time.perf_counter()]
     clock = lambda: times.append(time.perf_counter())
