@@ -147,7 +147,7 @@ def _apply(x: Array, factor: Array, shift: Array) -> Array:
     return (x.astype(_widened(x)) * rows(factor) + rows(shift)).astype(x.dtype)
 
 
-def _per_row(shape: tuple[int, ...], values: Array) -> Array:
+def _per_row(shape: tuple[Any, ...], values: Array) -> Array:
     """Values [groups, channels], as they broadcast to an array of this shape, whose rows fall into the groups."""
     groups = values.shape[0]
     rows = values if groups == 1 else jnp.repeat(values, shape[0] // groups, axis=0)
