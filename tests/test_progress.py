@@ -176,6 +176,10 @@ def test_nothing_is_said_quietly_or_by_another_process(told):
             {"alpha": None, "scalars": SCALARS | {"train/alpha": 0.7, "train/loss": 0.42}},
             "loss 0.4200 (cross-entropy 0.5000, cyborg 0.2500, alpha 0.700)",
         ),
+        (
+            {"scalars": {"train/aligned": 0.25, "train/aligned_examples": 2.0, **dict(list(SCALARS.items())[:2])}},
+            "loss 0.4375 (cross-entropy 0.5000, aligned 0.2500)",  # as steps report them, sorted by name
+        ),
         ({"select_by": "cross_entropy"}, "accuracy 0.750, cross-entropy 0.625  0.0 s  best cross-entropy so far\n"),
         ({"best": False}, "accuracy 0.750  0.0 s\n"),
     ],

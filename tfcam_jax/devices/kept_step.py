@@ -6,6 +6,7 @@ JAX's own cache. What is kept is the program as JAX hands it to the compiler (`j
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import json
@@ -31,6 +32,7 @@ TrainStep = Callable[[TrainState, Batch], tuple[TrainState, StepMetrics]]
 
 _PACKAGE = Path(__file__).parents[1]
 _SUFFIX = ".step"
+_DIGEST = hashlib.sha256().digest_size  # of the rest of the file, at its beginning
 _MOST_FILES = 200
 # Everything that has a part in tracing.
 _LIBRARIES = ("jax", "jaxlib", "flax", "optax", "einops", "numpy", "jaxtyping")
@@ -100,9 +102,11 @@ def trace_step(step: TrainStep, state: Any, batch: Any, file: Path, **compiling:
       step: a train step of one device.
       state: shapes and dtypes of its first argument.
       batch: of its second.
-      file: of `step_file`.
+      file: of `step_file`; a hash of the shapes joins its name.
       **compiling: of `jax.jit`.
     """
+    shapes = str([(leaf.shape, leaf.dtype) for leaf in jax.tree.leaves((state, batch))])
+    file = file.with_stem(f"{file.stem}-{hashlib.sha256(shapes.encode()).hexdigest()[:8]}")
     return jax.jit(_through(_load(file) or _trace(step, state, batch, file)), **compiling, donate_argnums=0)
 
 
@@ -133,7 +137,7 @@ def _trace(step: TrainStep, state: Any, batch: Any, file: Path) -> export.Export
 
 
 def _load(file: Path) -> export.Exported | None:
-    """None where there is none. One that can't be read is taken away."""
+    """None where there is none. One that is damaged is told and, where that may be done, taken away."""
     try:
         content = file.read_bytes()
     except FileNotFoundError:
@@ -141,23 +145,37 @@ def _load(file: Path) -> export.Exported | None:
     except OSError as error:
         logging.warning("The traced step in %s can't be read (%s): it is traced anew.", file, error)
         return None
-    try:
-        exported = export.deserialize(bytearray(content))
-    except Exception as error:  # what a damaged file raises is not documented
-        logging.warning("The traced step in %s is damaged (%s): it is traced anew.", file, error)
+    digest, serialized = content[:_DIGEST], content[_DIGEST:]
+    # JAX notices few damages, and some only as it compiles.
+    if digest != hashlib.sha256(serialized).digest():
+        logging.warning("The traced step in %s is damaged: it is traced anew.", file)
+        with contextlib.suppress(OSError):  # of a folder that is read alone
+            file.unlink()
         return None
-    os.utime(file)  # the oldest are taken away first
-    return exported
+    with contextlib.suppress(OSError):  # the same, or another process took it away meanwhile
+        os.utime(file)  # the oldest are taken away first
+    return export.deserialize(bytearray(serialized))
 
 
-def _write(file: Path, content: bytes) -> None:
-    """Whole or not at all, and takes away the files that were not used for longest."""
+def _write(file: Path, serialized: bytes) -> None:
+    """Whole or not at all, and takes away the files that were not used for longest, half-written ones among them."""
     partial = file.with_name(f".{file.name}.{os.getpid()}")
-    partial.write_bytes(content)
-    partial.replace(file)
-    kept = sorted(file.parent.glob(f"*{_SUFFIX}"), key=lambda path: path.stat().st_mtime)
-    for path in kept[:-_MOST_FILES]:
+    try:
+        partial.write_bytes(hashlib.sha256(serialized).digest() + serialized)
+        partial.replace(file)
+    except OSError:
+        partial.unlink(missing_ok=True)
+        raise
+    kept = [(path, _last_used(path)) for path in file.parent.iterdir() if _SUFFIX in path.name]
+    for path, _ in sorted(kept, key=lambda each: each[1])[:-_MOST_FILES]:
         path.unlink(missing_ok=True)
+
+
+def _last_used(path: Path) -> float:
+    try:
+        return path.stat().st_mtime
+    except FileNotFoundError:  # taken away by another process
+        return 0.0
 
 
 def _to_plain(metrics: StepMetrics) -> dict[str, Any]:

@@ -109,14 +109,16 @@ class Progress:
         self._bar.set_postfix(self._shown)
 
     def _means(self) -> dict[str, float | None]:
-        return {name: total / count if count else None for name, (total, count) in self._sums.items()}
+        """Of each term, cross-entropy first: JAX sorts them by name."""
+        ordered = sorted(self._sums.items(), key=lambda term: term[0] != "cross_entropy")
+        return {name: total / count if count else None for name, (total, count) in ordered}
 
     def _loss(self) -> float | None:
         """The total of the epoch's means so far; None for terms that `alpha` alone does not weigh."""
         if self._found:
             return self._found["train/loss"] / self._steps
         means = self._means()
-        cross_entropy, *guidance = means.values() if next(iter(means), "") == "cross_entropy" else [None]
+        cross_entropy, *guidance = means.values() if "cross_entropy" in means else [None]
         if cross_entropy is None or len(guidance) > 1 or (guidance and self._alpha is None):
             return None
         alpha = 1.0 if self._alpha is None else self._alpha
