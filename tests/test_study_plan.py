@@ -193,7 +193,10 @@ def test_a_folder_stays_one_folder_whatever_a_domain_is_called(config, dataset):
         ({"placebos": ("mean_map",), "placebo_of": ("opposed",)}, "names none of config.compare.strategies"),
         ({"protocols": ("kfold",)}, "Did you mean 'k_fold'"),
         ({"protocols": ("open",)}, "protocol open takes one or more config.data.protocol.domains"),
-        ({"strategies": ("difference",)}, "compare.reference is 'cyborg'; the arms are difference"),
+        (
+            {"strategies": ("difference",)},
+            "compare.reference is 'cyborg'; the arms are difference. Give --config.compare.reference=difference",
+        ),
         ({"seeds": ()}, "compare.seeds"),
         ({"seeds": (1, 1)}, "compare.seeds"),
         ({"seeds": (-1,)}, "compare.seeds"),

@@ -137,7 +137,7 @@ def _trace(step: TrainStep, state: Any, batch: Any, file: Path) -> export.Export
 
 
 def _load(file: Path) -> export.Exported | None:
-    """None where there is none. One that is damaged is told and, where that may be done, taken away."""
+    """None where there is none, or one that is damaged, which is told."""
     try:
         content = file.read_bytes()
     except FileNotFoundError:
@@ -149,10 +149,8 @@ def _load(file: Path) -> export.Exported | None:
     # JAX notices few damages, and some only as it compiles.
     if digest != hashlib.sha256(serialized).digest():
         logging.warning("The traced step in %s is damaged: it is traced anew.", file)
-        with contextlib.suppress(OSError):  # of a folder that is read alone
-            file.unlink()
         return None
-    with contextlib.suppress(OSError):  # the same, or another process took it away meanwhile
+    with contextlib.suppress(OSError):  # of a folder that is read alone, or another process took it away meanwhile
         os.utime(file)  # the oldest are taken away first
     return export.deserialize(bytearray(serialized))
 

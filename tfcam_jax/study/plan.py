@@ -61,7 +61,10 @@ def plan_arms(config: ConfigDict) -> dict[str, ConfigDict]:
     if not arms:
         raise ConfigError("config.compare.strategies and compare.variants are empty: nothing to compare.")
     if compare.reference not in arms:
-        raise ConfigError(f"config.compare.reference is {compare.reference!r}; the arms are {', '.join(arms)}.")
+        remedy = f"Give --config.compare.reference={next(iter(arms))}, or another of them."
+        raise ConfigError(
+            f"config.compare.reference is {compare.reference!r}; the arms are {', '.join(arms)}. {remedy}"
+        )
     for name, arm in arms.items():
         try:
             resolve(arm)
