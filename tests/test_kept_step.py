@@ -8,8 +8,8 @@ from tiny_manifest import write_manifest
 from tiny_run import tiny_config
 
 from tfcam_jax import steps
-from tfcam_jax.devices import kept_step
 from tfcam_jax.experiment import build_experiment, resolve
+from tfcam_jax.run import kept_step
 from tfcam_jax.strategies import make_strategy
 
 
@@ -93,9 +93,9 @@ def test_what_decides_the_step_decides_the_file(manifest, folder, monkeypatch):
         two_steps(manifest, **change)
         assert len(set(names(folder)) - found) == 1, change
         found.update(names(folder))
-    decided = lambda: kept_step.step_file(config=1)
+    decided = lambda: kept_step.step_file(folder, config=1)
     before = decided()
-    assert before == decided() != kept_step.step_file(config=2)
+    assert before == decided() != kept_step.step_file(folder, config=2)
     others = []
     for owner, name, value in (
         (kept_step, "_code", lambda: "another"),
@@ -173,13 +173,11 @@ def test_a_folder_that_is_read_alone_serves(manifest, folder, monkeypatch, caplo
 
 
 def test_a_full_disk_leaves_nothing_half_written(manifest, folder, monkeypatch, caplog):
-    def full(path, content):
-        with path.open("wb") as file:
-            file.write(content[:10])
+    def full(descriptor):
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(kept_step.Path, "write_bytes", full)
+        patch.setattr("tfcam_jax.run.files.os.fsync", full)
         two_steps(manifest)
     assert not names(folder)
     assert any("can't be kept" in record.getMessage() for record in caplog.records)

@@ -31,7 +31,6 @@ from .data.recipe import DataRecipe
 from .data.source import Dataset, Source
 from .data.transforms import IDENTITY, Augment, Resize
 from .devices.distributed import is_first
-from .devices.kept_step import step_file
 from .devices.memory import device_memory, host_memory
 from .devices.placement import Placement, make_placement
 from .errors import ConfigError, check_known
@@ -45,6 +44,7 @@ from .models.tasks import one_logit
 from .optimizers import make_optimizer, make_schedule
 from .run.config_values import MOST_STEPS, check_together, check_values
 from .run.files import WorkdirError, write_text
+from .run.kept_step import keep_trace
 from .strategies import (
     STRATEGIES,
     alpha_of,
@@ -719,8 +719,9 @@ def _compile_steps(
     options |= {"accumulate_steps": recipe.accumulate_steps, "frozen": recipe.frozen_modules}
     options |= {"total_steps": total_steps, "term_norms": recipe.log_gradient_norms}
     train_step = steps.make_train_step(model, tx, strategy, preprocess, **options)
-    file = step_file(**kept, of_features=isinstance(model, TrainedPart)) if kept else None
-    train_step = placement.compile_train_step(train_step, recipe.abstract_state(num_classes), file)
+    if kept and placement.mode == "jit":
+        train_step = keep_trace(train_step, **kept, of_features=isinstance(model, TrainedPart))
+    train_step = placement.compile_train_step(train_step, recipe.abstract_state(num_classes))
     return train_step, placement.compile_eval_step(steps.make_eval_step(model, preprocess))
 
 

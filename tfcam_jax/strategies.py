@@ -111,8 +111,7 @@ def cyborg(
     features = None if cam_features == "pooled" else evidence.output.hooked
     if cam_features == "hooked" and features is None:
         raise ConfigError("cam_features=hooked: this network has no such tensor; leave it unset (pooled)")
-    loss = lambda view: losses.cyborg_loss(view.true_map, view.saliency, divergence)
-    guidance = lambda view: (loss(view), view.usable & _vary(view.true_map))
+    guidance = lambda view: _placed(view, "true", divergence)
     return guided(evidence, alpha, "cyborg", guidance, cam_class, features)
 
 
@@ -127,13 +126,7 @@ def difference(
     evidence: Evidence, *, alpha: float = 0.5, divergence: Divergence = mse, cam_class: str = "true"
 ) -> Terms:
     """Difference of the raw maps like the human's map (reconstruction 2)."""
-
-    def guidance(view: View):
-        loss = losses.difference_loss(view.true_map, view.false_map, view.saliency, divergence)
-        maps = cams.difference_salience(view.true_map, view.false_map)
-        magnitude = cams.largest_magnitude(view.true_map, view.false_map)
-        return loss, view.usable & ~cams.is_constant(maps, magnitude)
-
+    guidance = lambda view: _placed(view, "difference", divergence)
     return guided(evidence, alpha, "difference", guidance, cam_class)
 
 
@@ -242,9 +235,8 @@ def order(evidence: Evidence, *, alpha: float = 0.5, attribution: str = "differe
     """Places inside the human map above places outside, on T or on D; nothing is asked of the shape (own)."""
 
     def guidance(view: View):
-        maps = _attribution(view, attribution)
-        magnitude = cams.largest_magnitude(view.true_map, view.false_map) if attribution == "difference" else None
-        return losses.order_loss(maps, view.saliency), view.usable & ~cams.is_constant(maps, magnitude)
+        loss = losses.order_loss(_attribution(view, attribution), view.saliency)
+        return loss, view.usable & _attribution_varies(view, attribution)
 
     return guided(evidence, alpha, "order", guidance, cam_class)
 
@@ -274,13 +266,9 @@ def place_and_consistency(
     """
 
     def guidance(view: View):
-        check_known("attribution", attribution, ATTRIBUTIONS)
-        if attribution == "true":
-            place, varies = losses.cyborg_loss(view.true_map, view.saliency, divergence), _vary(view.true_map)
-        else:  # where D varies is asked below
-            place, varies = losses.difference_loss(view.true_map, view.false_map, view.saliency, divergence), True
-        alike, usable = _consistency(evidence, view, divergence)
-        return 0.5 * place + 0.5 * alike, view.usable & varies & usable
+        place, usable = _placed(view, attribution, divergence)
+        alike, consistent = _consistency(evidence, view, divergence)
+        return 0.5 * place + 0.5 * alike, usable & consistent
 
     return guided(evidence, alpha, "place_and_consistency", guidance, cam_class)
 
@@ -552,12 +540,31 @@ def _vary(*maps: Array) -> Array:
     return ~functools.reduce(jnp.logical_or, map(cams.is_constant, maps))
 
 
+def _differ(true_map: Array, false_map: Array) -> Array:
+    """Where D says something."""
+    maps, magnitude = cams.difference_salience(true_map, false_map), cams.largest_magnitude(true_map, false_map)
+    return ~cams.is_constant(maps, magnitude)
+
+
+def _attribution_varies(view: View, attribution: str) -> Array:
+    """Where T or D says something."""
+    check_known("attribution", attribution, ATTRIBUTIONS)
+    return _vary(view.true_map) if attribution == "true" else _differ(view.true_map, view.false_map)
+
+
+def _placed(view: View, attribution: str, divergence: Divergence) -> tuple[Array, Array]:
+    """The loss of T or of D that is to be like the human's map, and which examples it holds for."""
+    usable = view.usable & _attribution_varies(view, attribution)
+    if attribution == "true":
+        return losses.cyborg_loss(view.true_map, view.saliency, divergence), usable
+    return losses.difference_loss(view.true_map, view.false_map, view.saliency, divergence), usable
+
+
 def _consistency(evidence: Evidence, view: View, divergence: Divergence) -> tuple[Array, Array]:
     """The loss of D in both views, and where both D say something."""
     maps = view.true_map, view.false_map
     other_true, other_false = (jnp.flip(each, -1) for each in evidence.mirrored().true_false_maps(view.labels))
-    flat = lambda t, u: cams.is_constant(cams.difference_salience(t, u), cams.largest_magnitude(t, u))
-    usable = ~(flat(*maps) | flat(other_true, other_false))
+    usable = _differ(*maps) & _differ(other_true, other_false)
     return losses.consistency_loss(*maps, other_true, other_false, divergence), usable
 
 

@@ -27,14 +27,13 @@ from launch.benchmark.cases import (
     Case,
     abstract_batch,
     abstract_state,
-    build_model,
     compile_step,
     device_batch,
     memory_account,
     optimizer,
-    preprocess,
     random_variables,
     running_step,
+    train_step,
 )
 from launch.benchmark.operations import measure_bandwidth
 from launch.benchmark.parts import measure_peak_flops
@@ -45,7 +44,6 @@ from tfcam_jax.data.source import Subset
 from tfcam_jax.devices.compilation import available_cores
 from tfcam_jax.models import cpu_ops
 from tfcam_jax.run.provenance import collect_provenance
-from tfcam_jax.strategies import make_strategy
 
 PLAIN, GUIDED, PLAIN_BY_XLA = "cross_entropy", "difference", "cross_entropy, XLA's operations"
 TORCH_STEPS = (
@@ -174,8 +172,7 @@ def jax_steps(model: str, batches: Sequence[int], image_size: int, dtype: str, s
 def _program(case: Case, strategy: str) -> tuple[Any, float, float]:
     """A compiled step, its FLOPs and the seconds that tracing and compiling took."""
     start = time.perf_counter()
-    step = steps.make_train_step(build_model(case), optimizer(), make_strategy(strategy), preprocess(case))
-    traced = jax.jit(step, donate_argnums=0).trace(abstract_state(case), abstract_batch(case))
+    traced = jax.jit(train_step(case, strategy), donate_argnums=0).trace(abstract_state(case), abstract_batch(case))
     compiled = compile_step(traced.lower())
     return compiled, count_flops(traced.jaxpr.jaxpr), time.perf_counter() - start
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib
 import time
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -15,24 +14,25 @@ from launch.benchmark.cases import (
     abstract_batch,
     abstract_state,
     build_model,
+    compile_step,
     device_batch,
     optimizer,
     train_step,
 )
 from launch.benchmark.fresh_process import call_afresh
 from tfcam_jax import steps
-from tfcam_jax.devices.compilation import compiler_options
-from tfcam_jax.devices.kept_step import trace_step
 from tfcam_jax.models.initialization import initialize
 from tfcam_jax.run.garbage import collect_rarely
+from tfcam_jax.run.kept_step import FOLDER, keep_trace
 
 STAGES = ("import", "initialize", "trace", "compile", "first step")
 
 
 def measure_jax(case: Case, cache_dir: str, strategy: str = "opposed") -> dict[str, float]:
-    """Seconds by stage of a process that uses the compilation cache in `cache_dir`."""
+    """Seconds by stage of a process that uses the caches in `cache_dir`."""
     environment = {"JAX_COMPILATION_CACHE_DIR": cache_dir, "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.3"}
-    return call_afresh(__name__, f"jax_stages(begin, {tuple(case)!r}, {strategy!r}, {cache_dir!r})", environment)
+    environment[FOLDER] = cache_dir
+    return call_afresh(__name__, f"jax_stages(begin, {tuple(case)!r}, {strategy!r})", environment)
 
 
 def measure_torch(case: Case) -> dict[str, float]:
@@ -40,14 +40,13 @@ def measure_torch(case: Case) -> dict[str, float]:
     return call_afresh(__name__, f"torch_stages({tuple(case)!r})", {})
 
 
-def jax_stages(begin: float, fields: tuple[Any, ...], strategy: str, cache_dir: str) -> dict[str, float]:
+def jax_stages(begin: float, fields: tuple[Any, ...], strategy: str) -> dict[str, float]:
     """Runs in the measured process: to a train step as `launch/train.py` gets there, but for reading data.
 
     Args:
       begin: `time.perf_counter()` before anything was imported.
       fields: of the case.
       strategy: of the step.
-      cache_dir: where its trace is kept.
     """
     collect_rarely()
     importlib.import_module("tfcam_jax.training")
@@ -58,11 +57,10 @@ def jax_stages(begin: float, fields: tuple[Any, ...], strategy: str, cache_dir: 
     jax.block_until_ready(variables)
     clock()
     shapes = abstract_state(case), abstract_batch(case)
-    file = Path(cache_dir) / "first.step"
-    kept = trace_step(train_step(case, strategy), *shapes, file, compiler_options=compiler_options())
-    lowered = kept.lower(*shapes)
+    kept = keep_trace(train_step(case, strategy), case=case, strategy=strategy)
+    lowered = jax.jit(kept, donate_argnums=0).lower(*shapes)
     clock()
-    compiled = lowered.compile()
+    compiled = compile_step(lowered)
     clock()
     state = steps.create_train_state(variables, optimizer())
     jax.block_until_ready(compiled(state, device_batch(case)))

@@ -9,7 +9,6 @@ from __future__ import annotations
 import dataclasses
 import itertools
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import einops
@@ -21,7 +20,6 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec, Sharding, SingleDev
 from ..errors import ConfigError, check_known
 from ..steps import Batch, StepMetrics, TrainState
 from .compilation import compiler_options
-from .kept_step import keep_step
 
 TrainStep = Callable[[TrainState, Batch], tuple[TrainState, StepMetrics]]
 EvalStep = Callable[[Any, Any, Batch], Any]  # of rows: `EvalOutput`, or features
@@ -108,17 +106,15 @@ class Placement:
         """Inside a compiled step: a gradient spread as the parameters are kept."""
         return jax.lax.with_sharding_constraint(gradient, self._shardings(gradient)) if self.shard_state else gradient
 
-    def compile_train_step(self, step: TrainStep, state: TrainState, kept: Path | None = None) -> TrainStep:
+    def compile_train_step(self, step: TrainStep, state: TrainState) -> TrainStep:
         """Compiles `steps.make_train_step`'s step when it is first called; its state argument is donated.
 
         The step is made with this placement's `axis_name`, `gather` and `scatter`; `state`, abstract or not, is one
-        like those that it will get. `kept` is the file of its trace (`kept_step`), which is for one device alone.
+        like those that it will get.
         """
         if self.mode == "pmap":
             axes = {"in_axes": (None, 0), "out_axes": (None, None)}
             return jax.pmap(step, AXIS, **axes, donate_argnums=0, devices=list(self.mesh.devices.flat))
-        if self.mode == "jit" and kept:
-            return keep_step(step, kept, out_shardings=self._whole, compiler_options=compiler_options())
         outputs = (self.state_shardings(state), self._whole)
         return jax.jit(step, donate_argnums=0, out_shardings=outputs, compiler_options=compiler_options())
 

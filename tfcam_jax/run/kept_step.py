@@ -21,8 +21,10 @@ import jax
 from absl import logging
 from jax import export
 
+from ..errors import WorkdirError
 from ..steps import Batch, StepMetrics, TrainState
 from ..terms import Total
+from .files import write_bytes
 
 # The folder that they are kept in; the launch scripts set it. Without it nothing is kept: whoever calls this package
 # from Python may have changed what is traced without changing a file.
@@ -40,16 +42,38 @@ _LIBRARIES = ("jax", "jaxlib", "flax", "optax", "einops", "numpy", "jaxtyping")
 _NOT_TRACED = ("cache", "log", "coordination", "profiler")
 
 
-def step_file(**decisive: Any) -> Path | None:
-    """Where the trace of a step is kept that is decided by these values, which JSON knows; None: nowhere.
+def keep_trace(step: TrainStep, **decisive: Any) -> TrainStep:
+    """The step, to be compiled like it, by way of a trace that is kept, or the step itself where none is to be kept.
 
-    The name is a hash of them and of whatever else decides a trace: this package's code, the versions of the libraries,
-    the settings of JAX and XLA, the kind of device. So a file that is found is the right one. Only for CPUs, where it
-    was tried.
+    The first start goes the same way as later ones, so that all run one program, to the same bits. A file that can't be
+    read is a warning, and so is one that can't be written; the step is then traced. Only on CPUs, where it was tried.
+
+    Args:
+      step: a train step of one device.
+      **decisive: what decides it, beside this package's code and the shapes of its arguments; values that JSON knows.
     """
     folder = os.environ.get(FOLDER)
     if not folder or jax.default_backend() != "cpu":
-        return None
+        return step
+
+    def call(state: TrainState, batch: Batch) -> tuple[TrainState, StepMetrics]:
+        leaves, structure = jax.tree.flatten(state)
+        shape_of = lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype)
+        shapes = jax.tree.map(shape_of, leaves), jax.tree.map(shape_of, batch)
+        file = step_file(Path(folder).expanduser(), shapes=str(shapes), **decisive)
+        exported = _load(file) or _trace(step, structure, shapes, file)
+        updated, metrics = exported.call(leaves, batch)
+        return jax.tree.unflatten(structure, updated), _from_plain(metrics)
+
+    return call
+
+
+def step_file(folder: Path, **decisive: Any) -> Path:
+    """Where the trace of a step is kept that is decided by these values, which JSON knows.
+
+    The name is a hash of them and of whatever else decides a trace: this package's code, the versions of the libraries,
+    the settings of JAX and XLA, the kind of device. So a file that is found is the right one.
+    """
     settings = {name: repr(value) for name, value in jax.config.values.items() if not _is_apart(name)}
     everything = {
         "step": decisive,
@@ -61,7 +85,7 @@ def step_file(**decisive: Any) -> Path | None:
         "devices": [device.device_kind for device in jax.devices()],
     }
     text = json.dumps(everything, sort_keys=True, default=str)
-    return Path(folder).expanduser() / f"{hashlib.sha256(text.encode()).hexdigest()}{_SUFFIX}"
+    return folder / f"{hashlib.sha256(text.encode()).hexdigest()}{_SUFFIX}"
 
 
 def _is_apart(setting: str) -> bool:
@@ -78,61 +102,19 @@ def _code() -> str:
     return digest.hexdigest()
 
 
-def keep_step(step: TrainStep, file: Path, **compiling: Any) -> TrainStep:
-    """The step by `trace_step`, once it is called, for the shapes that it is called with first."""
-    found: list[TrainStep] = []
-
-    def call(state: TrainState, batch: Batch) -> tuple[TrainState, StepMetrics]:
-        if not found:
-            shape_of = lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype)
-            shapes = jax.tree.map(shape_of, state), jax.tree.map(shape_of, batch)
-            found.append(trace_step(step, shapes[0], shapes[1], file, **compiling))
-        return found[0](state, batch)
-
-    return call
-
-
-def trace_step(step: TrainStep, state: Any, batch: Any, file: Path, **compiling: Any) -> Any:
-    """The step under `jax.jit`, its state donated, by way of the trace that a file keeps.
-
-    The first start goes the same way, so that both run one program, to the same bits. A file that can't be read is a
-    warning, and so is one that can't be written; the step is then traced.
-
-    Args:
-      step: a train step of one device.
-      state: shapes and dtypes of its first argument.
-      batch: of its second.
-      file: of `step_file`; a hash of the shapes joins its name.
-      **compiling: of `jax.jit`.
-    """
-    shapes = str([(leaf.shape, leaf.dtype) for leaf in jax.tree.leaves((state, batch))])
-    file = file.with_stem(f"{file.stem}-{hashlib.sha256(shapes.encode()).hexdigest()[:8]}")
-    return jax.jit(_through(_load(file) or _trace(step, state, batch, file)), **compiling, donate_argnums=0)
-
-
-def _through(exported: export.Exported) -> TrainStep:
-    def call(state: TrainState, batch: Batch) -> tuple[TrainState, StepMetrics]:
-        leaves, structure = jax.tree.flatten(state)
-        updated, metrics = exported.call(leaves, batch)
-        return jax.tree.unflatten(structure, updated), _from_plain(metrics)
-
-    return call
-
-
-def _trace(step: TrainStep, state: Any, batch: Any, file: Path) -> export.Exported:
-    """The step for arguments of these shapes, and the file written."""
-    leaves, structure = jax.tree.flatten(state)
+def _trace(step: TrainStep, structure: Any, shapes: tuple[list[Any], Any], file: Path) -> export.Exported:
+    """The step for arguments of these shapes, the state's as the leaves of this structure, and the file written."""
 
     def flat(leaves: list[Any], batch: Batch) -> tuple[list[Any], dict[str, Any]]:
         updated, metrics = step(jax.tree.unflatten(structure, leaves), batch)
         return jax.tree.leaves(updated), _to_plain(metrics)
 
-    exported = export.export(jax.jit(flat))(leaves, batch)
+    exported = export.export(jax.jit(flat))(*shapes)
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         _write(file, bytes(exported.serialize()))
-    except OSError as error:
-        logging.warning("The traced step can't be kept in %s (%s); the next start traces it anew.", file, error)
+    except (OSError, WorkdirError) as error:
+        logging.warning("The traced step can't be kept (%s); the next start traces it anew.", error)
     return exported
 
 
@@ -157,13 +139,7 @@ def _load(file: Path) -> export.Exported | None:
 
 def _write(file: Path, serialized: bytes) -> None:
     """Whole or not at all, and takes away the files that were not used for longest, half-written ones among them."""
-    partial = file.with_name(f".{file.name}.{os.getpid()}")
-    try:
-        partial.write_bytes(hashlib.sha256(serialized).digest() + serialized)
-        partial.replace(file)
-    except OSError:
-        partial.unlink(missing_ok=True)
-        raise
+    write_bytes(file, hashlib.sha256(serialized).digest() + serialized)
     kept = [(path, _last_used(path)) for path in file.parent.iterdir() if _SUFFIX in path.name]
     for path, _ in sorted(kept, key=lambda each: each[1])[:-_MOST_FILES]:
         path.unlink(missing_ok=True)
