@@ -1,5 +1,6 @@
 """Every model keeps the CAM contract, and every setting does what it says."""
 
+import re
 from collections.abc import Iterator
 from functools import cache, partial
 
@@ -320,19 +321,30 @@ def test_bfloat16_gives_the_same_cam_losses(name):
     np.testing.assert_allclose(cam_losses(rounded), cam_losses(exact), rtol=0.02)
 
 
+def equations(program):
+    """Of a jaxpr and of those that it calls, in their order."""
+    for equation in program.eqns:
+        yield equation
+        for value in equation.params.values():
+            inner = getattr(value, "jaxpr", value)
+            yield from equations(inner) if hasattr(inner, "eqns") else ()
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", SMALL_MODELS)
 def test_every_convolution_is_in_the_compute_dtype(name):
     _, variables = small_model(name)
     model = SMALL_MODELS[name](num_classes=2, dtype=jnp.bfloat16)
     program = jax.make_jaxpr(partial(model.apply, train=False))(variables, random_images(1, 48))
-    dtypes_of = lambda *names: [e.outvars[0].aval.dtype for e in program.eqns if e.primitive.name in names]
+    every = list(equations(program.jaxpr))
+    dtypes_of = lambda *names: [e.outvars[0].aval.dtype for e in every if e.primitive.name in names]
     kernels = {path for path in traverse_util.flatten_dict(variables["params"]) if path[-1] == "kernel"}
-    depthwise = {path for path in kernels if "depthwise" in path}
+    # Of each block's two dense layers the program has one.
+    apart = {path for path in kernels if "depthwise" in path or "denselayer2" in path[0]}
     products = dtypes_of("conv_general_dilated", "dot_general")
-    assert products == [jnp.bfloat16] * (len(kernels - depthwise) - 1) + [jnp.float32]  # the head's, which comes last
+    assert products == [jnp.bfloat16] * (len(kernels - apart) - 1) + [jnp.float32]  # the head's, which comes last
     others = dtypes_of("custom_vjp_call")  # depthwise convolutions and max pools
-    assert len(others) >= len(depthwise) and set(others) <= {jnp.dtype("bfloat16")}
+    assert len(others) >= sum("depthwise" in path for path in apart) and set(others) <= {jnp.dtype("bfloat16")}
 
 
 @pytest.mark.slow
@@ -375,7 +387,6 @@ def residual_bytes(model: Backbone) -> int:
 @pytest.mark.parametrize(
     "build",
     [
-        partial(DenseNet, depths=(6, 6)),
         partial(InceptionV3, modules=tuple((f"fork{i}", INCEPTION_MODULES[1][1]) for i in range(6))),
         MODELS["resnet18"],
         SmallCNN,
@@ -443,18 +454,20 @@ def test_convolution_is_the_usual_one(size, strides, padding):
     np.testing.assert_allclose(ours.apply(variables, x), usual.apply(variables, x), atol=1e-5)
 
 
-def grouped_conv(x, kernel, strides=(1, 1), padding="SAME", dilation=(1, 1)):
-    options = {"dimension_numbers": ("NHWC", "HWIO", "NHWC"), "feature_group_count": x.shape[-1]}
+def usual_conv(x, kernel, strides=(1, 1), padding="SAME", dilation=(1, 1)):
+    """Of each channel by itself if the kernel has one input."""
+    groups = x.shape[-1] // kernel.shape[2]
+    options = {"dimension_numbers": ("NHWC", "HWIO", "NHWC"), "feature_group_count": groups}
     return jax.lax.conv_general_dilated(x, kernel, strides, padding, rhs_dilation=dilation, **options)
 
 
-def channelwise(size, kernel_size):
-    """Two images of three channels, and a kernel for each channel."""
+def channelwise(size, kernel_size, features=(1, 3)):
+    """Two images of three channels, and a kernel for each channel, or one of these inputs and outputs."""
     normal = np.random.default_rng(0).standard_normal
-    return jnp.asarray(normal((2, *size, 3)), jnp.float32), jnp.asarray(normal((*kernel_size, 1, 3)), jnp.float32)
+    return jnp.asarray(normal((2, *size, 3)), jnp.float32), jnp.asarray(normal((*kernel_size, *features)), jnp.float32)
 
 
-DEPTHWISE = [
+GEOMETRIES = [
     ((6, 7), (3, 3), (1, 1), "SAME", (1, 1)),
     ((1, 2), (3, 3), (1, 1), "SAME", (1, 1)),
     ((4, 4), (1, 1), (1, 1), "SAME", (1, 1)),
@@ -469,13 +482,17 @@ DEPTHWISE = [
 ]
 
 
-@pytest.mark.parametrize(("size", "kernel_size", "strides", "padding", "dilation"), slow_but(DEPTHWISE, DEPTHWISE[-1]))
-def test_a_depthwise_convolution_and_its_first_and_second_gradients_are_the_usual_ones(
-    size, kernel_size, strides, padding, dilation
+@pytest.mark.parametrize(
+    ("size", "kernel_size", "strides", "padding", "dilation"), slow_but(GEOMETRIES, GEOMETRIES[-1])
+)
+@pytest.mark.parametrize("features", [(1, 3), (3, 4)])
+def test_a_convolution_and_its_first_and_second_gradients_are_the_usual_ones(
+    size, kernel_size, strides, padding, dilation, features
 ):
-    x, kernel = channelwise(size, kernel_size)
-    options = {"strides": strides, "padding": padding, "dilation": dilation}
-    ours, usual = (partial(conv, **options) for conv in (depthwise_conv, grouped_conv))
+    x, kernel = channelwise(size, kernel_size, features)
+    usual = partial(usual_conv, strides=strides, padding=padding, dilation=dilation)
+    layout = {"dimension_numbers": ("NHWC", "HWIO", "NHWC"), "feature_group_count": 3 // features[0]}
+    ours = lambda x, kernel: conv_general_dilated(x, kernel, strides, padding, rhs_dilation=dilation, **layout)
 
     def penalty(conv):
         """A function of the gradients by both arguments, as losses on input gradients are."""
@@ -490,9 +507,47 @@ def test_a_depthwise_convolution_and_its_first_and_second_gradients_are_the_usua
         np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize(("size", "kernel_size", "strides", "padding", "dilation"), [GEOMETRIES[3], GEOMETRIES[-1]])
+def test_on_accelerators_gradients_are_the_convolutions_that_xla_knows(
+    monkeypatch, size, kernel_size, strides, padding, dilation
+):
+    x, kernel = channelwise(size, kernel_size, (3, 4))
+    usual = partial(usual_conv, strides=strides, padding=padding, dilation=dilation)
+    layout = {"rhs_dilation": dilation, "dimension_numbers": ("NHWC", "HWIO", "NHWC")}
+    ours = lambda x, kernel: conv_general_dilated(x, kernel, strides, padding, **layout)
+    monkeypatch.setattr(jax, "default_backend", lambda: "tpu")
+    gradients = lambda conv: jax.jit(jax.grad(lambda x, kernel: jnp.sin(conv(x, kernel)).sum(), argnums=(0, 1)))
+    for mine, theirs in zip(gradients(ours)(x, kernel), gradients(usual)(x, kernel), strict=True):
+        np.testing.assert_allclose(mine, theirs, rtol=1e-5, atol=1e-5)
+    layouts = lambda conv: {
+        str(equation.params["dimension_numbers"])
+        for equation in equations(jax.make_jaxpr(gradients(conv))(x, kernel).jaxpr)
+        if equation.primitive.name == "conv_general_dilated"
+    }
+    assert layouts(ours) == layouts(usual) and len(layouts(ours)) == 3
+
+
+@pytest.mark.parametrize("step", [1, 2])
+def test_within_a_loop_too_gradients_are_convolutions_of_the_form_that_cpus_run_fast(step):
+    """As parts of a batch are worked through; the gradient by the images, which nobody asks for, is not among them."""
+    parts, kernels = jnp.ones((2, 3, 9, 9, 4)), [jnp.ones((3, 3, 4, 5)), jnp.ones((3, 3, 5, 6))]
+    layout = {"dimension_numbers": ("NHWC", "HWIO", "NHWC")}
+
+    def loss(kernels, x):
+        for kernel in kernels:
+            x = conv_general_dilated(x, kernel, (step, step), "SAME", **layout)
+        return jnp.square(x).sum()
+
+    add = lambda total, part: (jax.tree.map(jnp.add, total, jax.grad(loss)(kernels, part)), None)
+    everything = lambda kernels, parts: jax.lax.scan(add, jax.tree.map(jnp.zeros_like, kernels), parts)[0]
+    program = jax.jit(everything).lower(kernels, parts).compile().as_text()
+    assert " while(" in program
+    assert re.findall(r" convolution\(.*dim_labels=(\S+?),", program) == ["b01f_01io->b01f"] * 5
+
+
 def test_a_depthwise_convolution_of_smaller_dtypes_sums_in_float32():
     x, kernel = (array.astype(jnp.bfloat16) for array in channelwise((8, 8), (5, 5)))
-    exact = grouped_conv(x.astype(jnp.float32), kernel.astype(jnp.float32))
+    exact = usual_conv(x.astype(jnp.float32), kernel.astype(jnp.float32))
     found, gradients = jax.value_and_grad(lambda *a: depthwise_conv(*a).astype(jnp.float32).sum(), (0, 1))(x, kernel)
     assert {leaf.dtype for leaf in gradients} == {jnp.dtype("bfloat16")}
     np.testing.assert_array_equal(depthwise_conv(x, kernel), exact.astype(jnp.bfloat16))

@@ -48,6 +48,16 @@ def test_kinds_and_what_is_free():
     assert "loop" in kinds(lambda x: jax.lax.while_loop(lambda x: x.sum() > 1, lambda x: x / 2, x), (16, 16))
 
 
+def test_what_is_in_a_loop_counts_as_often_as_it_runs():
+    function = lambda xs, k: jax.lax.scan(lambda total, x: (total @ k, None), jnp.ones((30, 40)), xs)[0]
+    found = operations_of(function, (7, 5), (40, 40))
+    (product,) = (each for each in found if each.flops)
+    assert (product.kind, product.times, product.flops) == ("product", 7, 2 * 30 * 40 * 40)
+    assert [each.flops for each in found if each.kind == "loop"] == [0.0]
+    seconds, (share,) = {"a": 3.0}, group({"a": product}, {"a": 3.0}, peak_flops=product.flops, bandwidth=1e30)
+    assert (share.calls, share.seconds, share.least) == (7, seconds["a"], 7.0)
+
+
 def test_what_is_lost_is_beyond_the_nearer_peak():
     found = {
         "a": Operation("product", 100.0, 4.0, "jit(f)/jvp(N)/dot"),

@@ -204,7 +204,11 @@ def _gradient_of_each(loss: Callable[[Any], tuple[dict[str, Array], Any]], param
 
 
 def _norm(gradient: Any) -> Float[Array, ""]:
-    return jnp.sqrt(sum(jnp.square(leaf).sum() for leaf in jax.tree.leaves(gradient)))
+    leaves = jax.tree.leaves(gradient)
+    # Vectors, most of a network's arrays, as one: to the compiler each sum is work.
+    vectors = [jnp.ravel(leaf) for leaf in leaves if leaf.ndim < 2]
+    together = [jnp.concatenate(vectors)] if vectors else []
+    return jnp.sqrt(sum(jnp.square(leaf).sum() for leaf in (*together, *(leaf for leaf in leaves if leaf.ndim >= 2))))
 
 
 def _forward(

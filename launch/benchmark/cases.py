@@ -109,10 +109,15 @@ def train_step(case: Case, strategy: str, **options: Any) -> Any:
     return steps.make_train_step(build_model(case), optimizer(), make_strategy(strategy, **options), preprocess(case))
 
 
-def lower_train_step(case: Case, strategy: str, **options: Any) -> Any:
-    """The train step of a strategy, traced and lowered for a case; its state argument is donated."""
+def trace_train_step(case: Case, strategy: str, **options: Any) -> Any:
+    """The train step of a strategy, traced for a case; its state argument is donated."""
     step = train_step(case, strategy, **options)
-    return jax.jit(step, donate_argnums=0).lower(abstract_state(case), abstract_batch(case))
+    return jax.jit(step, donate_argnums=0).trace(abstract_state(case), abstract_batch(case))
+
+
+def lower_train_step(case: Case, strategy: str, **options: Any) -> Any:
+    """The same as the compiler takes it."""
+    return trace_train_step(case, strategy, **options).lower()
 
 
 def compile_step(lowered: Any, default_options: bool = False) -> Any:

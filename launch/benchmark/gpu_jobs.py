@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import math
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -25,16 +24,15 @@ from jax import lax
 from launch.benchmark import data, jax_work
 from launch.benchmark.cases import (
     Case,
-    abstract_batch,
-    abstract_state,
     compile_step,
     device_batch,
     memory_account,
     optimizer,
     random_variables,
     running_step,
-    train_step,
+    trace_train_step,
 )
+from launch.benchmark.flops import count_flops
 from launch.benchmark.operations import measure_bandwidth
 from launch.benchmark.parts import measure_peak_flops
 from launch.benchmark.timing import clocked, median, ratio, take_turns
@@ -91,6 +89,7 @@ def xla_operations() -> Iterator[None]:
     with contextlib.ExitStack() as stack:
         for name, instead in {
             f"{models}.backbone.conv_general_dilated": lax.conv_general_dilated,
+            f"{models}.dense_block.conv_general_dilated": lax.conv_general_dilated,
             f"{models}.resnet.max_pool_3x3": _xla_max_pool,
             f"{models}.densenet.max_pool_3x3": _xla_max_pool,
             f"{models}.densenet.avg_pool_2x2": _xla_avg_pool,
@@ -172,9 +171,9 @@ def jax_steps(model: str, batches: Sequence[int], image_size: int, dtype: str, s
 def _program(case: Case, strategy: str) -> tuple[Any, float, float]:
     """A compiled step, its FLOPs and the seconds that tracing and compiling took."""
     start = time.perf_counter()
-    traced = jax.jit(train_step(case, strategy), donate_argnums=0).trace(abstract_state(case), abstract_batch(case))
+    traced = trace_train_step(case, strategy)
     compiled = compile_step(traced.lower())
-    return compiled, count_flops(traced.jaxpr.jaxpr), time.perf_counter() - start
+    return compiled, count_flops(traced), time.perf_counter() - start
 
 
 def _timed_steps(
@@ -216,29 +215,6 @@ def _timed_maps(case: Case, variables: Any, seconds: float) -> Row:
     work = jax_work.maps(case, variables)
     work()
     return {**case._asdict(), "maps": "jax", "seconds": take_turns({"maps": clocked(work)}, seconds)["maps"]}
-
-
-def count_flops(program: Any) -> float:
-    """FLOPs of a jaxpr's convolutions and matrix products, two for a product and its sum; zeros of strides left out."""
-    total = 0.0
-    for equation in program.eqns:
-        total += _flops_of(equation)
-        for value in equation.params.values():
-            inner = getattr(value, "jaxpr", value)
-            total += count_flops(inner) if hasattr(inner, "eqns") else 0.0
-    return total
-
-
-def _flops_of(equation: Any) -> float:
-    name, out = equation.primitive.name, math.prod(equation.outvars[0].aval.shape) if equation.outvars else 0
-    if name == "dot_general":
-        (contracted, _), _ = equation.params["dimension_numbers"]
-        return 2.0 * out * math.prod(equation.invars[0].aval.shape[axis] for axis in contracted)
-    if name == "conv_general_dilated":
-        kernel, spec = equation.invars[1].aval.shape, equation.params["dimension_numbers"].rhs_spec
-        taps = math.prod(kernel[axis] for axis in spec[1:])
-        return 2.0 * out * taps / math.prod(equation.params["lhs_dilation"])
-    return 0.0
 
 
 def torch_steps(model: str, batches: Sequence[int], image_size: int, dtype: str, seconds: float) -> Iterator[Row]:

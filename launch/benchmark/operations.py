@@ -11,7 +11,7 @@ import math
 import re
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -38,12 +38,14 @@ class Operation(NamedTuple):
       flops: of its convolutions and products; 0 of all others.
       bytes: of its operands, each once, and its result: what must at least go through memory if no cache holds it.
       source: where it comes from, as JAX names it: "jit(train_step)/jvp(ResNet)/stem/conv_general_dilated".
+      times: how often it runs, in loops of a known length.
     """
 
     kind: str
     flops: float
     bytes: float
     source: str
+    times: int = 1
 
 
 class _Instruction(NamedTuple):
@@ -62,20 +64,33 @@ class _Instruction(NamedTuple):
 
 
 def read_operations(program: str) -> dict[str, Operation]:
-    """The operations of a program's entry, by name, from its text (`compiled.as_text()`); free ones are left out."""
+    """The operations of a program, by name, from its text (`compiled.as_text()`); free ones are left out.
+
+    Those in the body of a loop of a known length are operations too, and the loop itself is only what it adds to them.
+    """
     computations, entry = _split(program)
     shapes = {each.name: each.shape for body in computations.values() for each in body}
-    found = {}
-    for each in computations[entry]:
+    return dict(_operations_of(entry, 1, computations, shapes))
+
+
+def _operations_of(
+    name: str, times: int, computations: Mapping[str, list[_Instruction]], shapes: Mapping[str, str]
+) -> Iterator[tuple[str, Operation]]:
+    """The operations of a computation that runs so often, and of the loops in it."""
+    for each in computations[name]:
         if each.opcode in _FREE:
+            continue
+        source = re.search(r'op_name="([^"]*)"', each.rest)
+        trips = re.search(r'"known_trip_count":\{"n":"(\d+)"\}', each.rest) if each.opcode == "while" else None
+        if trips:
+            yield each.name, Operation("loop", 0.0, 0.0, source[1] if source else "", times)
+            yield from _operations_of(each.attribute("body"), times * int(trips[1]), computations, shapes)
             continue
         inner = list(_inside(each, computations))
         flops = sum(_flops(one, shapes) for one in (each, *inner))
         moved = sum(_size(shapes[name]) for name in set(each.operands) if name in shapes) + _size(each.shape)
-        source = re.search(r'op_name="([^"]*)"', each.rest)
         kind = _kind({one.opcode for one in (each, *inner)})
-        found[each.name] = Operation(kind, flops, moved, source[1] if source else "")
-    return found
+        yield each.name, Operation(kind, flops, moved, source[1] if source else "", times)
 
 
 def _split(program: str) -> tuple[dict[str, list[_Instruction]], str]:
@@ -203,9 +218,9 @@ def group(
     rows: dict[str, list[Share]] = {}
     for name, found in operations.items():
         passing = "backward" if "transpose(" in found.source else "forward" if "jvp(" in found.source else "other"
-        least = max(found.flops / peak_flops, found.bytes / bandwidth)
-        title = f"{found.kind}, {passing}"
-        rows.setdefault(title, []).append(Share(title, 1, seconds.get(name, 0.0), least, found.flops, found.bytes))
+        flops, moved = found.times * found.flops, found.times * found.bytes
+        title, least = f"{found.kind}, {passing}", max(flops / peak_flops, moved / bandwidth)
+        rows.setdefault(title, []).append(Share(title, found.times, seconds.get(name, 0.0), least, flops, moved))
     return sorted((_sum(title, shares) for title, shares in rows.items()), key=lambda share: -share.lost)
 
 

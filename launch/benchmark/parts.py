@@ -14,7 +14,15 @@ import jax.numpy as jnp
 
 from launch.benchmark import operations as profiled
 from launch.benchmark import startup
-from launch.benchmark.cases import Case, compile_step, lower_train_step, random_variables, running_step
+from launch.benchmark.cases import (
+    Case,
+    compile_step,
+    lower_train_step,
+    random_variables,
+    running_step,
+    trace_train_step,
+)
+from launch.benchmark.flops import account_flops
 from launch.benchmark.reference_networks import REFERENCES
 from launch.benchmark.timing import Ratio, clocked, median, ratio, take_turns
 from launch.benchmark.worker import Worker, start_workers
@@ -122,11 +130,10 @@ def _compile_strategies(
     names = list(dict.fromkeys(("cross_entropy", *strategies)))
 
     def compile_one(name: str) -> tuple[float, Any]:
-        lowered = lower_train_step(case, name)
+        traced = trace_train_step(case, name)
+        lowered = traced.lower()
         compiled = compile_step(lowered)
-        # Before compilation the account knows no fusion; only CPUs give it then.
-        account = lowered.cost_analysis() or compiled.cost_analysis()
-        return account["flops"], compiled
+        return account_flops(traced, lowered, compiled), compiled
 
     with ThreadPoolExecutor(at_once()) as pool:
         compiled = dict(zip(names, pool.map(compile_one, names), strict=True))

@@ -51,7 +51,7 @@ class Network(nn.Module):
       head_init: a key of `head.HEAD_INITS`.
       dropout: share of the pooled channels that is dropped before the head, in training alone, in [0, 1).
       rematerialize: compute each block's inner activations again in the backward pass rather than keep them:
-        about a third more time for a fraction of the memory.
+        about a third more time for a fraction of the memory. Dense blocks do so anyway (dense_block.py).
       train_from: the first part that is trained, one of `cut_points`; "": all.
     """
 

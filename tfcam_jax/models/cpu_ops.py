@@ -1,6 +1,7 @@
 """Convolutions and poolings in forms that XLA for CPUs runs fast; accelerators run them too.
 
-Convolution is as `jax.lax` has it, but with 1x1 kernels as one matrix product, and channel by channel as shifts.
+Convolution is as `jax.lax` has it, but with 1x1 kernels as one matrix product, channel by channel as shifts, and
+otherwise with gradients that are convolutions of the usual form: others XLA for CPUs runs fast only outside of loops.
 Poolings are made from slices: XLA for CPUs runs its own (`reduce_window`) as a scalar loop, and its gradient as a
 scatter, ten times slower than these, which become vectorised loops.
 
@@ -11,13 +12,13 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Sequence
-from functools import partial
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.custom_derivatives import SymbolicZero
 from jaxtyping import Array, Float
 
 
@@ -32,7 +33,10 @@ def conv_general_dilated(
 
     XLA for CPUs transposes both operands of a convolution's weight gradient in memory; for 1x1 kernels, most of those
     here, that gradient is a product of the arrays as they lie, if they have two dimensions, not four. Its convolution
-    of each channel by itself is a scalar loop; see `depthwise_conv`.
+    of each channel by itself is a scalar loop; see `depthwise_conv`. All others that are neither grouped nor woven
+    (`lhs_dilation`) have gradients as in `_with_mutual_gradients`.
+
+    Differentiable any number of times backwards, not forwards (`jax.jvp`), but for those that are `jax.lax`'s own.
     """
     groups, size = options.get("feature_group_count", 1), kernel.shape[:2]
     sides = padding.upper() if isinstance(padding, str) else [tuple(pair) for pair in padding]
@@ -44,9 +48,14 @@ def conv_general_dilated(
         places = x.reshape(math.prod(x.shape[:-1]), x.shape[-1])
         y = jnp.dot(places, kernel[0, 0], precision=options.get("precision"))
         return y.reshape(*x.shape[:-1], kernel.shape[-1])
+    dilation = tuple(options.get("rhs_dilation") or (1, 1))
     is_woven = set(options.get("lhs_dilation") or (1,)) != {1}
     if groups == x.shape[-1] == kernel.shape[-1] and not is_woven:
-        return depthwise_conv(x, kernel, strides, padding, options.get("rhs_dilation") or (1, 1))
+        return depthwise_conv(x, kernel, strides, padding, dilation)
+    # Of what has no place in its output the gradient is nothing that is worth a form of its own.
+    geometry = _geometry(x, kernel, strides, padding, dilation)
+    if groups == 1 and not is_woven and set(options) <= _USUAL and min(geometry.out) > 0:
+        return _full_conv(_Full(geometry, options.get("precision")), x, kernel)
     return lax.conv_general_dilated(x, kernel, strides, padding, **options)
 
 
@@ -79,6 +88,130 @@ def _extent(kernel: Sequence[int], dilation: Sequence[int]) -> tuple[int, ...]:
     return tuple((size - 1) * step + 1 for size, step in zip(kernel, dilation, strict=True))
 
 
+class _Full(NamedTuple):
+    """A convolution from all channels to all.
+
+    Attributes:
+      geometry: which places it reads.
+      precision: as `jax.lax` has it.
+    """
+
+    geometry: Geometry
+    precision: Any
+
+
+_LAYOUT = ("NHWC", "HWIO", "NHWC")
+_USUAL = {"lhs_dilation", "rhs_dilation", "dimension_numbers", "feature_group_count", "precision"}
+
+
+def _geometry(
+    x: Array, kernel: Array, strides: Sequence[int], padding: str | Sequence[Sequence[int]], dilation: Sequence[int]
+) -> Geometry:
+    if isinstance(padding, str):
+        padding = lax.padtype_to_pads(x.shape[1:3], _extent(kernel.shape[:2], dilation), strides, padding.upper())
+    pairs = tuple((int(before), int(after)) for before, after in padding)
+    return Geometry(x.shape[1:3], kernel.shape[:2], tuple(strides), pairs, tuple(dilation))
+
+
+def _with_mutual_gradients(
+    convolve: Callable[[Any, Array, Array], Array],
+    input_gradient: Callable[[Any, Array, Array], Array],
+    kernel_gradient: Callable[[Any, Array, Array], Array],
+) -> Callable[[Any, Array, Array], Array]:
+    """`convolve(how, x, kernel)`, differentiable backwards any number of times.
+
+    All three functions are linear in both arrays. From the residuals and the cotangent of each, whose sum of products
+    is linear in x, the output's gradient g and the kernel k:
+    <convolve(x, k), g> = <x, input_gradient(g, k)> = <k, kernel_gradient(x, g)>, the last in the dtype of x.
+    """
+    of_output, of_input, of_kernel = (
+        jax.custom_vjp(function, nondiff_argnums=(0,)) for function in (convolve, input_gradient, kernel_gradient)
+    )
+    like = lambda array, values: jnp.asarray(values, array.dtype)
+    _define_gradients(
+        of_output,
+        by_first=lambda how, x, kernel, g: of_input(how, g, kernel),
+        by_second=lambda how, x, kernel, g: like(kernel, of_kernel(how, x, g)),
+    )
+    _define_gradients(
+        of_input,
+        by_first=lambda how, g, kernel, x: of_output(how, x, kernel),
+        by_second=lambda how, g, kernel, x: like(kernel, of_kernel(how, x, g)),
+    )
+    _define_gradients(
+        of_kernel,
+        by_first=lambda how, x, g, kernel: of_input(how, g, kernel),
+        by_second=lambda how, x, g, kernel: of_output(how, x, kernel),
+    )
+    return of_output
+
+
+def _define_gradients(function: Any, by_first: Callable[..., Array], by_second: Callable[..., Array]) -> None:
+    """The gradients of `function(how, first, second)` by its arrays, from both and the output's; none that isn't asked
+    for is worked out, such as that by the images, or by what comes before a frozen part."""
+
+    def forward(how: Any, first: Any, second: Any):
+        asked = tuple(() if each.perturbed else None for each in (first, second))  # JAX carries no True and False
+        return function(how, first.value, second.value), (first.value, second.value, asked)
+
+    def backward(how: Any, saved: Any, gradient: Any):
+        *arrays, asked = saved
+        if isinstance(gradient, SymbolicZero):
+            return None, None
+        rules = zip((by_first, by_second), asked, strict=True)
+        return tuple(None if unasked is None else rule(how, *arrays, gradient) for rule, unasked in rules)
+
+    function.defvjp(forward, backward, symbolic_zeros=True)
+
+
+def _convolve_full(how: _Full, x: Array, kernel: Array) -> Array:
+    _, _, strides, padding, dilation = how.geometry
+    options = {"rhs_dilation": dilation, "dimension_numbers": _LAYOUT, "precision": how.precision}
+    return lax.conv_general_dilated(x, kernel.astype(x.dtype), strides, padding, **options)
+
+
+# The gradients of a convolution are convolutions, with their dimensions in another order. XLA for CPUs turns them into
+# the usual one, the only one that it is fast at, but not within loops (jaxlib 0.10.2: 6 to 10 times slower networks).
+# Elsewhere they stay as they are, which is what XLA for GPUs looks for.
+
+
+def _full_input_gradient(how: _Full, gradient: Array, kernel: Array) -> Array:
+    geometry, kernel = how.geometry, kernel.astype(gradient.dtype)
+    if jax.default_backend() != "cpu":
+        like = jax.ShapeDtypeStruct((len(gradient), *geometry.size, kernel.shape[2]), gradient.dtype)
+        return jax.linear_transpose(lambda x: _convolve_full(how, x, kernel), like)(gradient)[0]
+    padding = []
+    for size, extent, stride, (low, _), out in _axes(geometry):
+        before = extent - 1 - low
+        padding.append((before, size + extent - 1 - before - ((out - 1) * stride + 1)))
+    turned = jnp.flip(kernel, (0, 1)).swapaxes(2, 3)
+    options = {"lhs_dilation": geometry.strides, "rhs_dilation": geometry.dilation, "precision": how.precision}
+    return lax.conv_general_dilated(gradient, turned, (1, 1), padding, dimension_numbers=_LAYOUT, **options)
+
+
+def _full_kernel_gradient(how: _Full, x: Array, gradient: Array) -> Array:
+    geometry, gradient = how.geometry, gradient.astype(x.dtype)
+    if jax.default_backend() != "cpu":
+        like = jax.ShapeDtypeStruct((*geometry.kernel, x.shape[-1], gradient.shape[-1]), x.dtype)
+        return jax.linear_transpose(lambda kernel: _convolve_full(how, x, kernel), like)(gradient)[0]
+    padding = [
+        (low, (out - 1) * stride + extent - size - low) for size, extent, stride, (low, _), out in _axes(geometry)
+    ]
+    # Channels are the examples, and examples the channels that are summed over.
+    lhs, rhs = x.transpose(3, 1, 2, 0), gradient.transpose(1, 2, 0, 3)
+    options = {"rhs_dilation": geometry.strides, "dimension_numbers": _LAYOUT, "precision": how.precision}
+    return lax.conv_general_dilated(lhs, rhs, geometry.dilation, padding, **options).transpose(1, 2, 0, 3)
+
+
+def _axes(geometry: Geometry) -> Iterator[tuple[int, int, int, tuple[int, int], int]]:
+    """Of rows and of columns: the input's size, the kernel's extent, the stride, the padding, the output's size."""
+    extent = _extent(geometry.kernel, geometry.dilation)
+    return zip(geometry.size, extent, geometry.strides, geometry.padding, geometry.out, strict=True)
+
+
+_full_conv = _with_mutual_gradients(_convolve_full, _full_input_gradient, _full_kernel_gradient)
+
+
 def depthwise_conv(
     x: Float[Array, "batch h w channels"],
     kernel: Float[Array, "size_h size_w 1 channels"],
@@ -93,13 +226,9 @@ def depthwise_conv(
     dtype. It is linear in x and in the kernel, so that it and the two functions of its gradients are each other's
     gradients, of any order.
     """
-    if isinstance(padding, str):
-        padding = lax.padtype_to_pads(x.shape[1:3], _extent(kernel.shape[:2], dilation), strides, padding.upper())
-    pairs = tuple((int(before), int(after)) for before, after in padding)
-    return _convolve(Geometry(x.shape[1:3], kernel.shape[:2], tuple(strides), pairs, tuple(dilation)), x, kernel)
+    return _depthwise(_geometry(x, kernel, strides, padding, dilation), x, kernel)
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _convolve(geometry: Geometry, x: Array, kernel: Array) -> Array:
     dtype = jnp.promote_types(x.dtype, jnp.float32)
     weights = kernel.astype(dtype).reshape(-1, 1, 1, 1, kernel.shape[-1])
@@ -107,7 +236,6 @@ def _convolve(geometry: Geometry, x: Array, kernel: Array) -> Array:
     return sum(products, start=jnp.zeros((), dtype)).astype(x.dtype)
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _input_gradient(geometry: Geometry, gradient: Array, kernel: Array) -> Array:
     """Gradient of `_convolve` by x.
 
@@ -130,7 +258,6 @@ def _input_gradient(geometry: Geometry, gradient: Array, kernel: Array) -> Array
     return _weave(woven, axis=1)[:, :height, :width]
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _kernel_gradient(geometry: Geometry, x: Array, gradient: Array) -> Array:
     """Gradient of `_convolve` by the kernel, in the dtype of x."""
     dtype = jnp.promote_types(x.dtype, jnp.float32)
@@ -176,29 +303,7 @@ def _weave(parts: list[Array], axis: int) -> Array:
     return jnp.stack(parts, axis + 1).reshape(shape)
 
 
-# From the residuals and the cotangent of each, whose sum of products is linear in x, the output's gradient g and the
-# kernel k: <_convolve(x, k), g> = <x, _input_gradient(g, k)> = <k, _kernel_gradient(x, g)>.
-_convolve.defvjp(
-    lambda geometry, x, kernel: (_convolve(geometry, x, kernel), (x, kernel)),
-    lambda geometry, saved, gradient: (
-        _input_gradient(geometry, gradient, saved[1]),
-        jnp.asarray(_kernel_gradient(geometry, saved[0], gradient), saved[1].dtype),
-    ),
-)
-_input_gradient.defvjp(
-    lambda geometry, gradient, kernel: (_input_gradient(geometry, gradient, kernel), (gradient, kernel)),
-    lambda geometry, saved, x: (
-        _convolve(geometry, x, saved[1]),
-        jnp.asarray(_kernel_gradient(geometry, x, saved[0]), saved[1].dtype),
-    ),
-)
-_kernel_gradient.defvjp(
-    lambda geometry, x, gradient: (_kernel_gradient(geometry, x, gradient), (x, gradient)),
-    lambda geometry, saved, kernel: (
-        _input_gradient(geometry, saved[1], kernel),
-        _convolve(geometry, saved[0], kernel),
-    ),
-)
+_depthwise = _with_mutual_gradients(_convolve, _input_gradient, _kernel_gradient)
 
 
 def avg_pool_2x2(x: Float[Array, "batch h w channels"]) -> Float[Array, "batch h//2 w//2 channels"]:

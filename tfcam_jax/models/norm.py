@@ -14,7 +14,7 @@ from jaxtyping import Array, Float
 from .initializers import ones, zeros
 
 
-class _Over(NamedTuple):
+class Over(NamedTuple):
     """What statistics are taken over.
 
     Attributes:
@@ -24,6 +24,38 @@ class _Over(NamedTuple):
 
     groups: int
     axis_name: str | None
+
+
+class Moments(NamedTuple):
+    """Statistics of each channel: mean and biased variance [groups, channels], number of values [groups, 1]."""
+
+    mean: Array
+    var: Array
+    count: Array
+
+
+class DeclaredNorm(nn.Module):
+    """The variables of a `BatchNorm`, for whoever normalises by themselves."""
+
+    @nn.compact
+    def __call__(self, channels: int) -> tuple[tuple[Array, Array], tuple[Array, Array]]:
+        """Scale and bias, and the running mean and variance, [channels] each."""
+        scale, bias, mean, var = _declare(self, channels)
+        as_jax = jnp.asarray  # a caller's may be NumPy's
+        return (as_jax(scale), as_jax(bias)), (as_jax(mean.value), as_jax(var.value))
+
+    def move_running(self, momentum: float, new: Moments) -> None:
+        """Takes up what `pool_moments` gives, of the first of its channels. To be called after the call itself."""
+        for name, value in (("mean", new.mean), ("var", new.var)):
+            old = self.get_variable("batch_stats", name)
+            self.put_variable("batch_stats", name, move_running(momentum, old, value[: len(old)], new.count))
+
+
+def _declare(module: nn.Module, channels: int) -> tuple[Any, Any, nn.Variable, nn.Variable]:
+    """Scale, bias, and what holds the running mean and variance."""
+    scale, bias = (module.param(name, at_first, (channels,)) for name, at_first in (("scale", ones), ("bias", zeros)))
+    running = lambda name, at_first: module.variable("batch_stats", name, at_first, None, (channels,))
+    return scale, bias, running("mean", zeros), running("var", ones)
 
 
 class BatchNorm(nn.Module):
@@ -56,40 +88,36 @@ class BatchNorm(nn.Module):
 
         A group without any example that counts leaves the running statistics as they are.
         """
-        channels = x.shape[-1:]
-        scale = self.param("scale", ones, channels)
-        bias = self.param("bias", zeros, channels)
-        running_mean = self.variable("batch_stats", "mean", zeros, None, channels)
-        running_var = self.variable("batch_stats", "var", ones, None, channels)
+        scale, bias, running_mean, running_var = _declare(self, x.shape[-1])
         if not train or self.frozen:
             mean, var = running_mean.value[None], running_var.value[None]
-            return _apply(x, *_line(scale, bias, mean, jax.lax.rsqrt(var + self.epsilon)))
-        over = self._over(x.shape[0])
+            return apply_norm(self.epsilon, x, (scale, bias), (mean, var))
+        over = Over(1, None) if self.is_initializing() else find_over(self.groups, self.axis_name, x.shape[0])
         weights = jnp.ones(x.shape[:1]) if mask is None else mask
-        y, *statistics = _normalize(over, self.epsilon, x, scale, bias, weights.astype(_widened(x)))
+        y, moments = _normalize(over, self.epsilon, x, scale, bias, weights.astype(widened(x)))
         if not self.is_initializing():
-            everywhere = self.axis_name if self.groups > 1 else None  # of each device's statistics all keep the mean
-            running = running_mean.value, running_var.value
-            moved = _move_running(self.momentum, everywhere, running, jax.lax.stop_gradient(tuple(statistics)))
-            running_mean.value, running_var.value = moved
+            new = pool_moments(self.groups, self.axis_name, jax.lax.stop_gradient(moments))
+            running_mean.value = move_running(self.momentum, running_mean.value, new.mean, new.count)
+            running_var.value = move_running(self.momentum, running_var.value, new.var, new.count)
         return y
 
-    def _over(self, rows: int) -> _Over:
-        """What statistics are taken over. Raises ValueError for rows that don't fall into the groups."""
-        if self.is_initializing():
-            return _Over(1, None)
-        if self.axis_name is not None:
-            devices = jax.lax.axis_size(self.axis_name)
-            if self.groups not in (1, devices):
-                raise ValueError(
-                    f"{self.groups} groups over {devices} devices: under pmap statistics are those of all devices (1) "
-                    "or of each"
-                )
-            # What this program sees is its device's part alone.
-            return _Over(1, self.axis_name if self.groups == 1 else None)
-        if rows % self.groups:
-            raise ValueError(f"a batch of {rows} examples does not fall into {self.groups} equal groups")
-        return _Over(self.groups, None)
+
+def find_over(groups: int, axis_name: str | None, rows: int) -> Over:
+    """What a `BatchNorm` of these settings takes statistics over.
+
+    Raises ValueError for rows that don't fall into the groups.
+    """
+    if axis_name is not None:
+        devices = jax.lax.axis_size(axis_name)
+        if groups not in (1, devices):
+            raise ValueError(
+                f"{groups} groups over {devices} devices: under pmap statistics are those of all devices (1) or of each"
+            )
+        # What this program sees is its device's part alone.
+        return Over(1, axis_name if groups == 1 else None)
+    if rows % groups:
+        raise ValueError(f"a batch of {rows} examples does not fall into {groups} equal groups")
+    return Over(groups, None)
 
 
 # Compiled by themselves, so that they are traced once for each shape, however many layers have it: most of a deep
@@ -98,18 +126,21 @@ class BatchNorm(nn.Module):
 
 @partial(jax.jit, static_argnums=(0, 1))
 def _normalize(
-    over: _Over,
+    over: Over,
     epsilon: float,
     x: Float[Array, "batch *places channels"],
     scale: Float[Array, " channels"],
     bias: Float[Array, " channels"],
     weights: Float[Array, " batch"],
-) -> tuple[Array, Array, Array, Array]:
-    """x normalised by its own statistics; mean and biased variance [groups, channels]; number of values [groups, 1].
+) -> tuple[Array, Moments]:
+    """x normalised by its own statistics, all rows by those of the rows that count."""
+    moments = find_moments(over, x, weights)
+    return apply_norm(epsilon, x, (scale, bias), moments[:2]), moments
 
-    Statistics are those of the rows by their weights, 0 or 1; all rows are normalised.
-    """
-    wide = x.astype(_widened(x))
+
+def find_moments(over: Over, x: Float[Array, "batch *places channels"], weights: Float[Array, " batch"]) -> Moments:
+    """Statistics of the rows by their weights, 0 or 1, in at least float32."""
+    wide = x.astype(widened(x))
     in_groups = lambda of_rows: of_rows.reshape(over.groups, -1, of_rows.shape[-1])
     counts = in_groups(weights[:, None])
     places = tuple(range(1, x.ndim - 1))
@@ -118,33 +149,59 @@ def _normalize(
     sums = weighted(wide), weighted(jnp.square(wide)), counts.sum(1) * math.prod(x.shape[1:-1])
     total, total_square, count = _everywhere(over.axis_name, sums)
     mean = total / jnp.maximum(count, 1)
-    var = jnp.maximum(total_square / jnp.maximum(count, 1) - jnp.square(mean), 0)
-    return _apply(x, *_line(scale, bias, mean, jax.lax.rsqrt(var + epsilon))), mean, var, count
+    return Moments(mean, jnp.maximum(total_square / jnp.maximum(count, 1) - jnp.square(mean), 0), count)
+
+
+def moments_pullback(
+    over: Over,
+    x: Float[Array, "batch *places channels"],
+    weights: Float[Array, " batch"],
+    moments: Moments,
+    gradients: tuple[Array, Array],
+) -> Float[Array, "batch *places channels"]:
+    """The gradient by x of `find_moments`, whose result is `moments`, from those by mean and variance.
+
+    Needs no statistics anew. A variance that rounding made negative counts like any other.
+    """
+    by_mean, by_var = (each / jnp.maximum(moments.count, 1) for each in _everywhere(over.axis_name, gradients))
+    rows = partial(_per_row, x.shape)
+    of_row = weights.reshape(-1, *[1] * (x.ndim - 1))
+    factor, shift = 2 * by_var, by_mean - 2 * by_var * moments.mean
+    return (of_row * (x.astype(widened(x)) * rows(factor) + rows(shift))).astype(x.dtype)
 
 
 @partial(jax.jit, static_argnums=(0, 1))
-def _move_running(
-    momentum: float, axis_name: str | None, running: tuple[Array, Array], statistics: tuple[Array, Array, Array]
-) -> tuple[Array, Array]:
-    """The running mean and variance after a step; of several groups by the mean over them, by their numbers."""
-    mean, var, count = statistics
+def pool_moments(groups: int, axis_name: str | None, moments: Moments) -> Moments:
+    """What running statistics take up of a step: [channels], the variance unbiased, and how many values there were.
+
+    Of several groups (`BatchNorm.groups`) it is the mean over them, by their numbers.
+    """
+    mean, var, count = moments
     unbiased = var * (count / jnp.maximum(count - 1, 1))
-    counted, *totals = _everywhere(axis_name, tuple(x.sum(0) for x in (count, mean * count, unbiased * count)))
-    kept = jnp.where(counted > 0, momentum, 1.0)
-    means = (total / jnp.maximum(counted, 1) for total in totals)
-    new_mean, new_var = (kept * old + (1 - kept) * new for old, new in zip(running, means, strict=True))
-    return new_mean, new_var
+    everywhere = axis_name if groups > 1 else None  # of each device's statistics all keep the mean
+    sums = tuple(x.sum(0) for x in (mean * count, unbiased * count, count))
+    of_means, of_variances, counted = _everywhere(everywhere, sums)
+    least = jnp.maximum(counted, 1)
+    return Moments(of_means / least, of_variances / least, counted)
 
 
-def _line(scale: Array, bias: Array, mean: Array, inverse: Array) -> tuple[Array, Array]:
-    """Normalising as `x * factor + shift`, [groups, channels] each."""
-    factor = scale[None] * inverse
-    return factor, bias[None] - mean * factor
+@partial(jax.jit, static_argnums=0)
+def move_running(momentum: float, old: Array, new: Array, count: Array) -> Array:
+    """A running statistic after a step; as it was where nothing counted."""
+    kept = jnp.where(count > 0, momentum, 1.0)
+    return kept * old + (1 - kept) * new
 
 
-def _apply(x: Array, factor: Array, shift: Array) -> Array:
-    rows = partial(_per_row, x.shape)
-    return (x.astype(_widened(x)) * rows(factor) + rows(shift)).astype(x.dtype)
+def apply_norm(
+    epsilon: float,
+    x: Float[Array, "batch *places channels"],
+    affine: tuple[Float[Array, " channels"], Float[Array, " channels"]],
+    statistics: tuple[Float[Array, "groups channels"], Float[Array, "groups channels"]],
+) -> Float[Array, "batch *places channels"]:
+    """x normalised by a mean and a variance, then by scale and bias, as one multiplication and one addition."""
+    (scale, bias), (mean, var) = affine, statistics
+    rows, factor = partial(_per_row, x.shape), scale[None] * jax.lax.rsqrt(var + epsilon)
+    return (x.astype(widened(x)) * rows(factor) + rows(bias[None] - mean * factor)).astype(x.dtype)
 
 
 def _per_row(shape: tuple[Any, ...], values: Array) -> Array:
@@ -158,5 +215,5 @@ def _everywhere(axis_name: str | None, sums: Any) -> Any:
     return sums if axis_name is None else jax.lax.psum(sums, axis_name)
 
 
-def _widened(x: Array) -> jnp.dtype:
+def widened(x: Array) -> jnp.dtype:
     return jnp.promote_types(x.dtype, jnp.float32)
