@@ -44,8 +44,11 @@ def test_a_backbone_is_its_original(name):
     ours = run_ours(name, numpy_state_dict(network), images)
     theirs = run_reference(name, network, images)
     assert ours.parameters == theirs.parameters
-    assert ours.layers.keys() == theirs.layers.keys()
-    layers = {".".join(path): relative_error(ours.layers[path], theirs.layers[path]) for path in theirs.layers}
+    # A dense block's layers are no modules of their own here. What they give is in the norms of what comes behind the
+    # block, and what goes on inside them in the running statistics of both their norms.
+    comparable = [path for path in theirs.layers if "denselayer" not in path[0]]
+    assert set(ours.layers) == set(comparable)
+    layers = {".".join(path): relative_error(ours.layers[path], theirs.layers[path]) for path in comparable}
     worst = max(layers, key=layers.get)
     errors = {
         worst: layers[worst],
