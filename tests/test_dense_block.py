@@ -147,6 +147,29 @@ def test_densenet_121_has_ten_groups_in_place_of_58_layers():
     assert [len(list(group_layers([first + 32 * i for i in range(n)]))) for first, n in blocks] == [2, 3, 3, 2]
 
 
+def test_running_statistics_of_a_layer_are_those_of_what_it_reads_and_of_its_inside():
+    model = DenseNet(num_classes=2, depths=(3,), growth=4, epsilon=EPSILON, train_from="denseblock1")
+    rng, images = np.random.default_rng(0), jnp.zeros((4, 48, 48, 3))
+    like = jax.eval_shape(lambda: model.init(jax.random.key(0), images, train=False))
+    variables = jax.tree.map(lambda leaf: jnp.asarray(rng.uniform(0.2, 1, leaf.shape), jnp.float32), like)
+    x, mask = jnp.asarray(rng.standard_normal((4, 12, 12, 8)), jnp.float32), jnp.asarray([1.0, 1.0, 0.0, 1.0])
+    _, updated = model.apply(variables, x, train=True, mask=mask, span="trained", mutable=["batch_stats"])
+    names = [f"denseblock1_denselayer{i}" for i in (1, 2, 3)]
+    of_norm = lambda each: (each["scale"], each["bias"])
+    layers = [
+        Layer(of_norm(own["norm1"]), own["conv1"]["kernel"], of_norm(own["norm2"]), own["conv2"]["kernel"], None)
+        for own in (variables["params"][name] for name in names)
+    ]
+    channels, inner = one_after_the_other(layers, x, mask, groups=1)
+    for i, name in enumerate(names):
+        for norm, values in (("norm1", channels[..., : 8 + 4 * i]), ("norm2", inner[i])):
+            before, after = variables["batch_stats"][name][norm], updated["batch_stats"][name][norm]
+            new = np.asarray(values)[[0, 1, 3]]
+            for statistic, found in (("mean", new.mean((0, 1, 2))), ("var", new.var((0, 1, 2), ddof=1))):
+                expected = 0.9 * before[statistic] + 0.1 * found
+                np.testing.assert_allclose(after[statistic], expected, rtol=1e-4, err_msg=f"{name} {norm} {statistic}")
+
+
 def test_what_the_backward_pass_keeps_of_a_layer_are_its_own_channels():
     """Six layers more keep their channels five times, once for the block and four for the last norm, and nothing of
     what they read (3 x 504 channels) or of their inside (3 x 192)."""
