@@ -6,6 +6,9 @@ one array, into which every layer writes its own. Neighbouring layers are padded
 zeros, and are run by one loop: their program is compiled once. The array is all that the backward pass needs: it works
 out the inside of each layer again (the "memory-efficient" DenseNet of Pleiss et al., arXiv 1707.06990). Statistics of a
 channel are the same for every layer that reads it, and are taken once.
+
+`jax.checkpoint` in both passes is for whoever differentiates them once more, as losses on input gradients do: the loops
+would keep the inside of all their layers.
 """
 
 from __future__ import annotations
@@ -136,7 +139,8 @@ def _loops(
     """
     carry, inside = (channels, *statistics), []
     for starts, layers in zip(_starts(groups, channels), groups, strict=True):
-        carry, inner = lax.scan(partial(_add_channels, how, weights), carry, (starts, layers))
+        add_channels = jax.checkpoint(partial(_add_channels, how, weights))
+        carry, inner = lax.scan(add_channels, carry, (starts, layers))
         inside.append(inner)
     return carry, inside
 
@@ -199,7 +203,7 @@ def _backward(how: How, saved: Any, gradients: Any) -> tuple[list[Layer], Array,
     groups, *found, weights = saved
     carry, of_groups = gradients[0], []
     for starts, layers in reversed(list(zip(_starts(groups, found[0]), groups, strict=True))):
-        add_gradients = partial(_add_gradients, how, weights, found)
+        add_gradients = jax.checkpoint(partial(_add_gradients, how, weights, found))
         carry, of_layers = lax.scan(add_gradients, carry, (starts, layers), reverse=True)
         of_groups.insert(0, of_layers)
     of_channels, of_mean, of_var = carry
