@@ -339,12 +339,11 @@ def test_every_convolution_is_in_the_compute_dtype(name):
     every = list(equations(program.jaxpr))
     dtypes_of = lambda *names: [e.outvars[0].aval.dtype for e in every if e.primitive.name in names]
     kernels = {path for path in traverse_util.flatten_dict(variables["params"]) if path[-1] == "kernel"}
-    # Of each block's two dense layers the program has one.
-    apart = {path for path in kernels if "depthwise" in path or "denselayer2" in path[0]}
+    depthwise = {path for path in kernels if "depthwise" in path}
     products = dtypes_of("conv_general_dilated", "dot_general")
-    assert products == [jnp.bfloat16] * (len(kernels - apart) - 1) + [jnp.float32]  # the head's, which comes last
+    assert products == [jnp.bfloat16] * (len(kernels - depthwise) - 1) + [jnp.float32]  # the head's, which comes last
     others = dtypes_of("custom_vjp_call")  # depthwise convolutions and max pools
-    assert len(others) >= sum("depthwise" in path for path in apart) and set(others) <= {jnp.dtype("bfloat16")}
+    assert len(others) >= len(depthwise) and set(others) <= {jnp.dtype("bfloat16")}
 
 
 @pytest.mark.slow

@@ -124,12 +124,9 @@ def test_with_xlas_operations_none_of_those_written_by_hand_is_left(name):
     before = program()
     with gpu_jobs.xla_operations():
         inside = program()
-    by_hand = lambda program: set(re.findall(r"custom_vjp_call\[\s*name=(\w+)", program))
-    # The loops of a dense block are no operation; what runs in them is.
-    assert by_hand(before) > by_hand(inside) == ({"_loops"} if name == "densenet" else set())
+    assert "custom_vjp" in before and "custom_vjp" not in inside
     assert ("reduce_window" in inside) == (name != "mobilenet")
     kernels = sum(leaf.ndim == 4 for leaf in jax.tree.leaves(variables["params"]))
-    kernels -= 4 if name == "densenet" else 0  # two blocks of two layers, each layer's convolutions written once
     assert inside.count("= conv_general_dilated[") == kernels > before.count("= conv_general_dilated[")
     assert program() == before
 

@@ -10,7 +10,7 @@ import pytest
 from slow_params import slow_but
 
 from tfcam_jax.models import DenseNet
-from tfcam_jax.models.dense_block import MOST_PADDED, Layer, group_layers, run_block
+from tfcam_jax.models.dense_block import MOST_PADDED, Layer, group_layers, run_block, run_layers
 from tfcam_jax.models.norm import Over
 
 EPSILON, FIRST, GROWTH, INNER = 1e-2, 3, 2, 8
@@ -69,6 +69,7 @@ CASES = [  # layers, statistics given, rows that count, groups
     (7, False, (1, 1, 0, 1), 1),
     (1, False, (1, 1, 1, 0), 2),
     (5, False, (1, 0, 1, 1), 2),
+    (2, True, (1, 1, 1, 0), 1),
 ]
 
 
@@ -79,16 +80,18 @@ def double():
 
 
 @pytest.mark.usefixtures("double")
-@pytest.mark.parametrize(("count", "given", "counted", "groups"), slow_but(CASES, CASES[4]))
+@pytest.mark.parametrize(("count", "given", "counted", "groups"), slow_but(CASES, CASES[4], CASES[5]))
 def test_a_block_its_statistics_and_its_gradients_are_those_of_one_layer_after_the_other(count, given, counted, groups):
     layers, rng = make_layers(count, given), np.random.default_rng(1)
     x, weights = jnp.asarray(rng.standard_normal((4, 5, 6, FIRST))), jnp.asarray(counted, jnp.float64)
     towards = jnp.asarray(rng.standard_normal((4, 5, 6, FIRST + count * GROWTH)))
-    assert len(list(group_layers([FIRST + i * GROWTH for i in range(count)]))) > (count > 1)
+    assert len(group_layers([FIRST + i * GROWTH for i in range(count)])) > (count > 2)
 
     actual, moments = run_block(Over(groups, None), EPSILON, layers, x, weights)
     expected, inner = one_after_the_other(layers, x, weights, groups)
     np.testing.assert_allclose(actual, expected, rtol=1e-9, atol=1e-9)
+    if given:
+        np.testing.assert_allclose(run_layers(EPSILON, layers, x), expected, rtol=1e-9, atol=1e-9)
     assert (moments is None) == given
     if moments is not None:
         outside, inside = moments
@@ -114,6 +117,11 @@ def test_a_block_its_statistics_and_its_gradients_are_those_of_one_layer_after_t
         found, wanted = (jax.jit(jax.grad(f, argnums=(0, 1)))(layers, x) for f in (one, other))
         for mine, theirs in zip(jax.tree.leaves(found), jax.tree.leaves(wanted), strict=True):
             np.testing.assert_allclose(mine, theirs, rtol=1e-6, atol=1e-8 * np.abs(theirs).max())
+
+
+def test_inference_takes_no_statistics_of_the_batch():
+    with pytest.raises(ValueError, match="given statistics"):
+        run_layers(EPSILON, make_layers(1, given=False), jnp.zeros((1, 2, 2, FIRST)))
 
 
 @pytest.mark.usefixtures("double")

@@ -11,7 +11,7 @@ from jaxtyping import Array
 
 from .backbone import Backbone, Block, Part
 from .cpu_ops import avg_pool_2x2, max_pool_3x3
-from .dense_block import Layer, run_block
+from .dense_block import Layer, run_block, run_layers
 from .initializers import he_normal
 from .norm import DeclaredNorm, Moments, Over, find_over, pool_moments, widened
 
@@ -120,6 +120,8 @@ class DenseNet(Backbone):
         make = lambda j: DenseLayer(self.growth, self.kernel_init, name=f"denseblock{i}_denselayer{j + 1}")
         modules = [make(j) for j in range(self.depths[i - 1])]
         layers = [module(x.shape[-1] + j * self.growth, is_given) for j, module in enumerate(modules)]
+        if not train:
+            return run_layers(self.epsilon, layers, x)
         weights = (jnp.ones(x.shape[:1]) if mask is None else mask).astype(widened(x))
         alone = is_given or self.is_initializing()
         over = Over(1, None) if alone else find_over(self.batch_norm_groups, self.axis_name, x.shape[0])
