@@ -10,6 +10,7 @@ import glob
 import math
 import re
 import tempfile
+import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -171,10 +172,13 @@ def time_operations(step: Callable[[], object], steps: int = 3) -> tuple[dict[st
         (path,) = glob.glob(f"{folder}/**/*.xplane.pb", recursive=True)
         profile: Any = jax.profiler.ProfileData.from_file(path)
         seconds: Counter[str] = Counter()
-        for line in (line for plane in profile.planes for line in plane.lines):
-            for event in line.events:
-                if name := dict(event.stats).get("hlo_op"):
-                    seconds[name] += event.duration_ns / 1e9 / steps
+        with warnings.catch_warnings():
+            # Python 3.13 warns of how jaxlib 0.12.0 makes a type; where warnings are errors that ends the process.
+            warnings.simplefilter("ignore", DeprecationWarning)
+            for line in (line for plane in profile.planes for line in plane.lines):
+                for event in line.events:
+                    if name := dict(event.stats).get("hlo_op"):
+                        seconds[name] += event.duration_ns / 1e9 / steps
     return dict(seconds), median(whole)
 
 
