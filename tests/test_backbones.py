@@ -413,6 +413,31 @@ def test_batch_norm_is_pytorchs():
     np.testing.assert_allclose(updated["batch_stats"]["var"], 0.9 + 0.1 * real.var(places, ddof=1), rtol=1e-5)
 
 
+@pytest.mark.parametrize("name", slow_but(SMALL_MODELS, "densenet"))
+def test_a_group_of_padding_alone_disturbs_nothing(name):
+    """As the last batch of an epoch may leave to a device: its values must not grow from norm to norm to infinity."""
+    model = SMALL_MODELS[name](num_classes=2, batch_norm_groups=2)
+    variables = jax.tree.map(jnp.asarray, small_model(name)[1])
+    images, mask = random_images(4, 48), jnp.array([1.0, 1.0, 0.0, 0.0])
+
+    @jax.jit
+    def train(params, images):
+        apply = lambda p: model.apply(
+            {**variables, "params": p}, images, train=True, mask=mask, mutable=["batch_stats"]
+        )
+        loss = lambda p: (jnp.where(mask[:, None] > 0, (found := apply(p))[0].logits, 0).sum(), found)
+        return jax.grad(loss, has_aux=True)(params)
+
+    gradients, (output, updated) = train(variables["params"], images)
+    alone = lambda x: model.clone(batch_norm_groups=1).apply(variables, x, train=True, mutable=["batch_stats"])
+    assert np.isfinite(output.logits).all()
+    expected, other = jax.jit(alone)(images[:2])
+    np.testing.assert_allclose(output.logits[:2], expected.logits, rtol=1e-3, atol=1e-4)
+    for mine, theirs in zip(jax.tree.leaves(updated), jax.tree.leaves(other), strict=True):
+        np.testing.assert_allclose(mine, theirs, rtol=1e-4, atol=1e-5)
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(gradients))
+
+
 def test_frozen_batch_norm_still_learns_scale_and_bias():
     x = jnp.asarray(np.random.default_rng(0).normal(2, 3, (4, 5, 6, 7)), jnp.float32)
     norm = BatchNorm(frozen=True)

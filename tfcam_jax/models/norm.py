@@ -13,6 +13,9 @@ from jaxtyping import Array, Float
 
 from .initializers import ones, zeros
 
+# The variance of nothing. Finite, so that multiplied by a weight of 0 it is 0.
+UNKNOWN = 1e30
+
 
 class Over(NamedTuple):
     """What statistics are taken over.
@@ -86,7 +89,7 @@ class BatchNorm(nn.Module):
     ) -> Float[Array, "batch *places channels"]:
         """Normalises x. `mask` is 1 for an example that counts, 0 for padding; None counts all.
 
-        A group without any example that counts leaves the running statistics as they are.
+        A group without any example that counts leaves the running statistics as they are, and its rows become the bias.
         """
         scale, bias, running_mean, running_var = _declare(self, x.shape[-1])
         if not train or self.frozen:
@@ -139,7 +142,11 @@ def _normalize(
 
 
 def find_moments(over: Over, x: Float[Array, "batch *places channels"], weights: Float[Array, " batch"]) -> Moments:
-    """Statistics of the rows by their weights, 0 or 1, in at least float32."""
+    """Statistics of the rows by their weights, 0 or 1, in at least float32.
+
+    Of a group without any that count the mean is 0 and the variance `UNKNOWN`: its rows become the bias. By a variance
+    of 0 they would grow from norm to norm until they are infinite, and then the gradients of all are.
+    """
     wide = x.astype(widened(x))
     in_groups = lambda of_rows: of_rows.reshape(over.groups, -1, of_rows.shape[-1])
     counts = in_groups(weights[:, None])
@@ -149,7 +156,8 @@ def find_moments(over: Over, x: Float[Array, "batch *places channels"], weights:
     sums = weighted(wide), weighted(jnp.square(wide)), counts.sum(1) * math.prod(x.shape[1:-1])
     total, total_square, count = _everywhere(over.axis_name, sums)
     mean = total / jnp.maximum(count, 1)
-    return Moments(mean, jnp.maximum(total_square / jnp.maximum(count, 1) - jnp.square(mean), 0), count)
+    var = jnp.maximum(total_square / jnp.maximum(count, 1) - jnp.square(mean), 0)
+    return Moments(mean, jnp.where(count > 0, var, UNKNOWN), count)
 
 
 def moments_pullback(
