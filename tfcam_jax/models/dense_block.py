@@ -24,7 +24,7 @@ from jax import lax
 from jaxtyping import Array, Float
 
 from .cpu_ops import conv_general_dilated
-from .norm import Moments, Over, apply_norm, find_moments, moments_pullback
+from .norm import Moments, Over, apply_norm, count_values, find_moments, moments_pullback
 
 # How many channels layers may read in all, as a multiple of those that they would without padding. On CPUs more padding
 # costs the step time, and more groups the start.
@@ -112,12 +112,12 @@ def run_layers(
     For inference, which is a fifth faster so on CPUs: its programs are few, and padding has nothing to pay for.
     Raises ValueError for layers without statistics.
     """
-    how, channels = How(Over(1, None), epsilon), [x]
+    how, channels, weights = How(Over(1, None), epsilon), [x], jnp.ones(x.shape[:1], x.dtype)
     for layer in layers:
         if layer.given is None:
             raise ValueError("inference normalises by given statistics")
         before = jnp.concatenate(channels, axis=-1)
-        new, _ = _layer(how, layer, before, layer.given[0], jnp.ones(x.shape[:1], x.dtype))
+        new, _ = _layer(how, layer, before, layer.given[0], weights)
         channels.append(new)
     return jnp.concatenate(channels, axis=-1)
 
@@ -218,10 +218,11 @@ def _forward(how: How, groups: Sequence[Layer], channels: Array, statistics: Sta
 
 def _backward(how: How, saved: Any, gradients: Any) -> tuple[list[Layer], Array, Statistics, Array]:
     """From the last layer to the first, with the channels of all of them at hand."""
-    groups, *found, weights = saved
+    groups, channels, mean, var, weights = saved
+    moments = Moments(mean, var, count_values(how.over, channels, weights))
     carry, of_groups = gradients[0], []
-    for starts, layers in reversed(list(zip(_starts(groups, found[0]), groups, strict=True))):
-        add_gradients = jax.checkpoint(partial(_add_gradients, how, weights, found))
+    for starts, layers in reversed(list(zip(_starts(groups, channels), groups, strict=True))):
+        add_gradients = jax.checkpoint(partial(_add_gradients, how, weights, channels, moments))
         carry, of_layers = lax.scan(add_gradients, carry, (starts, layers), reverse=True)
         of_groups.insert(0, of_layers)
     of_channels, of_mean, of_var = carry
@@ -229,15 +230,15 @@ def _backward(how: How, saved: Any, gradients: Any) -> tuple[list[Layer], Array,
 
 
 def _add_gradients(
-    how: How, weights: Array, found: Sequence[Array], carry: Carry, each: tuple[Array, Layer]
+    how: How, weights: Array, channels: Array, moments: Moments, carry: Carry, each: tuple[Array, Layer]
 ) -> tuple[Carry, Layer]:
     """Hands what a layer's own channels got from the layers behind it to the channels that it reads."""
-    (channels, mean, var), (of_channels, of_mean, of_var), (start, layer) = found, carry, each
+    (mean, var, count), (of_channels, of_mean, of_var), (start, layer) = moments, carry, each
     own = lambda x: lax.dynamic_slice_in_dim(x, start, layer.kernel2.shape[-1], axis=x.ndim - 1)
     gradient = own(of_channels)
     if layer.given is None:
-        moments = Moments(own(mean), own(var), _count(how.over, channels, weights))
-        gradient += moments_pullback(how.over, own(channels), weights, moments, (own(of_mean), own(of_var)))
+        of_own = Moments(own(mean), own(var), count)
+        gradient += moments_pullback(how.over, own(channels), weights, of_own, (own(of_mean), own(of_var)))
     function = lambda layer, x, statistics: _layer(how, layer, x, _first(layer, statistics), weights)
     _, pull_back, _ = jax.vjp(function, layer, channels[..., : _width(layer)], (mean, var), has_aux=True)
     by_layer, by_channels, (by_mean, by_var) = pull_back(gradient)
@@ -246,9 +247,3 @@ def _add_gradients(
 
 
 _run_groups.defvjp(_forward, _backward)
-
-
-def _count(over: Over, x: Array, weights: Array) -> Array:
-    """How many values each of the statistics is of, [groups, 1]."""
-    counts = weights.reshape(over.groups, -1).sum(1, keepdims=True) * math.prod(x.shape[1:-1])
-    return counts if over.axis_name is None else lax.psum(counts, over.axis_name)

@@ -153,11 +153,23 @@ def find_moments(over: Over, x: Float[Array, "batch *places channels"], weights:
     places = tuple(range(1, x.ndim - 1))
     # Over places first: weights that met every place would be spread over an array of x's size.
     weighted = lambda values: (in_groups(values.sum(places)) * counts).sum(1)
-    sums = weighted(wide), weighted(jnp.square(wide)), counts.sum(1) * math.prod(x.shape[1:-1])
+    sums = weighted(wide), weighted(jnp.square(wide)), _count_own(over, x, weights)
     total, total_square, count = _everywhere(over.axis_name, sums)
     mean = total / jnp.maximum(count, 1)
     var = jnp.maximum(total_square / jnp.maximum(count, 1) - jnp.square(mean), 0)
     return Moments(mean, jnp.where(count > 0, var, UNKNOWN), count)
+
+
+def count_values(
+    over: Over, x: Float[Array, "batch *places channels"], weights: Float[Array, " batch"]
+) -> Float[Array, "groups 1"]:
+    """`find_moments(...).count` alone."""
+    return _everywhere(over.axis_name, _count_own(over, x, weights))
+
+
+def _count_own(over: Over, x: Array, weights: Array) -> Array:
+    """How many values of each group this program sees, [groups, 1]."""
+    return weights.reshape(over.groups, -1).sum(1, keepdims=True) * math.prod(x.shape[1:-1])
 
 
 def moments_pullback(
